@@ -1,0 +1,36 @@
+//! The contracts between the processes, generated from `codegen/proto/proto/`.
+//!
+//! `envd.proto` is what a host asks of its guests, `agent.proto` what the control plane asks of a host.
+//! Besides the generated code only what both ends of a wire must agree on is here: the names of
+//! metadata keys and the limits of the transport.
+
+pub mod envd {
+    pub mod v1 {
+        tonic::include_proto!("wrenn.envd.v1");
+    }
+}
+
+pub mod agent {
+    pub mod v1 {
+        tonic::include_proto!("wrenn.agent.v1");
+    }
+}
+
+/// Metadata key of the request id that goes from the API through the agent into the guest.
+pub const REQUEST_ID: &str = "x-request-id";
+/// Metadata key of the capsule's token, required by every call into a guest but `Health`.
+pub const TOKEN: &str = "x-wrenn-token";
+/// Status metadata key that names the input field an error is about, in the schema's spelling.
+pub const FIELD: &str = "x-wrenn-field";
+
+/// Port envd listens on inside every capsule.
+pub const ENVD_PORT: u16 = 49983;
+
+/// HTTP/2 flow control on every hop, in bytes.
+///
+/// A reader that stops reading holds at most a stream window per hop; the connection window is out of
+/// the way (the protocol's maximum, 2³¹−1) so that one stalled stream never stalls its neighbours.
+/// The sum of the stream windows and socket buffers on a path must stay below the 1 MiB of output that envd
+/// keeps for each stream of a process, so that what was under way when a hop died can be read again.
+pub const STREAM_WINDOW: u32 = 128 * 1024;
+pub const CONNECTION_WINDOW: u32 = (1 << 31) - 1;
