@@ -1,0 +1,36 @@
+.PHONY: help up down dev test check fmt lint bench sdl
+.DEFAULT_GOAL := help
+
+help: ## this list
+	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-7s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+
+up: ## build and start everything, ending with a capsule that said hello; stays in the foreground
+	@scripts/up
+
+down: ## stop what `make up` started
+	@scripts/down
+
+dev: ## `make up` that starts again when a source file changes
+	@scripts/dev
+
+test: ## packages, build, unit, integration and end-to-end tests on real microVMs
+	@scripts/test
+
+check: ## what must be green before a change lands: formatting, lints, licences, tests
+	cargo fmt --all --check
+	$(MAKE) --no-print-directory lint
+	$(MAKE) --no-print-directory test
+
+fmt: ## format the code
+	cargo fmt --all
+
+lint: ## clippy and the dependency policy
+	cargo clippy --workspace --all-targets --locked -- -D warnings
+	@scripts/deny
+
+bench: ## measured medians beside their baselines, as a table
+	@scripts/bench
+
+sdl: ## write codegen/schema.graphql anew
+	cargo run --release --locked -p wrenn-api -- schema > codegen/schema.graphql.new
+	mv codegen/schema.graphql.new codegen/schema.graphql
