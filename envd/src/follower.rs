@@ -1,0 +1,77 @@
+//! A reader of one process's output, as the stream of events that a call answers with.
+
+use std::sync::Arc;
+
+use futures_util::Stream;
+use tonic::Status;
+use wrenn_proto::envd::v1::process_event::Event;
+use wrenn_proto::envd::v1::{OutputCursor, ProcessEvent, ProcessStarted};
+
+use crate::output::{BeyondEnd, Next, ReaderId};
+use crate::process::Process;
+
+/// Attached from its creation until it is dropped.
+#[derive(Debug)]
+pub struct Follower {
+    process: Arc<Process>,
+    reader: ReaderId,
+    stage: Stage,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Stage {
+    Announce,
+    Follow,
+    Over,
+}
+
+impl Follower {
+    /// # Errors
+    /// The cursor lies beyond what was written.
+    pub fn attach(process: &Arc<Process>, after: &OutputCursor) -> Result<Self, BeyondEnd> {
+        let reader = process.output.attach(after)?;
+        Ok(Self { process: Arc::clone(process), reader, stage: Stage::Announce })
+    }
+
+    /// The events, each made only when it is asked for: what was asked for counts as delivered.
+    pub fn into_stream(self) -> impl Stream<Item = Result<ProcessEvent, Status>> + Send + 'static {
+        futures_util::stream::unfold(self, |mut follower| async move {
+            let event = follower.next().await?;
+            Some((Ok(ProcessEvent { event: Some(event) }), follower))
+        })
+    }
+
+    async fn next(&mut self) -> Option<Event> {
+        match self.stage {
+            Stage::Announce => {
+                self.stage = Stage::Follow;
+                let (pid, tag) = (self.process.pid, self.process.tag.clone());
+                Some(Event::Started(ProcessStarted { pid, tag }))
+            }
+            Stage::Follow => Some(self.follow().await),
+            Stage::Over => None,
+        }
+    }
+
+    async fn follow(&mut self) -> Event {
+        loop {
+            let changed = self.process.output.changed();
+            tokio::pin!(changed);
+            changed.as_mut().enable();
+            match self.process.output.next(self.reader) {
+                Next::Event(event) => return event,
+                Next::Exited(exited) => {
+                    self.stage = Stage::Over;
+                    return Event::Exited(exited);
+                }
+                Next::Wait => changed.await,
+            }
+        }
+    }
+}
+
+impl Drop for Follower {
+    fn drop(&mut self) {
+        self.process.output.detach(self.reader);
+    }
+}

@@ -1,0 +1,160 @@
+//! The `Guest` service: the machine's health, configuration, and what surrounds a snapshot.
+
+use std::net::Ipv4Addr;
+use std::sync::{Arc, Mutex, PoisonError};
+
+use tonic::{Request, Response, Status};
+use wrenn_proto::envd::v1 as pb;
+use wrenn_proto::envd::v1::guest_server::Guest;
+
+use crate::access::Access;
+use crate::connections::{ConnectionId, Connections};
+use crate::identity;
+use crate::launch::{Invalid, Surroundings, check_env};
+use crate::system::{MOST_ENTROPY, System};
+
+/// The least entropy a restore brings, in bytes: the size of the kernel's pool state.
+const LEAST_ENTROPY: usize = 64;
+/// 2020-01-01, nanoseconds since the Unix epoch. An earlier clock is a mistake, not a time.
+const EARLIEST_CLOCK_NS: i64 = 1_577_836_800_000_000_000;
+
+/// What processes are given, as configured last.
+#[derive(Debug, Default)]
+pub struct Configuration {
+    current: Mutex<Current>,
+}
+
+#[derive(Debug, Default)]
+struct Current {
+    identity: Vec<pb::EnvVar>,
+    env: Vec<pb::EnvVar>,
+    default_user: String,
+}
+
+impl Configuration {
+    /// For a process started now.
+    pub fn surroundings(&self) -> Surroundings {
+        let current = self.current.lock().unwrap_or_else(PoisonError::into_inner);
+        let env = current.identity.iter().chain(&current.env).cloned().collect();
+        Surroundings { env, default_user: current.default_user.clone() }
+    }
+
+    fn set(&self, env: Vec<pb::EnvVar>, default_user: String) {
+        let mut current = self.current.lock().unwrap_or_else(PoisonError::into_inner);
+        (current.env, current.default_user) = (env, default_user);
+    }
+
+    fn set_identity(&self, identity: &pb::Identity) {
+        let var = |name: &str, value: &str| pb::EnvVar { name: name.into(), value: value.into() };
+        self.current.lock().unwrap_or_else(PoisonError::into_inner).identity = vec![
+            var("WRENN_SANDBOX", "true"),
+            var("WRENN_CAPSULE_ID", &identity.capsule_id),
+            var("WRENN_TEMPLATE_ID", &identity.template_id),
+        ];
+    }
+}
+
+/// The service over one machine.
+#[derive(Debug, Clone)]
+pub struct GuestService {
+    pub system: Arc<dyn System>,
+    pub access: Arc<Access>,
+    pub configuration: Arc<Configuration>,
+    pub connections: Arc<Connections>,
+}
+
+impl GuestService {
+    /// Everything about a configuration that can be wrong, before any of it counts.
+    fn check(&self, request: &pb::ConfigureRequest) -> Result<Vec<Ipv4Addr>, Status> {
+        check_env(&request.env, "env")?;
+        if request.default_user.contains(['\0', ':', '\n']) {
+            let message = "not the name of a user".to_owned();
+            return Err(Invalid { field: "default_user", message }.into());
+        }
+        self.access.check(&request.token)?;
+        Ok(identity::check_name_servers(&request.name_servers, "name_servers")?)
+    }
+
+    fn configure_checked(&self, request: pb::ConfigureRequest, servers: &[Ipv4Addr]) -> Result<(), Status> {
+        identity::set_name_servers(servers, self.system.as_ref())?;
+        self.configuration.set(request.env, request.default_user);
+        self.access.fix(&request.token);
+        Ok(())
+    }
+
+    /// Sets the clock; returns by how much it was behind, in nanoseconds.
+    fn step_clock(&self, to_ns: i64) -> std::io::Result<i64> {
+        let before = self.system.wall_clock_ns()?;
+        self.system.set_wall_clock_ns(to_ns)?;
+        Ok(to_ns.saturating_sub(before))
+    }
+}
+
+#[tonic::async_trait]
+impl Guest for GuestService {
+    async fn health(
+        &self,
+        _request: Request<pb::HealthRequest>,
+    ) -> Result<Response<pb::HealthResponse>, Status> {
+        let version = env!("CARGO_PKG_VERSION").to_owned();
+        Ok(Response::new(pb::HealthResponse { version, configured: self.access.is_fixed() }))
+    }
+
+    async fn configure(
+        &self,
+        request: Request<pb::ConfigureRequest>,
+    ) -> Result<Response<pb::ConfigureResponse>, Status> {
+        let request = request.into_inner();
+        let servers = self.check(&request)?;
+        self.configure_checked(request, &servers)?;
+        Ok(Response::new(pb::ConfigureResponse {}))
+    }
+
+    async fn prepare_snapshot(
+        &self,
+        _request: Request<pb::PrepareSnapshotRequest>,
+    ) -> Result<Response<pb::PrepareSnapshotResponse>, Status> {
+        let system = Arc::clone(&self.system);
+        tokio::task::spawn_blocking(move || system.sync())
+            .await
+            .map_err(|error| Status::internal(format!("file systems were not synced: {error}")))?;
+        Ok(Response::new(pb::PrepareSnapshotResponse {}))
+    }
+
+    async fn post_restore(
+        &self,
+        request: Request<pb::PostRestoreRequest>,
+    ) -> Result<Response<pb::PostRestoreResponse>, Status> {
+        let connection = request.extensions().get::<ConnectionId>().copied();
+        let request = request.into_inner();
+        let invalid = |field, message: String| Status::from(Invalid { field, message });
+        if !(LEAST_ENTROPY..=MOST_ENTROPY).contains(&request.entropy.len()) {
+            let message = format!("{LEAST_ENTROPY} to {MOST_ENTROPY} bytes are needed");
+            return Err(invalid("entropy", message));
+        }
+        if request.wall_clock_ns < EARLIEST_CLOCK_NS {
+            return Err(invalid("wall_clock_ns", "lies in the past".to_owned()));
+        }
+        let identity = request.identity.ok_or_else(|| invalid("identity", "is missing".to_owned()))?;
+        identity::check(&identity)?;
+        let configuration =
+            request.configuration.ok_or_else(|| invalid("configuration", "is missing".to_owned()))?;
+        if configuration.token.is_empty() && !self.access.is_fixed() {
+            return Err(invalid("token", "is missing, and none is fixed".to_owned()));
+        }
+        let servers = self.check(&configuration)?;
+
+        // Random numbers first: whatever follows may use some.
+        let system = self.system.as_ref();
+        let reseeded = system.add_entropy(&request.entropy).and_then(|()| system.reseed());
+        let clock_step_ns = self
+            .step_clock(request.wall_clock_ns)
+            .map_err(|error| Status::internal(format!("cannot set the clock: {error}")))?;
+        identity::apply(&identity, system)?;
+        self.configuration.set_identity(&identity);
+        self.configure_checked(configuration, &servers)?;
+        // Their other ends belong to an earlier life of this machine.
+        self.connections.close_all_but(connection);
+        Ok(Response::new(pb::PostRestoreResponse { clock_step_ns, reseeded: reseeded.is_ok() }))
+    }
+}

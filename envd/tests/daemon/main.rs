@@ -1,0 +1,10 @@
+//! The real server, over real sockets, with real processes. Only what a restore would change in the
+//! machine (clock, host name, `/etc`) is a fake: these tests run as root on somebody's computer.
+
+mod access;
+mod input;
+mod lifecycle;
+mod output;
+mod restore;
+mod stand;
+mod terminal;
