@@ -1,0 +1,184 @@
+//! Disks: copy-on-write views of immutable images, behind one trait for all ways to make them.
+
+mod copy;
+mod data;
+mod loopback;
+mod reflink;
+mod sparse;
+
+use std::{
+    fmt, fs,
+    path::{Path, PathBuf},
+    str::FromStr,
+};
+
+use async_trait::async_trait;
+use serde::{Deserialize, Serialize};
+
+pub use self::data::{DiskOptions, prepare, unmount};
+pub(crate) use self::{data::clones_here, sparse::data_ranges};
+use crate::{
+    failure::{Doing as _, Failure, blocking},
+    paths::partial,
+};
+
+/// How views are made.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum DiskStoreKind {
+    /// The file system shares blocks until they are written.
+    Reflink,
+    /// Every view is a copy with the holes kept.
+    Copy,
+}
+
+impl fmt::Display for DiskStoreKind {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Reflink => "reflink",
+            Self::Copy => "copy",
+        })
+    }
+}
+
+/// Which store to use.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum DiskStoreChoice {
+    /// The best the host offers.
+    #[default]
+    Auto,
+    Only(DiskStoreKind),
+}
+
+/// The text names no store.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[error("{0:?} is not a disk store: auto, reflink or copy")]
+pub struct InvalidChoice(String);
+
+impl FromStr for DiskStoreChoice {
+    type Err = InvalidChoice;
+
+    fn from_str(text: &str) -> Result<Self, InvalidChoice> {
+        match text {
+            "auto" => Ok(Self::Auto),
+            "reflink" => Ok(Self::Only(DiskStoreKind::Reflink)),
+            "copy" => Ok(Self::Only(DiskStoreKind::Copy)),
+            _ => Err(InvalidChoice(text.to_owned())),
+        }
+    }
+}
+
+#[derive(Debug, thiserror::Error)]
+pub enum DiskError {
+    #[error(transparent)]
+    Io(#[from] Failure),
+    #[error("{0} cannot share blocks between files, and holds data already that a new file system would hide")]
+    DataInTheWay(PathBuf),
+    #[error("{program} failed: {output}")]
+    Tool { program: &'static str, output: String },
+    #[error("{path} has {bytes} bytes already, more than the {wanted} wanted")]
+    WouldShrink { path: PathBuf, bytes: u64, wanted: u64 },
+}
+
+/// A disk that belongs to one capsule or snapshot, at rest. Can be written down.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct DiskView {
+    pub path: PathBuf,
+}
+
+/// A disk that a VMM can open.
+#[derive(Debug)]
+pub struct AttachedDisk {
+    view: DiskView,
+    device: PathBuf,
+}
+
+impl AttachedDisk {
+    pub fn view(&self) -> &DiskView {
+        &self.view
+    }
+
+    /// The file or block device to open.
+    pub fn device(&self) -> &Path {
+        &self.device
+    }
+}
+
+/// Makes, attaches and removes views.
+#[async_trait]
+pub trait DiskStore: Send + Sync {
+    fn kind(&self) -> DiskStoreKind;
+
+    /// A view at `at` of what `base`, which never changes again, holds.
+    async fn create(&self, base: &Path, at: &Path) -> Result<DiskView, DiskError>;
+
+    async fn attach(&self, view: &DiskView) -> Result<AttachedDisk, DiskError>;
+
+    /// After its VMM has ended.
+    async fn detach(&self, disk: AttachedDisk) -> Result<DiskView, DiskError>;
+
+    /// The same content once more, of a disk whose machine does not run.
+    async fn clone_stopped(&self, view: &DiskView, to: &Path) -> Result<DiskView, DiskError>;
+
+    /// One that is not there is removed already.
+    async fn remove(&self, view: DiskView) -> Result<(), DiskError>;
+
+    /// A copy, as cheap as can be, of any file that does not change meanwhile.
+    async fn clone_file(&self, from: &Path, to: &Path) -> Result<(), DiskError>;
+
+    /// What can still be written before the host's disk is full.
+    async fn free_bytes(&self) -> Result<u64, DiskError>;
+
+    async fn total_bytes(&self) -> Result<u64, DiskError>;
+}
+
+/// Brings a template's image, from whatever file system, to where it can be cloned from; complete or
+/// not at all.
+pub async fn install_image(image: &Path, to: &Path) -> Result<(), DiskError> {
+    let (image, to) = (image.to_owned(), to.to_owned());
+    blocking(move || {
+        let partial = partial(&to);
+        sparse::copy(&image, &partial)?;
+        Ok(fs::rename(&partial, &to).doing(|| format!("renaming {} to {}", partial.display(), to.display()))?)
+    })
+    .await
+}
+
+/// Makes a disk that does not run larger. The file system on it is grown by the guest when it boots.
+pub async fn extend(disk: &Path, size_mib: u32) -> Result<(), DiskError> {
+    let path = disk.to_owned();
+    let wanted = u64::from(size_mib) << 20;
+    blocking(move || {
+        let doing = || format!("making {} larger", path.display());
+        let file = fs::OpenOptions::new().write(true).open(&path).doing(doing)?;
+        let bytes = file.metadata().doing(doing)?.len();
+        if bytes > wanted {
+            return Err(DiskError::WouldShrink { path, bytes, wanted });
+        }
+        Ok(file.set_len(wanted).doing(doing)?)
+    })
+    .await
+}
+
+/// A copy as cheap as the file system lets it be.
+pub(crate) fn clone_or_copy(from: &Path, to: &Path) -> Result<(), Failure> {
+    match reflink::clone(from, to) {
+        Err(failure) if reflink::is_unsupported(&failure.source) => sparse::copy(from, to),
+        result => result,
+    }
+}
+
+/// Both plain stores keep a view in a file and need nothing to attach it.
+fn attach_file(view: &DiskView) -> Result<AttachedDisk, DiskError> {
+    fs::metadata(&view.path).doing(|| format!("attaching {}", view.path.display()))?;
+    Ok(AttachedDisk { view: view.clone(), device: view.path.clone() })
+}
+
+fn remove_file(view: &DiskView) -> Result<(), DiskError> {
+    match fs::remove_file(&view.path) {
+        Err(error) if error.kind() != std::io::ErrorKind::NotFound => {
+            Err(Failure::new(format!("removing {}", view.path.display()), error).into())
+        }
+        _ => Ok(()),
+    }
+}

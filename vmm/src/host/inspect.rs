@@ -1,0 +1,174 @@
+//! Looks at one area after another.
+
+use std::{
+    env, fs,
+    path::{Path, PathBuf},
+};
+
+use super::{
+    Area::{self, Disk, Kernel, Network, Tools, Vmm},
+    Finding, HostOptions,
+    Status::{self, Missing, Ok as Fine, Warning},
+};
+use crate::{
+    disk::{DiskStoreChoice, DiskStoreKind, clones_here},
+    kvm::KvmCheck,
+    paths::HostPaths,
+    qemu,
+};
+
+pub fn all(paths: &HostPaths, options: &HostOptions) -> Vec<Finding> {
+    let mut findings = vec![privilege(), vmm(options), kernel(paths), disk(paths, options.disk_store)];
+    findings.extend(network());
+    findings.push(tool("nft", "nftables", "sets up the capsules' packet filters"));
+    findings
+}
+
+fn finding(area: Area, status: Status, what: impl Into<String>, why: impl Into<String>) -> Finding {
+    Finding { area, status, what: what.into(), why: why.into(), fix: None }
+}
+
+fn fixed_by(finding: Finding, fix: impl Into<String>) -> Finding {
+    Finding { fix: Some(fix.into()), ..finding }
+}
+
+fn install(package: &str) -> String {
+    format!("apt-get install -y {package}")
+}
+
+fn privilege() -> Finding {
+    if nix::unistd::geteuid().is_root() {
+        finding(Tools, Fine, "root", "namespaces, mounts and users can be made")
+    } else {
+        let why = "namespaces, mounts and users of their own need it";
+        fixed_by(finding(Tools, Missing, "root", why), "run it as root")
+    }
+}
+
+fn vmm(options: &HostOptions) -> Finding {
+    let kvm = KvmCheck::run(options.kvm);
+    let Some(program) = qemu::find_program() else {
+        let why = "it is not in the search path";
+        return fixed_by(finding(Vmm, Missing, "QEMU", why), install("qemu-system-x86"));
+    };
+    match qemu::describe(&program, kvm.usable) {
+        Ok(summary) => finding(Vmm, Fine, summary, kvm.to_string()),
+        Err(error) => {
+            let missing = finding(Vmm, Missing, "QEMU", error.to_string());
+            fixed_by(missing, install("--reinstall qemu-system-x86"))
+        }
+    }
+}
+
+fn kernel(paths: &HostPaths) -> Finding {
+    match paths.current_kernel() {
+        Ok(kernel) => finding(Kernel, Fine, kernel.version, kernel.vmlinux.display().to_string()),
+        Err(error) => fixed_by(finding(Kernel, Missing, "guest kernel", error.to_string()), "make up"),
+    }
+}
+
+/// Says what [`disk::prepare`](crate::disk::prepare) would do.
+fn disk(paths: &HostPaths, choice: DiskStoreChoice) -> Finding {
+    if choice == DiskStoreChoice::Only(DiskStoreKind::Copy) {
+        return finding(Disk, Warning, "copy", "chosen by the operator; every disk is a full copy");
+    }
+    let there = existing(&paths.data());
+    match clones_here(&there) {
+        Ok(true) => return finding(Disk, Fine, "reflink", format!("{} can share blocks", there.display())),
+        Ok(false) => {}
+        Err(error) => {
+            let why = format!("{error}: {}", error.source);
+            return finding(Disk, Missing, "a directory to write to", why);
+        }
+    }
+    let missing = [("mkfs.xfs", "xfsprogs")].into_iter().find(|(program, _)| find(program).is_none());
+    let wanted = match choice {
+        DiskStoreChoice::Auto => Warning,
+        DiskStoreChoice::Only(_) => Missing,
+    };
+    if let Some((program, package)) = missing {
+        let why = format!("{} cannot share blocks, and {program} is missing", there.display());
+        return fixed_by(finding(Disk, wanted, "copy", why), install(package));
+    }
+    if !Path::new("/dev/loop-control").exists() {
+        let why = format!("{} cannot share blocks, and there are no loop devices", there.display());
+        return fixed_by(finding(Disk, wanted, "copy", why), "modprobe loop");
+    }
+    let why = format!("{} cannot share blocks; an XFS in a file is mounted for it", there.display());
+    finding(Disk, Fine, "reflink", why)
+}
+
+/// The directory itself, or the nearest above it that is there.
+fn existing(directory: &Path) -> PathBuf {
+    directory.ancestors().find(|path| path.is_dir()).unwrap_or(Path::new("/")).to_owned()
+}
+
+fn network() -> Vec<Finding> {
+    let tun = if Path::new("/dev/net/tun").exists() {
+        finding(Network, Fine, "TAP", "/dev/net/tun is there")
+    } else {
+        fixed_by(finding(Network, Missing, "TAP", "/dev/net/tun is missing"), "modprobe tun")
+    };
+    vec![tun, uplink()]
+}
+
+fn uplink() -> Finding {
+    match default_interface(&fs::read_to_string("/proc/net/route").unwrap_or_default()) {
+        Some(interface) => {
+            finding(Network, Fine, format!("namespaces and nftables, out by {interface}"), "it has the default route")
+        }
+        None => finding(Network, Warning, "no way out", "there is no default route: capsules reach nobody"),
+    }
+}
+
+/// Of the kernel's table of routes: destination and mask are zero.
+fn default_interface(routes: &str) -> Option<&str> {
+    routes.lines().skip(1).find_map(|line| {
+        let fields: Vec<&str> = line.split_ascii_whitespace().collect();
+        match fields[..] {
+            [interface, "00000000", _, _, _, _, _, "00000000", ..] => Some(interface),
+            _ => None,
+        }
+    })
+}
+
+fn tool(program: &str, package: &str, why: &str) -> Finding {
+    match find(program) {
+        Some(path) => finding(Tools, Fine, program, format!("{} {why}", path.display())),
+        None => fixed_by(finding(Tools, Missing, program, format!("it {why}")), install(package)),
+    }
+}
+
+fn find(program: &str) -> Option<PathBuf> {
+    let path = env::var_os("PATH")?;
+    env::split_paths(&path).map(|directory| directory.join(program)).find(|path| path.is_file())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_default_route_is_found_among_others() {
+        let routes = "Iface\tDestination\tGateway\tFlags\tRefCnt\tUse\tMetric\tMask\tMTU\n\
+                      veth0\t02000C0A\t00000000\t0001\t0\t0\t0\tFEFFFFFF\t0\n\
+                      eth0\t00000000\t0102A8C0\t0003\t0\t0\t0\t00000000\t0\n";
+        assert_eq!(default_interface(routes), Some("eth0"));
+        assert_eq!(default_interface("Iface\n"), None);
+    }
+
+    #[tokio::test]
+    async fn what_is_missing_comes_with_the_command_that_brings_it() {
+        let directory = tempfile::tempdir().unwrap();
+        let paths = HostPaths::new(directory.path().join("not/made/yet")).unwrap();
+        let report = super::super::HostReport::inspect(&paths, &HostOptions::default()).await;
+        let kernel = report.findings.iter().find(|finding| finding.area == Kernel).unwrap();
+        assert_eq!(kernel.status, Missing);
+        assert!(!report.is_usable());
+        for finding in report.findings.iter().filter(|finding| finding.status == Missing) {
+            assert!(finding.fix.is_some(), "{finding}");
+        }
+        assert!(report.to_string().contains("→ make up"), "{report}");
+        assert_eq!(fs::read_dir(directory.path()).unwrap().count(), 0, "it changes nothing");
+    }
+}

@@ -1,0 +1,15 @@
+//! How to run one microVM: VMM drivers, memory and device snapshots, disks, network slots.
+//!
+//! The library knows one machine at a time and the host it runs on. It knows no teams, no users, no
+//! wire protocol but a VMM's own, and no database.
+
+pub mod disk;
+pub mod driver;
+pub mod failure;
+pub mod host;
+pub mod kvm;
+pub mod network;
+pub mod paths;
+pub mod process;
+pub mod qemu;
+pub mod snapshot;

@@ -1,0 +1,269 @@
+//! Who has which slot, and slots made ahead of need.
+//!
+//! ```text
+//!          acquire (from the pool, or made now)
+//!   idle ─────────────────────────────────────▶ handed out
+//!    ▲ ╲                                          │
+//!    │  ╲──▶ pooled (made ahead) ◀── release ─────┤ (cleaned, if the pool has room)
+//!    └───────────────── release ──────────────────┘ (removed otherwise)
+//! ```
+//! A slot whose removal failed is in none of these until the next start sweeps it.
+
+use std::{
+    collections::{BTreeSet, VecDeque},
+    net::Ipv4Addr,
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
+};
+
+use tokio::{sync::Notify, task::JoinHandle};
+
+use super::{
+    NetworkError, NetworkSlot, SlotNumber, SlotRange, namespace, rules,
+};
+use crate::failure::{Failures, Teardown, blocking};
+
+#[derive(Clone, Debug)]
+pub struct NetworkOptions {
+    pub slots: SlotRange,
+    /// Slots made ahead of need.
+    pub pool: usize,
+    /// Guests may ask these for names, wherever they are.
+    pub name_servers: Vec<Ipv4Addr>,
+}
+
+/// Hands out slots. What it knows is lost with the process: the truth is what the capsules' records
+/// claim at [`start`](Self::start).
+pub struct SlotAllocator {
+    shared: Arc<Shared>,
+    refill: JoinHandle<()>,
+}
+
+struct Shared {
+    slots: SlotRange,
+    pool: usize,
+    state: Mutex<State>,
+    /// The pool may have room.
+    wanted: Notify,
+}
+
+struct State {
+    /// Numbers without a network; taken from the front and given back at the end, so that the flows of
+    /// an earlier guest have time to be forgotten everywhere.
+    idle: VecDeque<SlotNumber>,
+    pooled: Vec<NetworkSlot>,
+    /// Claimed, and not yet asked for.
+    claimed: BTreeSet<SlotNumber>,
+    handed_out: BTreeSet<SlotNumber>,
+}
+
+impl Shared {
+    fn state(&self) -> MutexGuard<'_, State> {
+        // Nothing that can panic happens under the lock.
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl SlotAllocator {
+    /// Sets up the host's rules, removes every network in the range that nobody claims, and begins to fill
+    /// the pool. Changes two settings of the host and leaves them so: IPv4 forwarding, and the table `wrenn`.
+    pub async fn start(options: NetworkOptions, claimed: &BTreeSet<SlotNumber>) -> Result<Self, NetworkError> {
+        let host_rules = rules::host_rules(&options.name_servers);
+        blocking(move || {
+            namespace::write_sysctl("net/ipv4/ip_forward", "1")?;
+            rules::apply(&host_rules).map_err(|source| NetworkError::Rules { slot: None, source })
+        })
+        .await?;
+        let state = State {
+            idle: options.slots.iter().filter(|slot| !claimed.contains(slot)).collect(),
+            pooled: Vec::new(),
+            claimed: claimed.clone(),
+            handed_out: BTreeSet::new(),
+        };
+        let shared = Arc::new(Shared {
+            slots: options.slots,
+            pool: options.pool,
+            state: Mutex::new(state),
+            wanted: Notify::new(),
+        });
+        shared.sweep().await?;
+        let refill = tokio::spawn(refill(shared.clone()));
+        Ok(Self { shared, refill })
+    }
+
+    /// A slot for a new machine.
+    pub async fn acquire(&self) -> Result<NetworkSlot, NetworkError> {
+        let ready = {
+            let mut state = self.shared.state();
+            let ready = state.pooled.pop();
+            state.handed_out.extend(ready.as_ref().map(NetworkSlot::number));
+            ready
+        };
+        self.shared.wanted.notify_one();
+        match ready {
+            Some(slot) => Ok(slot),
+            None => self.shared.make().await,
+        }
+    }
+
+    /// The slot of a machine that was found running.
+    pub async fn claim(&self, number: SlotNumber) -> Result<NetworkSlot, NetworkError> {
+        if !self.shared.state().claimed.remove(&number) {
+            return Err(NetworkError::NotClaimed(number));
+        }
+        match blocking(move || NetworkSlot::open(number)).await {
+            Ok(slot) => {
+                self.shared.state().handed_out.insert(number);
+                Ok(slot)
+            }
+            Err(error) => {
+                // What there is of it is of no use to the machine.
+                self.shared.remove(number).await?;
+                Err(error)
+            }
+        }
+    }
+
+    /// Takes a slot back after its VMM has ended.
+    pub async fn release(&self, slot: NetworkSlot) -> Result<(), NetworkError> {
+        let number = slot.number;
+        if self.shared.pool_has_room() {
+            let (slot, cleaned) = blocking(move || {
+                let cleaned = slot.clean();
+                (slot, cleaned)
+            })
+            .await;
+            match cleaned {
+                Ok(()) => {
+                    let mut state = self.shared.state();
+                    state.handed_out.remove(&number);
+                    state.pooled.insert(0, slot);
+                    return Ok(());
+                }
+                Err(error) => {
+                    tracing::warn!(slot = %number, error = &error as &dyn std::error::Error, "slot not reused");
+                }
+            }
+        }
+        self.shared.remove(number).await
+    }
+
+    /// Removes every network in the range that is neither claimed, nor pooled, nor handed out.
+    pub async fn sweep(&self) -> Result<(), NetworkError> {
+        self.shared.sweep().await
+    }
+
+    /// How many more can be acquired.
+    pub fn free(&self) -> usize {
+        let state = self.shared.state();
+        state.idle.len() + state.pooled.len()
+    }
+
+    /// Removes the slots made ahead. Those of machines stay.
+    pub async fn shutdown(self) -> Result<(), NetworkError> {
+        self.refill.abort();
+        // What it was just making is swept with the rest, as nobody has it; wait until it is made.
+        let _ = self.refill.await;
+        let pooled = std::mem::take(&mut self.shared.state().pooled);
+        let mut teardown = Teardown::default();
+        for slot in pooled {
+            let removed = blocking(move || namespace::remove(slot.number)).await;
+            collect(&mut teardown, removed);
+        }
+        self.shared.sweep().await?;
+        Ok(teardown.finish()?)
+    }
+}
+
+/// Takes the host's rules away. Only when no agent on the host has machines any more.
+pub async fn remove_host_rules() -> Result<(), NetworkError> {
+    let removed = blocking(|| rules::apply(&rules::no_host_rules())).await;
+    removed.map_err(|source| NetworkError::Rules { slot: None, source })
+}
+
+/// Keeps the pool full. A failure is reported once each time something asks for a slot.
+async fn refill(shared: Arc<Shared>) {
+    loop {
+        while shared.pool_has_room() {
+            match shared.make().await {
+                Ok(slot) => {
+                    let mut state = shared.state();
+                    state.handed_out.remove(&slot.number);
+                    state.pooled.push(slot);
+                }
+                Err(NetworkError::Exhausted(_)) => break,
+                Err(error) => {
+                    tracing::warn!(error = &error as &dyn std::error::Error, "making a network slot ahead");
+                    break;
+                }
+            }
+        }
+        shared.wanted.notified().await;
+    }
+}
+
+impl Shared {
+    fn pool_has_room(&self) -> bool {
+        self.state().pooled.len() < self.pool
+    }
+
+    /// Makes one now; it counts as handed out from the beginning.
+    async fn make(&self) -> Result<NetworkSlot, NetworkError> {
+        let number = {
+            let mut state = self.state();
+            let number = state.idle.pop_front().ok_or(NetworkError::Exhausted(self.slots.len()))?;
+            state.handed_out.insert(number);
+            number
+        };
+        let made = blocking(move || NetworkSlot::create(number)).await;
+        if made.is_err() {
+            self.give_back(number);
+        }
+        made
+    }
+
+    async fn remove(&self, number: SlotNumber) -> Result<(), NetworkError> {
+        let removed = blocking(move || namespace::remove(number)).await;
+        if removed.is_ok() {
+            self.give_back(number);
+        }
+        Ok(removed?)
+    }
+
+    fn give_back(&self, number: SlotNumber) {
+        let mut state = self.state();
+        state.handed_out.remove(&number);
+        state.idle.push_back(number);
+    }
+
+    async fn sweep(&self) -> Result<(), NetworkError> {
+        let found = blocking(|| -> Result<BTreeSet<SlotNumber>, NetworkError> {
+            let namespaces = namespace::namespaces()?;
+            let links = namespace::links()?;
+            let namespaces = namespaces.iter().filter_map(|name| SlotNumber::of_namespace(name));
+            Ok(links.iter().filter_map(|name| SlotNumber::of_host_veth(name)).chain(namespaces).collect())
+        })
+        .await?;
+        let unclaimed: Vec<SlotNumber> = {
+            let state = self.state();
+            let known = |slot: &SlotNumber| {
+                state.claimed.contains(slot)
+                    || state.handed_out.contains(slot)
+                    || state.pooled.iter().any(|pooled| pooled.number == *slot)
+            };
+            found.into_iter().filter(|slot| self.slots.contains(*slot) && !known(slot)).collect()
+        };
+        let mut teardown = Teardown::default();
+        for slot in unclaimed {
+            tracing::info!(%slot, "removing a network that no capsule claims");
+            let removed = blocking(move || namespace::remove(slot)).await;
+            collect(&mut teardown, removed);
+        }
+        Ok(teardown.finish()?)
+    }
+}
+
+fn collect(teardown: &mut Teardown, removed: Result<(), Failures>) {
+    for failure in removed.err().into_iter().flat_map(|failures| failures.0) {
+        teardown.failed(failure);
+    }
+}

@@ -1,0 +1,431 @@
+//! Every path on a host. Nobody else joins path components.
+//!
+//! ```text
+//! <root>/lock                       held by the one agent of this directory
+//! <root>/kernels/<version>/         vmlinux, initrd.cpio, kernel.json
+//! <root>/images/teams/<team>/<template>/rootfs.ext4
+//! <root>/logs/  ca/  agent/
+//! <root>/data.xfs                   the disk store's own file system, where it needs one; mounted on
+//! <root>/data/                      what is cloned from each other lives in one file system:
+//!        capsules/<capsule>/        capsule.json, disk.ext4, memory
+//!        snapshots/<capsule>/       see `snapshot`
+//!        golden/<template>/<vcpus>-<memory>-<disk>-<vmm>-<versions>/
+//! /run/wrenn/<digest of root>/<capsule>/    sockets: a socket's path may have 107 bytes at most
+//! ```
+
+use std::{
+    fmt, fs,
+    io::{self, Write as _},
+    os::unix::fs::{DirBuilderExt as _, OpenOptionsExt as _},
+    path::{Path, PathBuf},
+    str::FromStr,
+};
+
+use serde::{Deserialize, Serialize};
+use sha2::{Digest as _, Sha256};
+
+use crate::{
+    driver::{KernelImage, MachineConfig, VmmIdentity},
+    failure::{Doing as _, Failure, Failures, Teardown},
+};
+
+/// Where sockets live; a tmpfs on every distribution.
+const RUN: &str = "/run/wrenn";
+
+/// A name that may become part of a path: `^[a-z0-9][a-z0-9._-]{0,62}$`, so none can lead elsewhere.
+#[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
+#[serde(try_from = "String", into = "String")]
+pub struct Name(String);
+
+/// The text is not a [`Name`].
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[error("{0:?} is not a name: a-z, 0-9, '.', '_' and '-', not starting with punctuation, 63 at most")]
+pub struct InvalidName(String);
+
+impl FromStr for Name {
+    type Err = InvalidName;
+
+    fn from_str(text: &str) -> Result<Self, InvalidName> {
+        let plain = |b: u8| b.is_ascii_lowercase() || b.is_ascii_digit();
+        let valid = (1..=63).contains(&text.len())
+            && plain(text.as_bytes()[0])
+            && text.bytes().all(|b| plain(b) || matches!(b, b'.' | b'_' | b'-'));
+        if valid { Ok(Self(text.to_owned())) } else { Err(InvalidName(text.to_owned())) }
+    }
+}
+
+impl TryFrom<&str> for Name {
+    type Error = InvalidName;
+
+    fn try_from(text: &str) -> Result<Self, InvalidName> {
+        text.parse()
+    }
+}
+
+impl TryFrom<String> for Name {
+    type Error = InvalidName;
+
+    fn try_from(text: String) -> Result<Self, InvalidName> {
+        text.parse()
+    }
+}
+
+impl From<Name> for String {
+    fn from(name: Name) -> Self {
+        name.0
+    }
+}
+
+impl AsRef<str> for Name {
+    fn as_ref(&self) -> &str {
+        &self.0
+    }
+}
+
+impl fmt::Display for Name {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.0)
+    }
+}
+
+#[derive(Debug, thiserror::Error)]
+pub enum PathError {
+    #[error(transparent)]
+    Io(#[from] Failure),
+    #[error("there is no guest kernel in {0}")]
+    NoKernel(PathBuf),
+    #[error("{path} does not describe a guest kernel")]
+    KernelDescription {
+        path: PathBuf,
+        #[source]
+        source: serde_json::Error,
+    },
+    #[error("the guest kernel is not complete: {0} is missing")]
+    IncompleteKernel(PathBuf),
+}
+
+/// All paths of one host agent's directory.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct HostPaths {
+    root: PathBuf,
+    run: PathBuf,
+}
+
+impl HostPaths {
+    /// The root is made absolute, and need not exist yet.
+    pub fn new(root: impl Into<PathBuf>) -> Result<Self, PathError> {
+        let root = root.into();
+        let root = std::path::absolute(&root).doing(|| format!("making {} absolute", root.display()))?;
+        let digest = hex(&Sha256::digest(root.as_os_str().as_encoded_bytes())[..6]);
+        Ok(Self { run: Path::new(RUN).join(digest), root })
+    }
+
+    pub fn root(&self) -> &Path {
+        &self.root
+    }
+
+    pub fn lock_file(&self) -> PathBuf {
+        self.root.join("lock")
+    }
+
+    pub fn logs(&self) -> PathBuf {
+        self.root.join("logs")
+    }
+
+    pub fn ca(&self) -> PathBuf {
+        self.root.join("ca")
+    }
+
+    pub fn agent(&self) -> PathBuf {
+        self.root.join("agent")
+    }
+
+    pub fn kernels(&self) -> PathBuf {
+        self.root.join("kernels")
+    }
+
+    /// The kernel that new machines boot: the one made last.
+    pub fn current_kernel(&self) -> Result<KernelImage, PathError> {
+        let kernels = self.kernels();
+        let doing = || format!("listing {}", kernels.display());
+        let mut newest = None;
+        for entry in fs::read_dir(&kernels).doing(doing)? {
+            let directory = entry.doing(doing)?.path();
+            let Ok(made) = fs::metadata(directory.join("kernel.json")).and_then(|m| m.modified()) else {
+                // Written last: a directory without it is not complete.
+                continue;
+            };
+            if newest.as_ref().is_none_or(|(latest, _)| made > *latest) {
+                newest = Some((made, directory));
+            }
+        }
+        let (_, directory) = newest.ok_or(PathError::NoKernel(kernels))?;
+        read_kernel(&directory)
+    }
+
+    pub fn images(&self) -> PathBuf {
+        self.root.join("images").join("teams")
+    }
+
+    /// The immutable disk image of a template.
+    pub fn image(&self, team: &Name, template: &Name) -> PathBuf {
+        self.images().join(team.as_ref()).join(template.as_ref()).join("rootfs.ext4")
+    }
+
+    /// The one file system of everything that is cloned.
+    pub fn data(&self) -> PathBuf {
+        self.root.join("data")
+    }
+
+    /// Holds the file system mounted on [`data`](Self::data) where the host's own cannot clone.
+    pub(crate) fn data_image(&self) -> PathBuf {
+        self.root.join("data.xfs")
+    }
+
+    pub fn capsules(&self) -> PathBuf {
+        self.data().join("capsules")
+    }
+
+    pub fn capsule(&self, capsule: &Name) -> CapsulePaths {
+        CapsulePaths {
+            directory: self.capsules().join(capsule.as_ref()),
+            run: self.run.join(capsule.as_ref()),
+        }
+    }
+
+    pub fn snapshots(&self) -> PathBuf {
+        self.data().join("snapshots")
+    }
+
+    /// Where a paused capsule waits.
+    pub fn snapshot(&self, capsule: &Name) -> PathBuf {
+        self.snapshots().join(capsule.as_ref())
+    }
+
+    pub fn golden_root(&self) -> PathBuf {
+        self.data().join("golden")
+    }
+
+    pub fn golden(&self, template: &Name, key: &GoldenKey) -> PathBuf {
+        self.golden_root().join(template.as_ref()).join(key.to_string())
+    }
+
+    /// Sockets and what is to be forgotten at the next start of the machine.
+    pub fn run(&self) -> &Path {
+        &self.run
+    }
+
+    /// Makes the directories, open to root alone except the way to what is served to others.
+    /// Call it after [`disk::prepare`](crate::disk::prepare), which may mount `data/`.
+    pub fn create_all(&self) -> Result<(), PathError> {
+        let private = [self.ca(), self.agent(), self.capsules(), self.snapshots(), self.golden_root()];
+        let open = [self.kernels(), self.images(), self.logs()];
+        for (mode, directories) in [(0o755, open.as_slice()), (0o700, private.as_slice())] {
+            for directory in directories {
+                create_directory(directory, mode)?;
+            }
+        }
+        Ok(create_directory(&self.run, 0o700)?)
+    }
+}
+
+/// What of `kernel.json` matters here.
+#[derive(Deserialize)]
+struct KernelDescription {
+    version: String,
+    /// Digest of all that went into kernel and initrd.
+    inputs: String,
+}
+
+fn read_kernel(directory: &Path) -> Result<KernelImage, PathError> {
+    let path = directory.join("kernel.json");
+    let text = fs::read(&path).doing(|| format!("reading {}", path.display()))?;
+    let description: KernelDescription =
+        serde_json::from_slice(&text).map_err(|source| PathError::KernelDescription { path, source })?;
+    let inputs: String = description.inputs.chars().take(12).collect();
+    let kernel = KernelImage {
+        version: format!("{}+{inputs}", description.version),
+        vmlinux: directory.join("vmlinux"),
+        initrd: directory.join("initrd.cpio"),
+    };
+    for file in [&kernel.vmlinux, &kernel.initrd] {
+        if !file.is_file() {
+            return Err(PathError::IncompleteKernel(file.clone()));
+        }
+    }
+    Ok(kernel)
+}
+
+/// Makes a directory and what leads to it; one that exists is left as it is.
+pub(crate) fn create_directory(path: &Path, mode: u32) -> Result<(), Failure> {
+    fs::DirBuilder::new()
+        .recursive(true)
+        .mode(mode)
+        .create(path)
+        .doing(|| format!("making the directory {}", path.display()))
+}
+
+/// What one capsule has on its host while it is not a snapshot.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct CapsulePaths {
+    /// On the data file system.
+    pub directory: PathBuf,
+    /// For sockets.
+    pub run: PathBuf,
+}
+
+impl CapsulePaths {
+    pub fn record(&self) -> PathBuf {
+        self.directory.join("capsule.json")
+    }
+
+    pub fn disk(&self) -> PathBuf {
+        self.directory.join("disk.ext4")
+    }
+
+    /// The file that the machine's memory is, or is based on.
+    pub fn memory(&self) -> PathBuf {
+        self.directory.join("memory")
+    }
+
+    pub fn qmp_socket(&self) -> PathBuf {
+        self.run.join("qmp.sock")
+    }
+
+    pub fn create(&self) -> Result<(), PathError> {
+        create_directory(&self.directory, 0o700)?;
+        Ok(create_directory(&self.run, 0o700)?)
+    }
+
+    /// Removes both directories with all that is in them; goes on past errors.
+    pub fn remove(&self) -> Result<(), Failures> {
+        let mut teardown = Teardown::default();
+        for directory in [&self.run, &self.directory] {
+            teardown.step(|| format!("removing {}", directory.display()), fs::remove_dir_all(directory));
+        }
+        teardown.finish()
+    }
+}
+
+/// Which golden snapshot of a template fits a capsule.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+pub struct GoldenKey {
+    pub vcpus: u32,
+    pub memory_mib: u32,
+    pub disk_mib: u32,
+    /// [`VmmIdentity::label`].
+    pub vmm: String,
+    /// Digest of every version whose change makes the snapshot stale.
+    pub versions: String,
+}
+
+impl GoldenKey {
+    /// `extra` is what else the snapshot holds: the image's digest, the guest daemon's version.
+    pub fn new(machine: &MachineConfig, disk_mib: u32, identity: &VmmIdentity, extra: &[&str]) -> Self {
+        let mut digest = Sha256::new();
+        for part in identity.fixed_parts().iter().map(String::as_str).chain(extra.iter().copied()) {
+            digest.update((part.len() as u64).to_le_bytes());
+            digest.update(part);
+        }
+        Self {
+            vcpus: machine.vcpus,
+            memory_mib: machine.memory_mib,
+            disk_mib,
+            vmm: identity.label(),
+            versions: hex(&digest.finalize()[..8]),
+        }
+    }
+}
+
+impl fmt::Display for GoldenKey {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Self { vcpus, memory_mib, disk_mib, vmm, versions } = self;
+        write!(f, "{vcpus}-{memory_mib}-{disk_mib}-{vmm}-{versions}")
+    }
+}
+
+pub(crate) fn hex(bytes: &[u8]) -> String {
+    bytes.iter().map(|byte| format!("{byte:02x}")).collect()
+}
+
+/// What a file is called until it is complete.
+pub(crate) fn partial(path: &Path) -> PathBuf {
+    let mut name = path.as_os_str().to_owned();
+    name.push(PARTIAL);
+    name.into()
+}
+
+/// Ending of what is not complete; no [`Name`] made by others ends so by chance and is kept.
+pub(crate) const PARTIAL: &str = ".partial";
+
+/// Replaces a file so that a reader, or a crash, sees the old content or the new, never less.
+pub fn write_atomically(path: &Path, bytes: &[u8]) -> io::Result<()> {
+    let partial = partial(path);
+    let mut file =
+        fs::OpenOptions::new().write(true).create(true).truncate(true).mode(0o600).open(&partial)?;
+    file.write_all(bytes)?;
+    file.sync_all()?;
+    fs::rename(&partial, path)?;
+    sync_directory(path.parent().unwrap_or(Path::new("/")))
+}
+
+/// Makes the names in a directory durable.
+pub(crate) fn sync_directory(path: &Path) -> io::Result<()> {
+    fs::File::open(path)?.sync_all()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn names_cannot_lead_elsewhere() {
+        let longest = "a".repeat(63);
+        for good in ["a", "0", "cl-2e5glxi4g3qnhwci95qev0cg0", "py3.12_slim", "a..b", &longest] {
+            assert_eq!(good.parse::<Name>().unwrap().as_ref(), good);
+        }
+        let too_long = "a".repeat(64);
+        for bad in ["", ".", "..", ".a", "-a", "_a", "a/b", "../a", "a\0b", "A", "ä", "a b", "a\n", &too_long] {
+            assert_eq!(bad.parse::<Name>(), Err(InvalidName(bad.to_owned())));
+        }
+        assert!(serde_json::from_str::<Name>("\"../etc\"").is_err());
+    }
+
+    #[test]
+    fn every_socket_path_fits_into_an_address() {
+        let paths = HostPaths::new(format!("/{}", "very-long/".repeat(40))).unwrap();
+        let socket = paths.capsule(&"c".repeat(63).parse().unwrap()).qmp_socket();
+        assert!(socket.as_os_str().len() < 108, "{}", socket.display());
+    }
+
+    #[test]
+    fn the_current_kernel_is_the_complete_one_made_last() {
+        let directory = tempfile::tempdir().unwrap();
+        let paths = HostPaths::new(directory.path()).unwrap();
+        fs::create_dir_all(paths.kernels().join("6.9-unfinished")).unwrap();
+        assert!(matches!(paths.current_kernel(), Err(PathError::NoKernel(_))));
+
+        for (version, age) in [("6.1.0", 1), ("6.2.0", 60)] {
+            let kernel = paths.kernels().join(version);
+            fs::create_dir(&kernel).unwrap();
+            fs::write(kernel.join("vmlinux"), "").unwrap();
+            let description = kernel.join("kernel.json");
+            fs::write(&description, format!(r#"{{"version":"{version}","inputs":"0123456789abcdef"}}"#)).unwrap();
+            let made = std::time::SystemTime::now() - std::time::Duration::from_secs(age);
+            fs::File::open(description).unwrap().set_modified(made).unwrap();
+        }
+        assert!(matches!(paths.current_kernel(), Err(PathError::IncompleteKernel(_))));
+        fs::write(paths.kernels().join("6.1.0/initrd.cpio"), "").unwrap();
+        assert_eq!(paths.current_kernel().unwrap().version, "6.1.0+0123456789ab");
+    }
+
+    #[test]
+    fn a_replaced_file_leaves_no_partial_one() {
+        let directory = tempfile::tempdir().unwrap();
+        let path = directory.path().join("capsule.json");
+        write_atomically(&path, b"one").unwrap();
+        write_atomically(&path, b"two").unwrap();
+        assert_eq!(fs::read(&path).unwrap(), b"two");
+        assert_eq!(fs::read_dir(directory.path()).unwrap().count(), 1);
+    }
+}

@@ -1,0 +1,303 @@
+//! One QEMU process.
+//!
+//! ```text
+//!  start ─▶ vCPUs run ──stop_vcpus──▶ stopped ──save──▶ stopped
+//!              ▲  └──────── resume_vcpus ─────┘
+//!  adopt ──────┘ (or stopped, if the agent was lost in between)      terminate from anywhere
+//! ```
+
+use std::{
+    fs::{self, File, OpenOptions},
+    future::Future,
+    os::{
+        fd::OwnedFd,
+        unix::fs::{FileExt as _, MetadataExt as _, OpenOptionsExt as _},
+    },
+    path::Path,
+    time::{Duration, Instant},
+};
+
+use async_trait::async_trait;
+use tokio::time::timeout;
+
+use super::{
+    MemoryRecord, QemuRecord, command,
+    image::{save_changed, save_whole},
+    launch::{LOG_DESCRIPTOR, Plan, STATE_DESCRIPTOR, Started, clear},
+    mapping::Mapping,
+    qmp::{Qmp, QmpError},
+};
+use crate::{
+    driver::{
+        DriverError, DriverRecord, Machine, MachineConfig, MachineRecord, SaveReport, VmmIdentity,
+    },
+    failure::{Doing as _, Failure, Teardown, blocking},
+    network::SlotNumber,
+    paths::CapsulePaths,
+    process::{ProcessExit, VmmProcess},
+    snapshot::{MemoryLayout, SnapshotWriter},
+};
+
+/// How much of QEMU's log an error carries.
+const LAST_WORDS: u64 = 2000;
+/// Between the end of a connection to QEMU and the end of QEMU.
+const MOMENT: Duration = Duration::from_secs(1);
+/// For QEMU to greet an agent that comes back.
+const ADOPTION: Duration = Duration::from_secs(10);
+
+pub struct QemuMachine {
+    process: VmmProcess,
+    qmp: Qmp,
+    log: OwnedFd,
+    /// The file that QEMU writes its device state to.
+    state: OwnedFd,
+    memory: MemoryRecord,
+    identity: VmmIdentity,
+    config: MachineConfig,
+    slot: SlotNumber,
+    home: CapsulePaths,
+}
+
+impl QemuMachine {
+    /// Starts it, and waits until its vCPUs run.
+    pub async fn start(plan: Plan, identity: VmmIdentity, deadline: Duration) -> Result<Self, DriverError> {
+        let (config, slot, home) = (plan.config, plan.slot, plan.home.clone());
+        let t0 = Instant::now(); let started = blocking(move || plan.start()).await; eprintln!("TIME spawned {:?}", t0.elapsed());
+        let result = match started {
+            Ok(started) => Self::take_charge(started, identity, config, slot, home.clone(), deadline).await,
+            Err(error) => Err(error),
+        };
+        if result.is_err() {
+            let cleared = blocking(move || {
+                let mut teardown = Teardown::default();
+                clear(&home, &mut teardown);
+                teardown.finish()
+            });
+            if let Err(failures) = cleared.await {
+                tracing::warn!(%slot, %failures, "undoing the start of a machine");
+            }
+        }
+        result
+    }
+
+    async fn take_charge(
+        started: Started,
+        identity: VmmIdentity,
+        config: MachineConfig,
+        slot: SlotNumber,
+        home: CapsulePaths,
+        deadline: Duration,
+    ) -> Result<Self, DriverError> {
+        let Started { process, memory, log, state } = started;
+        let ready = async {
+            let t0 = Instant::now(); let mut qmp = Qmp::connect(&home.qmp_socket()).await?;
+            eprintln!("TIME greeted {:?}", t0.elapsed()); eprintln!("TIME status {:?}", qmp.status().await);
+            qmp.until_running().await?; eprintln!("TIME running {:?}", t0.elapsed());
+            Ok(qmp)
+        };
+        match supervise(&process, &log, "starting the machine", deadline, ready).await {
+            Ok(qmp) => Ok(Self { process, qmp, log, state, memory, identity, config, slot, home }),
+            Err(error) => {
+                process.kill().await?;
+                Err(error)
+            }
+        }
+    }
+
+    /// Takes up one that runs.
+    pub async fn adopt(
+        process: VmmProcess,
+        record: &MachineRecord,
+        memory: MemoryRecord,
+    ) -> Result<Self, DriverError> {
+        let pid = record.process.pid;
+        let log = descriptor_of(pid, LOG_DESCRIPTOR)?;
+        let state = descriptor_of(pid, STATE_DESCRIPTOR)?;
+        let socket = record.home.qmp_socket();
+        let qmp = supervise(&process, &log, "taking the machine up", ADOPTION, Qmp::connect(&socket)).await?;
+        Ok(Self {
+            process,
+            qmp,
+            log,
+            state,
+            memory,
+            identity: record.identity.clone(),
+            config: record.config,
+            slot: record.slot,
+            home: record.home.clone(),
+        })
+    }
+
+    /// A failed command of a QEMU that has ended is the end of QEMU.
+    async fn explain(&self, during: &'static str, source: QmpError) -> DriverError {
+        explain(&self.process, &self.log, during, source).await
+    }
+
+    fn save_memory(&self) -> impl FnOnce(&Path) -> Result<u64, DriverError> + Send + 'static {
+        let base = self.home.memory();
+        let (pid, bytes, memory) = (self.process.identity().pid, self.config.memory_bytes(), self.memory);
+        move |to| match memory {
+            MemoryRecord::File => save_whole(&base, to),
+            MemoryRecord::Private { inode } => save_changed(&Mapping::find(pid, inode, bytes)?, &base, to),
+        }
+    }
+}
+
+#[async_trait]
+impl Machine for QemuMachine {
+    fn record(&self) -> MachineRecord {
+        MachineRecord {
+            process: self.process.identity().clone(),
+            identity: self.identity.clone(),
+            config: self.config,
+            slot: self.slot,
+            home: self.home.clone(),
+            driver: DriverRecord::Qemu(QemuRecord { memory: self.memory }),
+        }
+    }
+
+    fn process(&self) -> &VmmProcess {
+        &self.process
+    }
+
+    async fn stop_vcpus(&mut self) -> Result<(), DriverError> {
+        // QEMU drains and flushes its block devices before it answers.
+        match self.qmp.stop().await {
+            Ok(()) => Ok(()),
+            Err(error) => Err(self.explain("stopping the vCPUs", error).await),
+        }
+    }
+
+    async fn resume_vcpus(&mut self) -> Result<(), DriverError> {
+        match self.qmp.resume().await {
+            Ok(()) => Ok(()),
+            Err(error) => Err(self.explain("letting the vCPUs run", error).await),
+        }
+    }
+
+    async fn save(&mut self, into: &mut SnapshotWriter) -> Result<SaveReport, DriverError> {
+        let begun = Instant::now();
+        let file = command::path_of(STATE_DESCRIPTOR);
+        if let Err(error) = self.qmp.save_devices(&file).await {
+            return Err(self.explain("saving the devices' state", error).await);
+        }
+        let state = self.state.try_clone().doing(|| "reading the devices' state")?;
+        let save_memory = self.save_memory();
+        let (state_path, memory_path) = (into.state_path(), into.memory_path());
+        let saved = blocking(move || -> Result<_, DriverError> {
+            copy_state(state, &state_path)?;
+            let state_done = Instant::now();
+            let written = save_memory(&memory_path)?;
+            Ok((written, state_done))
+        });
+        let (memory_written_bytes, state_done) = saved.await?;
+        let layout = MemoryLayout::Flat { bytes: self.config.memory_bytes() };
+        let memory_took = state_done.elapsed();
+        let state_bytes = into.saved(self.identity.clone(), self.config, layout)?;
+        Ok(SaveReport { memory_written_bytes, state_bytes, memory_took, state_took: state_done - begun })
+    }
+
+    async fn console(&mut self) -> Result<String, DriverError> {
+        match self.qmp.read_ring(command::CONSOLE, command::CONSOLE_SIZE).await {
+            Ok(text) => Ok(text),
+            Err(error) => Err(self.explain("reading the console", error).await),
+        }
+    }
+
+    fn last_words(&self) -> String {
+        last_words(&self.log)
+    }
+
+    async fn terminate(self: Box<Self>) -> Result<(), DriverError> {
+        self.process.kill().await?;
+        let home = self.home.clone();
+        let cleared = blocking(move || {
+            let mut teardown = Teardown::default();
+            clear(&home, &mut teardown);
+            teardown.finish()
+        });
+        Ok(cleared.await?)
+    }
+}
+
+/// Waits for something of QEMU, but not beyond its end nor the deadline.
+async fn supervise<T>(
+    process: &VmmProcess,
+    log: &OwnedFd,
+    during: &'static str,
+    deadline: Duration,
+    work: impl Future<Output = Result<T, QmpError>>,
+) -> Result<T, DriverError> {
+    let outcome = timeout(deadline, async {
+        tokio::select! {
+            biased;
+            done = work => Ok(done),
+            exit = process.exited() => Err(exit),
+        }
+    });
+    match outcome.await {
+        Ok(Ok(Ok(value))) => Ok(value),
+        Ok(Ok(Err(source))) => Err(explain(process, log, during, source).await),
+        Ok(Err(exit)) => Err(ended(log, during, exit)),
+        Err(_) => Err(DriverError::Deadline { during, after: deadline, stderr: last_words(log) }),
+    }
+}
+
+async fn explain(
+    process: &VmmProcess,
+    log: &OwnedFd,
+    during: &'static str,
+    source: QmpError,
+) -> DriverError {
+    if matches!(source, QmpError::Closed | QmpError::Io(_))
+        && let Ok(exit) = timeout(MOMENT, process.exited()).await
+    {
+        return ended(log, during, exit);
+    }
+    DriverError::Qmp { during, source }
+}
+
+fn ended(log: &OwnedFd, during: &'static str, exit: ProcessExit) -> DriverError {
+    DriverError::Ended { during, exit, stderr: last_words(log) }
+}
+
+/// What QEMU said last. The log has a fixed size; what is not written of it is zero.
+fn last_words(log: &OwnedFd) -> String {
+    let read = || -> std::io::Result<Vec<u8>> {
+        let file = File::from(log.try_clone()?);
+        let mut content = vec![0; usize::try_from(file.metadata()?.len().min(1 << 20)).unwrap_or(0)];
+        let length = file.read_at(&mut content, 0)?;
+        content.truncate(length);
+        Ok(content)
+    };
+    let content = read().unwrap_or_default();
+    let length = content.iter().position(|byte| *byte == 0).unwrap_or(content.len());
+    let start = length.saturating_sub(LAST_WORDS as usize);
+    String::from_utf8_lossy(&content[start..length]).trim().to_owned()
+}
+
+/// One of the files in memory that an adopted QEMU was given. Whatever is there instead is neither waited
+/// for nor changed.
+fn descriptor_of(pid: i32, number: i32) -> Result<OwnedFd, Failure> {
+    let path = format!("/proc/{pid}/fd/{number}");
+    let doing = || format!("opening {path}");
+    let file = OpenOptions::new().read(true).custom_flags(libc::O_NONBLOCK).open(&path).doing(doing)?;
+    if !file.metadata().doing(doing)?.is_file() {
+        return Err(Failure::new(doing(), std::io::Error::from(std::io::ErrorKind::InvalidData)));
+    }
+    Ok(file.into())
+}
+
+/// Never more than any device state can be, as the VMM may have written anything.
+fn copy_state(state: OwnedFd, to: &Path) -> Result<(), Failure> {
+    let doing = || format!("writing {}", to.display());
+    let state = File::from(state);
+    let size = state.metadata().doing(doing)?.size();
+    if size > crate::snapshot::STATE_LIMIT {
+        let error = std::io::Error::new(std::io::ErrorKind::FileTooLarge, format!("{size} bytes"));
+        return Err(Failure::new(doing(), error));
+    }
+    let mut content = vec![0; usize::try_from(size).unwrap_or_default()];
+    state.read_exact_at(&mut content, 0).doing(doing)?;
+    fs::write(to, content).doing(doing)
+}

@@ -1,0 +1,186 @@
+//! QEMU's `microvm`, by emulation (TCG) or with KVM.
+
+mod command;
+mod image;
+mod launch;
+mod machine;
+mod mapping;
+mod qmp;
+mod sealed;
+mod tsc;
+mod version;
+
+use std::{
+    env, fs,
+    os::unix::fs::MetadataExt as _,
+    path::{Path, PathBuf},
+};
+
+use async_trait::async_trait;
+use serde::{Deserialize, Serialize};
+
+pub use self::qmp::QmpError;
+use self::{
+    command::{Accelerator, DEVICE_LAYOUT},
+    launch::{Launcher, Origin},
+    machine::QemuMachine,
+    sealed::SealedMemories,
+    version::QemuVersion,
+};
+use crate::{
+    driver::{
+        BootRequest, Driver, DriverError, DriverOptions, DriverRecord, KernelImage, Machine, MachineRecord,
+        RestoreRequest, VmmIdentity,
+    },
+    failure::{Doing as _, blocking},
+    kvm::KvmCheck,
+    process::VmmProcess,
+};
+
+const PROGRAM: &str = "qemu-system-x86_64";
+/// Part of the host's memory that sealed copies of shared memory may take.
+const SEALED_SHARE: u64 = 4;
+
+/// What [`Driver::adopt`] must know of a machine besides what holds for all.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct QemuRecord {
+    pub(crate) memory: MemoryRecord,
+}
+
+/// What the guest's memory is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(tag = "kind", rename_all = "kebab-case")]
+pub(crate) enum MemoryRecord {
+    /// The file `memory` of its home, shared with it.
+    File,
+    /// A private mapping of this inode, whose content is that of the file `memory` of its home.
+    Private { inode: u64 },
+}
+
+/// Runs machines by QEMU.
+#[derive(Debug)]
+pub struct QemuDriver {
+    launcher: Launcher,
+    cpu_model: String,
+    tsc_khz: u64,
+    sealed: std::sync::Arc<SealedMemories>,
+}
+
+impl QemuDriver {
+    /// Looks at the program and at the host.
+    pub async fn open(options: &DriverOptions) -> Result<Self, DriverError> {
+        let options = options.clone();
+        blocking(move || Self::open_here(&options)).await
+    }
+
+    fn open_here(options: &DriverOptions) -> Result<Self, DriverError> {
+        let program = match &options.qemu_binary {
+            Some(program) => program.clone(),
+            None => find_program().ok_or_else(|| {
+                DriverError::NoVmm(format!("{PROGRAM} is not installed (apt-get install qemu-system-x86)"))
+            })?,
+        };
+        let version = QemuVersion::of(&program)?;
+        let accelerator = accelerator(options);
+        let cpu_model = match accelerator {
+            Accelerator::Tcg => accelerator.cpu().to_owned(),
+            // What the guest sees is this processor.
+            Accelerator::Kvm => format!("{}: {}", accelerator.cpu(), processor()?),
+        };
+        let groups = match accelerator {
+            Accelerator::Tcg => Vec::new(),
+            Accelerator::Kvm => vec![fs::metadata("/dev/kvm").doing(|| "looking at /dev/kvm")?.gid()],
+        };
+        let memory = nix::sys::sysinfo::sysinfo().doing(|| "asking for the host's memory")?.ram_total();
+        Ok(Self {
+            launcher: Launcher { program, version, accelerator, groups },
+            cpu_model,
+            tsc_khz: tsc::khz(&options.run)?,
+            sealed: std::sync::Arc::new(SealedMemories::new(memory / SEALED_SHARE)),
+        })
+    }
+}
+
+fn accelerator(options: &DriverOptions) -> Accelerator {
+    if KvmCheck::run(options.kvm).usable { Accelerator::Kvm } else { Accelerator::Tcg }
+}
+
+/// Where the search path has it.
+pub(crate) fn find_program() -> Option<PathBuf> {
+    let path = env::var_os("PATH")?;
+    env::split_paths(&path).map(|directory| directory.join(PROGRAM)).find(|program| program.is_file())
+}
+
+/// As `qemu/tcg 7.2.22`, without a driver.
+pub(crate) fn describe(program: &Path, kvm: bool) -> Result<String, DriverError> {
+    let accelerator = if kvm { Accelerator::Kvm } else { Accelerator::Tcg };
+    Ok(format!("qemu/{accelerator} {}", QemuVersion::of(program)?))
+}
+
+fn processor() -> Result<String, DriverError> {
+    const PATH: &str = "/proc/cpuinfo";
+    let text = fs::read_to_string(PATH).doing(|| format!("reading {PATH}"))?;
+    let value = |name: &str| {
+        let line = text.lines().find(|line| line.starts_with(name))?;
+        Some(line.split_once(':')?.1.trim().to_owned())
+    };
+    let parts = ["model name", "cpu family", "model", "stepping"];
+    Ok(parts.iter().filter_map(|name| value(name)).collect::<Vec<_>>().join(" "))
+}
+
+#[async_trait]
+impl Driver for QemuDriver {
+    fn summary(&self) -> String {
+        format!("qemu/{} {}", self.launcher.accelerator, self.launcher.version)
+    }
+
+    fn identity(&self, kernel: &KernelImage) -> VmmIdentity {
+        self.identity_with(kernel.version.clone())
+    }
+
+    async fn boot(&self, request: BootRequest<'_>) -> Result<Box<dyn Machine>, DriverError> {
+        let BootRequest { config, kernel, disk, slot, home, deadline } = request;
+        let origin = Origin::Boot { kernel: kernel.clone(), tsc_khz: self.tsc_khz };
+        let identity = self.identity(kernel);
+        let plan = self.launcher.plan(config, origin, disk, slot, home)?;
+        Ok(Box::new(QemuMachine::start(plan, identity, deadline).await?))
+    }
+
+    async fn restore(&self, request: RestoreRequest<'_>) -> Result<Box<dyn Machine>, DriverError> {
+        let RestoreRequest { snapshot, kernel, sharing, disk, slot, home, deadline } = request;
+        let manifest = snapshot.manifest();
+        let wanted = kernel.map_or_else(|| manifest.identity.kernel.clone(), |kernel| kernel.version.clone());
+        let identity = self.identity_with(wanted);
+        manifest.identity.check_restorable_on(&identity)?;
+        let origin = Origin::Restore {
+            memory: snapshot.memory(),
+            state: snapshot.state(),
+            sharing,
+            sealed: self.sealed.clone(),
+        };
+        let plan = self.launcher.plan(manifest.machine, origin, disk, slot, home)?;
+        // The guest goes on with the rate it was told at its boot.
+        let identity = VmmIdentity { tsc_khz: manifest.identity.tsc_khz, ..identity };
+        Ok(Box::new(QemuMachine::start(plan, identity, deadline).await?))
+    }
+
+    async fn adopt(&self, record: &MachineRecord) -> Result<Box<dyn Machine>, DriverError> {
+        let DriverRecord::Qemu(qemu) = &record.driver;
+        let process = VmmProcess::adopt(&record.process)?;
+        Ok(Box::new(QemuMachine::adopt(process, record, qemu.memory).await?))
+    }
+}
+
+impl QemuDriver {
+    fn identity_with(&self, kernel: String) -> VmmIdentity {
+        VmmIdentity {
+            driver: "qemu".to_owned(),
+            version: self.launcher.version.to_string(),
+            accelerator: self.launcher.accelerator.to_string(),
+            cpu_model: self.cpu_model.clone(),
+            device_layout: DEVICE_LAYOUT,
+            kernel,
+            tsc_khz: self.tsc_khz,
+        }
+    }
+}

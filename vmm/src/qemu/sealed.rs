@@ -1,0 +1,151 @@
+//! Memory that many machines start from, for a QEMU that must be able to open it for writing: a copy in the
+//! host's memory, sealed by the kernel, so that no process whatever can change it. All machines share
+//! its pages until they write to their own.
+
+use std::{
+    collections::VecDeque,
+    fs::File,
+    io,
+    os::{
+        fd::{AsFd as _, OwnedFd},
+        unix::fs::{FileExt as _, MetadataExt as _},
+    },
+    path::Path,
+    sync::{Arc, Mutex, PoisonError},
+};
+
+use nix::{
+    fcntl::{FcntlArg, SealFlag, fcntl},
+    sys::memfd::{MFdFlags, memfd_create},
+};
+
+use crate::{
+    disk::data_ranges,
+    failure::{Doing as _, Failure},
+};
+
+/// Which file it is a copy of. A snapshot's memory never changes under the same inode and time.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+struct Source {
+    device: u64,
+    inode: u64,
+    changed: (i64, i64),
+}
+
+/// Sealed copies, the least recently used go first. What goes stays in memory as long as a
+/// machine runs from it.
+#[derive(Debug)]
+pub struct SealedMemories {
+    /// Sum of the sizes of what is kept.
+    budget_bytes: u64,
+    kept: Mutex<VecDeque<Kept>>,
+}
+
+#[derive(Clone, Debug)]
+struct Kept {
+    source: Source,
+    bytes: u64,
+    memory: Arc<OwnedFd>,
+}
+
+impl SealedMemories {
+    pub fn new(budget_bytes: u64) -> Self {
+        Self { budget_bytes, kept: Mutex::default() }
+    }
+
+    /// The copy of a file that does not change; `None` if it is larger than all that may be kept. Blocks, the
+    /// first time for as long as reading it takes.
+    pub fn get(&self, path: &Path) -> Result<Option<Arc<OwnedFd>>, Failure> {
+        let doing = || format!("copying {} into memory", path.display());
+        let file = File::open(path).doing(doing)?;
+        let metadata = file.metadata().doing(doing)?;
+        if metadata.size() > self.budget_bytes {
+            return Ok(None);
+        }
+        let source = Source {
+            device: metadata.dev(),
+            inode: metadata.ino(),
+            changed: (metadata.mtime(), metadata.mtime_nsec()),
+        };
+        // Held while copying: whoever wants the same waits for it instead of making another.
+        let mut kept = self.kept.lock().unwrap_or_else(PoisonError::into_inner);
+        let found = kept.iter().position(|one| one.source == source).and_then(|at| kept.remove(at));
+        let one = match found {
+            Some(one) => one,
+            None => {
+                let memory = Arc::new(copy_sealed(&file, metadata.size()).doing(doing)?);
+                Kept { source, bytes: metadata.size(), memory }
+            }
+        };
+        kept.push_back(one.clone());
+        while kept.iter().map(|one| one.bytes).sum::<u64>() > self.budget_bytes {
+            kept.pop_front();
+        }
+        Ok(Some(one.memory))
+    }
+}
+
+fn copy_sealed(file: &File, size: u64) -> io::Result<OwnedFd> {
+    let flags = MFdFlags::MFD_CLOEXEC | MFdFlags::MFD_ALLOW_SEALING;
+    let memory = File::from(memfd_create(c"wrenn-memory", flags)?);
+    memory.set_len(size)?;
+    let mut buffer = vec![0; 1 << 20];
+    for range in data_ranges(file, size) {
+        let (mut position, end) = range?;
+        while position < end {
+            let length = (end - position).min(buffer.len() as u64) as usize;
+            file.read_exact_at(&mut buffer[..length], position)?;
+            memory.write_all_at(&buffer[..length], position)?;
+            position += length as u64;
+        }
+    }
+    let seals =
+        SealFlag::F_SEAL_WRITE | SealFlag::F_SEAL_SHRINK | SealFlag::F_SEAL_GROW | SealFlag::F_SEAL_SEAL;
+    fcntl(memory.as_fd(), FcntlArg::F_ADD_SEALS(seals))?;
+    Ok(memory.into())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn file_of(byte: u8, size: usize) -> tempfile::NamedTempFile {
+        let file = tempfile::NamedTempFile::new().unwrap();
+        std::fs::write(file.path(), vec![byte; size]).unwrap();
+        file
+    }
+
+    #[test]
+    fn one_copy_serves_all_and_nobody_can_write_to_it() {
+        let memories = SealedMemories::new(1 << 20);
+        let file = file_of(7, 8192);
+        let first = memories.get(file.path()).unwrap().unwrap();
+        let second = memories.get(file.path()).unwrap().unwrap();
+        assert!(Arc::ptr_eq(&first, &second));
+
+        let opened = File::from(first.try_clone().unwrap());
+        let mut content = vec![0; 8192];
+        opened.read_exact_at(&mut content, 0).unwrap();
+        assert!(content == vec![7; 8192]);
+        let again = std::fs::OpenOptions::new().read(true).write(true).open(super::super::command::path_of(
+            std::os::fd::AsRawFd::as_raw_fd(&*first),
+        ));
+        let error = again.unwrap().write_all_at(&[1], 0).unwrap_err();
+        assert_eq!(error.raw_os_error(), Some(libc::EPERM));
+        assert_eq!(opened.set_len(1).unwrap_err().raw_os_error(), Some(libc::EPERM));
+    }
+
+    #[test]
+    fn the_least_recently_used_goes_and_what_is_too_large_is_not_kept() {
+        let memories = SealedMemories::new(3 << 20);
+        let files = [file_of(1, 1 << 20), file_of(2, 1 << 20), file_of(3, 1 << 20), file_of(4, 1 << 20)];
+        let first = memories.get(files[0].path()).unwrap().unwrap();
+        let second = memories.get(files[1].path()).unwrap().unwrap();
+        memories.get(files[2].path()).unwrap().unwrap();
+        assert!(Arc::ptr_eq(&first, &memories.get(files[0].path()).unwrap().unwrap()));
+        memories.get(files[3].path()).unwrap().unwrap();
+        assert!(Arc::ptr_eq(&first, &memories.get(files[0].path()).unwrap().unwrap()));
+        assert!(!Arc::ptr_eq(&second, &memories.get(files[1].path()).unwrap().unwrap()), "was dropped");
+        assert!(memories.get(file_of(5, 4 << 20).path()).unwrap().is_none());
+    }
+}

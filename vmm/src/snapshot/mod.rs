@@ -1,0 +1,161 @@
+//! A machine that does not run: a directory with its device state, memory, disk and a manifest.
+//!
+//! ```text
+//! <name>/manifest.json   one line `wrenn-snapshot 1 <sha256 of the rest>`, then JSON
+//!        state           the VMM's device state
+//!        memory          one byte of file per byte of guest memory, holes where it is zero
+//!        disk.ext4       of the same moment as the memory
+//! ```
+//! A snapshot becomes visible only complete: see [`SnapshotWriter`].
+
+mod manifest;
+mod writer;
+
+use std::{
+    fs, io,
+    path::{Path, PathBuf},
+};
+
+pub use self::{
+    manifest::{DiskEntry, FileDigest, MemoryLayout, SnapshotManifest},
+    writer::{SnapshotWriter, sweep_partials},
+};
+use crate::{
+    failure::{Doing as _, Failure, Failures, Teardown, blocking},
+    paths::hex,
+};
+
+const MANIFEST: &str = "manifest.json";
+const STATE: &str = "state";
+const MEMORY: &str = "memory";
+const DISK: &str = "disk.ext4";
+/// Far more than any VMM's device state; what is larger did not come from one.
+pub(crate) const STATE_LIMIT: u64 = 16 << 20;
+
+#[derive(Debug, thiserror::Error)]
+pub enum SnapshotError {
+    #[error("there is no snapshot at {0}")]
+    Missing(PathBuf),
+    #[error("the snapshot at {directory} is damaged: {what}")]
+    Corrupt { directory: PathBuf, what: String },
+    #[error("the snapshot at {directory} has format {found}, this program reads {expected}")]
+    Format { directory: PathBuf, found: String, expected: u32 },
+    /// The machine was not saved into it before it was to be completed.
+    #[error("nothing was saved into the snapshot at {0}")]
+    Empty(PathBuf),
+    #[error(transparent)]
+    Io(#[from] Failure),
+    #[error("removing a snapshot")]
+    Teardown(#[from] Failures),
+}
+
+/// A complete snapshot whose parts have been checked.
+#[derive(Clone, Debug)]
+pub struct Snapshot {
+    directory: PathBuf,
+    manifest: SnapshotManifest,
+}
+
+impl Snapshot {
+    /// Reads the manifest and checks that what it names is there, whole. The contents of memory and disk
+    /// are not read.
+    pub async fn open(directory: &Path) -> Result<Self, SnapshotError> {
+        let directory = directory.to_owned();
+        blocking(move || Self::open_here(directory)).await
+    }
+
+    fn open_here(directory: PathBuf) -> Result<Self, SnapshotError> {
+        let path = directory.join(MANIFEST);
+        let bytes = match fs::read(&path) {
+            Ok(bytes) => bytes,
+            Err(error) if error.kind() == io::ErrorKind::NotFound => {
+                return Err(SnapshotError::Missing(directory));
+            }
+            Err(error) => return Err(Failure::new(format!("reading {}", path.display()), error).into()),
+        };
+        let manifest = SnapshotManifest::decode(&bytes, &directory)?;
+        let snapshot = Self { directory, manifest };
+        snapshot.check_files()?;
+        Ok(snapshot)
+    }
+
+    fn check_files(&self) -> Result<(), SnapshotError> {
+        let MemoryLayout::Flat { bytes } = self.manifest.memory;
+        self.check_size(&self.memory(), bytes)?;
+        if let Some(disk) = &self.manifest.disk {
+            self.check_size(&self.disk(), disk.bytes)?;
+        }
+        self.check_size(&self.state(), self.manifest.state.bytes)?;
+        if FileDigest::of(&self.state())? != self.manifest.state {
+            return Err(self.corrupt("the device state does not match its digest"));
+        }
+        Ok(())
+    }
+
+    fn check_size(&self, path: &Path, expected: u64) -> Result<(), SnapshotError> {
+        let found = match fs::metadata(path) {
+            Ok(metadata) => metadata.len(),
+            Err(error) if error.kind() == io::ErrorKind::NotFound => {
+                return Err(self.corrupt(format!("{} is missing", path.display())));
+            }
+            Err(error) => return Err(Failure::new(format!("looking at {}", path.display()), error).into()),
+        };
+        if found == expected {
+            return Ok(());
+        }
+        Err(self.corrupt(format!("{} has {found} bytes instead of {expected}", path.display())))
+    }
+
+    fn corrupt(&self, what: impl Into<String>) -> SnapshotError {
+        SnapshotError::Corrupt { directory: self.directory.clone(), what: what.into() }
+    }
+
+    pub fn directory(&self) -> &Path {
+        &self.directory
+    }
+
+    pub fn manifest(&self) -> &SnapshotManifest {
+        &self.manifest
+    }
+
+    pub fn memory(&self) -> PathBuf {
+        self.directory.join(MEMORY)
+    }
+
+    pub fn state(&self) -> PathBuf {
+        self.directory.join(STATE)
+    }
+
+    /// There if the manifest says so.
+    pub fn disk(&self) -> PathBuf {
+        self.directory.join(DISK)
+    }
+
+    /// The manifest goes first: what is left after a crash is no snapshot any more.
+    pub async fn remove(self) -> Result<(), SnapshotError> {
+        blocking(move || {
+            let mut teardown = Teardown::default();
+            let manifest = self.directory.join(MANIFEST);
+            teardown.step(|| format!("removing {}", manifest.display()), fs::remove_file(&manifest));
+            let directory = &self.directory;
+            teardown.step(|| format!("removing {}", directory.display()), fs::remove_dir_all(directory));
+            Ok(teardown.finish()?)
+        })
+        .await
+    }
+}
+
+impl FileDigest {
+    /// Of a small file.
+    pub(crate) fn of(path: &Path) -> Result<Self, SnapshotError> {
+        use sha2::Digest as _;
+        let doing = || format!("reading {}", path.display());
+        let size = fs::metadata(path).doing(doing)?.len();
+        if size > STATE_LIMIT {
+            let error = io::Error::new(io::ErrorKind::FileTooLarge, format!("{size} bytes"));
+            return Err(Failure::new(doing(), error).into());
+        }
+        let content = fs::read(path).doing(doing)?;
+        Ok(Self { bytes: content.len() as u64, sha256: hex(&sha2::Sha256::digest(&content)) })
+    }
+}

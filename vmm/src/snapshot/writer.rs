@@ -1,0 +1,316 @@
+//! How a snapshot comes into being: written aside, made durable, renamed.
+//!
+//! ```text
+//!  begin ──▶ <name>.partial ──(driver saves, disk is cloned into it)──▶ commit ──▶ <name>
+//!                  └── abort, drop, or sweep after a crash ──▶ nothing
+//! ```
+
+use std::{
+    fs, io,
+    os::fd::AsFd as _,
+    path::{Path, PathBuf},
+    thread,
+    time::{SystemTime, UNIX_EPOCH},
+};
+
+use nix::fcntl::{AT_FDCWD, RenameFlags, renameat2};
+
+use super::{DISK, DiskEntry, FileDigest, MANIFEST, MEMORY, MemoryLayout, STATE, Snapshot, SnapshotError};
+use crate::{
+    driver::{MachineConfig, VmmIdentity},
+    failure::{Doing as _, Failure, Failures, Teardown, blocking},
+    paths::{PARTIAL, create_directory, partial, sync_directory},
+    snapshot::SnapshotManifest,
+};
+
+/// A snapshot that is being written.
+#[derive(Debug)]
+pub struct SnapshotWriter {
+    target: PathBuf,
+    partial: PathBuf,
+    saved: Option<Saved>,
+    parent: Option<String>,
+    /// Nothing is left to be removed when this is dropped.
+    done: bool,
+}
+
+/// What a driver wrote.
+#[derive(Debug)]
+struct Saved {
+    identity: VmmIdentity,
+    machine: MachineConfig,
+    memory: MemoryLayout,
+    state: FileDigest,
+}
+
+impl SnapshotWriter {
+    /// Starts beside `directory`, whose present content stays until [`commit`](Self::commit).
+    pub async fn begin(directory: &Path) -> Result<Self, SnapshotError> {
+        let target = directory.to_owned();
+        let partial = partial(directory);
+        let made = partial.clone();
+        blocking(move || {
+            match fs::remove_dir_all(&made) {
+                Err(error) if error.kind() != io::ErrorKind::NotFound => Err(error),
+                _ => Ok(()),
+            }
+            .doing(|| format!("removing the leftover {}", made.display()))?;
+            create_directory(&made, 0o700)
+        })
+        .await?;
+        Ok(Self { target, partial, saved: None, parent: None, done: false })
+    }
+
+    /// Where the parts are written until it is complete.
+    pub fn directory(&self) -> &Path {
+        &self.partial
+    }
+
+    pub fn memory_path(&self) -> PathBuf {
+        self.partial.join(MEMORY)
+    }
+
+    pub fn state_path(&self) -> PathBuf {
+        self.partial.join(STATE)
+    }
+
+    /// Where the disk of the same moment is to be cloned to, if the snapshot is to have one.
+    pub fn disk_path(&self) -> PathBuf {
+        self.partial.join(DISK)
+    }
+
+    /// What the machine was restored from.
+    pub fn set_parent(&mut self, parent: String) {
+        self.parent = Some(parent);
+    }
+
+    /// For drivers: memory and device state are written.
+    pub(crate) fn saved(
+        &mut self,
+        identity: VmmIdentity,
+        machine: MachineConfig,
+        memory: MemoryLayout,
+    ) -> Result<u64, SnapshotError> {
+        let state = FileDigest::of(&self.state_path())?;
+        let bytes = state.bytes;
+        self.saved = Some(Saved { identity, machine, memory, state });
+        Ok(bytes)
+    }
+
+    /// Makes it durable, then visible, in place of an older one of the same name. On error there is
+    /// what was there before.
+    pub async fn commit(mut self) -> Result<Snapshot, SnapshotError> {
+        let Some(saved) = self.saved.take() else {
+            return Err(SnapshotError::Empty(self.target.clone()));
+        };
+        blocking(move || {
+            let manifest = self.write_manifest(saved)?;
+            self.sync()?;
+            self.publish()?;
+            Ok(Snapshot { directory: self.target.clone(), manifest })
+        })
+        .await
+    }
+
+    fn write_manifest(&self, saved: Saved) -> Result<SnapshotManifest, SnapshotError> {
+        let disk = match fs::metadata(self.disk_path()) {
+            Ok(metadata) => Some(DiskEntry { bytes: metadata.len() }),
+            Err(error) if error.kind() == io::ErrorKind::NotFound => None,
+            Err(error) => return Err(Failure::new("looking at the disk's clone", error).into()),
+        };
+        let created_at = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
+        let Saved { identity, machine, memory, state } = saved;
+        let manifest = SnapshotManifest {
+            created_at_ns: i64::try_from(created_at.as_nanos()).unwrap_or(i64::MAX),
+            identity,
+            machine,
+            memory,
+            state,
+            disk,
+            parent: self.parent.clone(),
+        };
+        let path = self.partial.join(MANIFEST);
+        fs::write(&path, manifest.encode()).doing(|| format!("writing {}", path.display()))?;
+        Ok(manifest)
+    }
+
+    /// File by file, not the whole file system, which would wait for what every other machine on it has
+    /// written too; and all at once, so that they share the journal's commit and the disk's flush.
+    fn sync(&self) -> Result<(), Failure> {
+        let paths = [MEMORY, STATE, DISK, MANIFEST].map(|file| self.partial.join(file));
+        thread::scope(|scope| {
+            let syncs: Vec<_> = paths
+                .iter()
+                .filter(|path| path.exists())
+                .chain([&self.partial])
+                .map(|path| scope.spawn(move || sync(path)))
+                .collect();
+            syncs.into_iter().try_for_each(|sync| {
+                sync.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic))
+            })
+        })
+    }
+
+    fn publish(&mut self) -> Result<(), SnapshotError> {
+        let doing = || format!("renaming {} to {}", self.partial.display(), self.target.display());
+        let replaces = self.target.exists();
+        let flags = if replaces { RenameFlags::RENAME_EXCHANGE } else { RenameFlags::RENAME_NOREPLACE };
+        renameat2(AT_FDCWD, &self.partial, AT_FDCWD, &self.target, flags).doing(doing)?;
+        let parent = self.target.parent().unwrap_or(Path::new("/"));
+        sync_directory(parent).doing(|| format!("syncing {}", parent.display()))?;
+        self.done = true;
+        if replaces {
+            // The new one counts from here on; the next sweep takes what is left of the old one.
+            if let Err(error) = fs::remove_dir_all(&self.partial) {
+                tracing::warn!(path = %self.partial.display(), %error, "removing a replaced snapshot");
+            }
+        }
+        Ok(())
+    }
+
+    /// Removes what was written.
+    pub async fn abort(mut self) -> Result<(), SnapshotError> {
+        self.done = true;
+        let partial = self.partial.clone();
+        let result = blocking(move || fs::remove_dir_all(partial)).await;
+        Ok(result.doing(|| format!("removing {}", self.partial.display()))?)
+    }
+}
+
+impl Drop for SnapshotWriter {
+    fn drop(&mut self) {
+        if !self.done
+            && let Err(error) = fs::remove_dir_all(&self.partial)
+        {
+            tracing::warn!(path = %self.partial.display(), %error, "removing an unfinished snapshot");
+        }
+    }
+}
+
+fn sync(path: &Path) -> Result<(), Failure> {
+    fs::File::open(path)
+        .and_then(|file| Ok(nix::unistd::fdatasync(file.as_fd())?))
+        .doing(|| format!("syncing {}", path.display()))
+}
+
+/// Removes what a crash left unfinished in a directory of snapshots and in the directories below it;
+/// answers how many. Goes on past errors.
+pub async fn sweep_partials(directory: &Path) -> Result<usize, Failures> {
+    let directory = directory.to_owned();
+    blocking(move || {
+        let mut teardown = Teardown::default();
+        let swept = sweep(&directory, 1, &mut teardown);
+        teardown.finish().map(|()| swept)
+    })
+    .await
+}
+
+fn sweep(directory: &Path, levels_below: u32, teardown: &mut Teardown) -> usize {
+    let entries = match fs::read_dir(directory) {
+        Ok(entries) => entries,
+        Err(error) => {
+            teardown.step(|| format!("listing {}", directory.display()), Err::<(), _>(error));
+            return 0;
+        }
+    };
+    let mut swept = 0;
+    for entry in entries.filter_map(Result::ok).filter(|entry| entry.path().is_dir()) {
+        let path = entry.path();
+        if path.as_os_str().as_encoded_bytes().ends_with(PARTIAL.as_bytes()) {
+            teardown.step(|| format!("removing {}", path.display()), fs::remove_dir_all(&path));
+            swept += 1;
+        } else if levels_below > 0 {
+            swept += sweep(&path, levels_below - 1, teardown);
+        }
+    }
+    swept
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    async fn written(at: &Path, memory: &[u8]) -> SnapshotWriter {
+        let mut writer = SnapshotWriter::begin(at).await.unwrap();
+        fs::write(writer.memory_path(), memory).unwrap();
+        fs::write(writer.state_path(), "abc").unwrap();
+        fs::write(writer.disk_path(), "disk").unwrap();
+        let like = crate::snapshot::manifest::tests::manifest();
+        let layout = MemoryLayout::Flat { bytes: memory.len() as u64 };
+        writer.saved(like.identity, like.machine, layout).unwrap();
+        writer
+    }
+
+    #[tokio::test]
+    async fn nothing_is_visible_before_commit_and_everything_after() {
+        let directory = tempfile::tempdir().unwrap();
+        let at = directory.path().join("cl-1");
+        let mut writer = written(&at, b"memory").await;
+        writer.set_parent("golden/minimal".into());
+        assert!(matches!(Snapshot::open(&at).await, Err(SnapshotError::Missing(_))));
+
+        writer.commit().await.unwrap();
+        let snapshot = Snapshot::open(&at).await.unwrap();
+        assert_eq!(snapshot.manifest().disk, Some(DiskEntry { bytes: 4 }));
+        assert_eq!(snapshot.manifest().parent.as_deref(), Some("golden/minimal"));
+        assert_eq!(fs::read(snapshot.memory()).unwrap(), b"memory");
+        assert_eq!(fs::read_dir(directory.path()).unwrap().count(), 1);
+
+        snapshot.remove().await.unwrap();
+        assert_eq!(fs::read_dir(directory.path()).unwrap().count(), 0);
+    }
+
+    #[tokio::test]
+    async fn a_newer_one_takes_the_place_of_the_older() {
+        let directory = tempfile::tempdir().unwrap();
+        let at = directory.path().join("cl-1");
+        written(&at, b"one").await.commit().await.unwrap();
+        let second = written(&at, b"second").await;
+        assert_eq!(fs::read(Snapshot::open(&at).await.unwrap().memory()).unwrap(), b"one");
+        second.commit().await.unwrap();
+        assert_eq!(fs::read(Snapshot::open(&at).await.unwrap().memory()).unwrap(), b"second");
+        assert_eq!(fs::read_dir(directory.path()).unwrap().count(), 1);
+    }
+
+    #[tokio::test]
+    async fn an_unfinished_one_leaves_nothing() {
+        let directory = tempfile::tempdir().unwrap();
+        let at = directory.path().join("cl-1");
+        written(&at, b"aborted").await.abort().await.unwrap();
+        drop(written(&at, b"dropped").await);
+        let empty = SnapshotWriter::begin(&at).await.unwrap();
+        assert!(matches!(empty.commit().await, Err(SnapshotError::Empty(_))));
+        assert_eq!(fs::read_dir(directory.path()).unwrap().count(), 0);
+    }
+
+    #[tokio::test]
+    async fn a_crash_leaves_a_partial_one_that_is_swept() {
+        let directory = tempfile::tempdir().unwrap();
+        written(&directory.path().join("whole"), b"memory").await.commit().await.unwrap();
+        for crashed in ["cl-1", "minimal/1-256-1024"] {
+            std::mem::forget(written(&directory.path().join(crashed), b"memory").await);
+        }
+        assert_eq!(sweep_partials(directory.path()).await.unwrap(), 2);
+        assert_eq!(sweep_partials(directory.path()).await.unwrap(), 0);
+        Snapshot::open(&directory.path().join("whole")).await.unwrap();
+    }
+
+    #[tokio::test]
+    async fn a_damaged_one_is_refused_saying_how() {
+        let directory = tempfile::tempdir().unwrap();
+        let at = directory.path().join("cl-1");
+        let damage: [(&str, &dyn Fn(&Snapshot)); 4] = [
+            ("memory has 5 bytes instead of 6", &|s| fs::write(s.memory(), "short").unwrap()),
+            ("disk.ext4 is missing", &|s| fs::remove_file(s.disk()).unwrap()),
+            ("the device state does not match", &|s| fs::write(s.state(), "xyz").unwrap()),
+            ("the manifest is cut off", &|s| fs::write(s.directory().join(MANIFEST), "").unwrap()),
+        ];
+        for (expected, damage) in damage {
+            let snapshot = written(&at, b"memory").await.commit().await.unwrap();
+            damage(&snapshot);
+            let error = Snapshot::open(&at).await.unwrap_err();
+            assert!(matches!(error, SnapshotError::Corrupt { .. }), "{error}");
+            assert!(error.to_string().contains(expected), "{error} should say {expected}");
+        }
+    }
+}

@@ -1,0 +1,196 @@
+//! A host directory of its own for one test, with everything a machine needs, and its removal.
+
+use std::{
+    io::{BufRead as _, BufReader, Write as _},
+    net::{Ipv4Addr, SocketAddr, TcpStream},
+    path::PathBuf,
+    sync::Arc,
+    time::{Duration, Instant},
+};
+
+use wrenn_vmm::{
+    disk::{self, AttachedDisk, DiskOptions, DiskStore},
+    driver::{
+        self, BootRequest, Driver, DriverOptions, KernelImage, Machine, MachineConfig, MemorySharing,
+        RestoreRequest,
+    },
+    kvm::KvmPolicy,
+    network::{NetworkOptions, NetworkSlot, SlotAllocator},
+    paths::{CapsulePaths, HostPaths},
+    snapshot::{Snapshot, SnapshotWriter},
+};
+
+/// Where the guest daemon, or what stands in for it, answers.
+const GUEST_PORT: u16 = 49983;
+pub const CONFIG: MachineConfig = MachineConfig { vcpus: 1, memory_mib: 256 };
+const DISK_MIB: u32 = 512;
+/// For anything that a guest under emulation does on a busy machine.
+pub const PATIENCE: Duration = Duration::from_secs(60);
+
+/// A host with a golden disk.
+pub struct Host {
+    pub driver: Arc<dyn Driver>,
+    pub store: Arc<dyn DiskStore>,
+    pub slots: SlotAllocator,
+    pub paths: HostPaths,
+    kernel: KernelImage,
+    directory: tempfile::TempDir,
+    image: PathBuf,
+}
+
+/// A running machine with what belongs to it.
+pub struct Running {
+    pub machine: Box<dyn Machine>,
+    pub slot: NetworkSlot,
+    pub disk: AttachedDisk,
+    pub home: CapsulePaths,
+}
+
+/// The directory with kernel and image that these tests need.
+fn prepared() -> HostPaths {
+    let directory = std::env::var_os("WRENN_DIR").unwrap_or_else(|| {
+        panic!("WRENN_DIR must name a directory with kernels/ and images/: real machines are tested here")
+    });
+    assert!(nix::unistd::geteuid().is_root(), "real machines need root: namespaces, loop devices, users");
+    HostPaths::new(directory).unwrap()
+}
+
+impl Host {
+    /// `slots` must not be used by anything else on the machine.
+    pub async fn start(slots: &str) -> Self {
+        let prepared = prepared();
+        let kernel = prepared.current_kernel().expect("WRENN_DIR must hold a guest kernel");
+        let image = find_image(&prepared.images()).expect("WRENN_DIR must hold a rootfs.ext4");
+        let directory = tempfile::Builder::new().prefix("wrenn-vmm-").tempdir_in("/var/tmp").unwrap();
+        let paths = HostPaths::new(directory.path()).unwrap();
+        let options = DiskOptions { data_size_bytes: Some(8 << 30), ..DiskOptions::default() };
+        let store = disk::prepare(&paths, &options).await.unwrap();
+        paths.create_all().unwrap();
+        let options =
+            NetworkOptions { slots: slots.parse().unwrap(), pool: 1, name_servers: Vec::new() };
+        let slots = SlotAllocator::start(options, &Default::default()).await.unwrap();
+        let options =
+            DriverOptions { kvm: KvmPolicy::Auto, qemu_binary: None, run: paths.run().to_owned() };
+        let driver = driver::open(&options).await.unwrap();
+        Self { driver, store, slots, paths, kernel, directory, image }
+    }
+
+    /// Removes everything, and checks that it could.
+    pub async fn stop(self) {
+        self.slots.shutdown().await.unwrap();
+        disk::unmount(&self.paths).await.unwrap();
+        std::fs::remove_dir_all(self.paths.run()).unwrap();
+        self.directory.close().unwrap();
+    }
+
+    fn home(&self, name: &str) -> CapsulePaths {
+        let home = self.paths.capsule(&name.parse().unwrap());
+        home.create().unwrap();
+        home
+    }
+
+    pub async fn boot(&self, name: &str) -> Running {
+        let home = self.home(name);
+        disk::install_image(&self.image, &home.disk()).await.unwrap();
+        disk::extend(&home.disk(), DISK_MIB).await.unwrap();
+        let view = disk::DiskView { path: home.disk() };
+        let disk = self.store.attach(&view).await.unwrap();
+        let slot = self.slots.acquire().await.unwrap();
+        let request = BootRequest {
+            config: CONFIG,
+            kernel: &self.kernel,
+            disk: &disk,
+            slot: &slot,
+            home: &home,
+            deadline: PATIENCE,
+        };
+        let machine = self.driver.boot(request).await.unwrap();
+        Running { machine, slot, disk, home }
+    }
+
+    pub async fn restore(&self, name: &str, snapshot: &Snapshot, sharing: MemorySharing) -> Running {
+        let home = self.home(name);
+        let view = self.store.create(&snapshot.disk(), &home.disk()).await.unwrap();
+        let disk = self.store.attach(&view).await.unwrap();
+        let slot = self.slots.acquire().await.unwrap();
+        let request = RestoreRequest {
+            snapshot,
+            kernel: Some(&self.kernel),
+            sharing,
+            disk: &disk,
+            slot: &slot,
+            home: &home,
+            deadline: PATIENCE,
+        };
+        let machine = self.driver.restore(request).await.unwrap();
+        Running { machine, slot, disk, home }
+    }
+
+    /// Boots one, waits for its guest, and leaves a snapshot of it.
+    pub async fn golden(&self) -> Snapshot {
+        let mut running = self.boot("golden").await;
+        running.wait_for_guest();
+        let at = self.paths.golden_root().join("minimal");
+        running.machine.stop_vcpus().await.unwrap();
+        let snapshot = self.save(&mut running, &at).await;
+        self.end(running).await;
+        snapshot
+    }
+
+    /// Its vCPUs must be stopped.
+    pub async fn save(&self, running: &mut Running, at: &std::path::Path) -> Snapshot {
+        let mut writer = SnapshotWriter::begin(at).await.unwrap();
+        running.machine.save(&mut writer).await.unwrap();
+        self.store.clone_stopped(running.disk.view(), &writer.disk_path()).await.unwrap();
+        writer.commit().await.unwrap()
+    }
+
+    pub async fn end(&self, running: Running) {
+        let Running { machine, slot, disk, home } = running;
+        machine.terminate().await.unwrap();
+        self.slots.release(slot).await.unwrap();
+        let view = self.store.detach(disk).await.unwrap();
+        self.store.remove(view).await.unwrap();
+        home.remove().unwrap();
+    }
+}
+
+fn find_image(images: &std::path::Path) -> Option<PathBuf> {
+    let below = |directory: PathBuf| std::fs::read_dir(directory).into_iter().flatten().filter_map(Result::ok);
+    below(images.to_owned())
+        .flat_map(|team| below(team.path()))
+        .map(|template| template.path().join("rootfs.ext4"))
+        .find(|image| image.is_file())
+}
+
+impl Running {
+    pub fn address(&self) -> SocketAddr {
+        (self.slot.guest_address(), GUEST_PORT).into()
+    }
+
+    /// Until the guest accepts a connection.
+    pub fn wait_for_guest(&self) -> TcpStream {
+        let begun = Instant::now();
+        loop {
+            // The first packets may go nowhere; a new attempt is sooner than TCP's own.
+            match TcpStream::connect_timeout(&self.address(), Duration::from_millis(200)) {
+                Ok(stream) => return stream,
+                Err(error) if begun.elapsed() > PATIENCE => panic!("the guest does not answer: {error}"),
+                Err(_) => std::thread::sleep(Duration::from_millis(1)),
+            }
+        }
+    }
+
+    /// Runs a line in the guest; answers its first line of output.
+    pub fn run(&self, line: &str) -> String {
+        let mut stream = self.wait_for_guest();
+        stream.set_read_timeout(Some(PATIENCE)).unwrap();
+        writeln!(stream, "{line}").unwrap();
+        let mut answer = String::new();
+        BufReader::new(stream).read_line(&mut answer).unwrap();
+        answer.trim_end().to_owned()
+    }
+}
+
+/// Whose namespace a guest sees its peer in.
+pub const PEER: Ipv4Addr = wrenn_vmm::network::NAMESPACE_ADDRESS;
