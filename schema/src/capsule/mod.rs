@@ -1,0 +1,175 @@
+//! Capsules: what they look like, how they are found, made, changed and watched.
+
+mod create;
+mod filter;
+mod mutation;
+mod operation;
+mod query;
+pub(crate) mod rules;
+pub(crate) mod settle;
+pub(crate) mod state;
+mod subscription;
+mod timing;
+
+use std::sync::Arc;
+
+use async_graphql::{Context, Enum, ID, Object, SimpleObject};
+use chrono::{DateTime, Utc};
+use sea_orm::{ColumnTrait, ConnectionTrait, EntityTrait, QueryFilter};
+use wrenn_entities::{CapsuleId, TeamId, capsule};
+
+pub use self::{mutation::CapsuleMutation, query::CapsuleQuery, subscription::CapsuleSubscription};
+use crate::{
+    Error,
+    access::loader,
+    host::Host,
+    loader::Rows,
+    process::{Process, ProcessLists},
+    scalar::Labels,
+    team::Team,
+    template::Template,
+};
+
+/// One microVM with its disk, network and lifecycle.
+#[derive(Clone)]
+pub struct Capsule(Arc<capsule::Model>);
+
+impl From<capsule::Model> for Capsule {
+    fn from(row: capsule::Model) -> Self {
+        Self(Arc::new(row))
+    }
+}
+
+impl From<Arc<capsule::Model>> for Capsule {
+    fn from(row: Arc<capsule::Model>) -> Self {
+        Self(row)
+    }
+}
+
+#[derive(Enum, Clone, Copy, Debug, PartialEq, Eq)]
+#[graphql(remote = "capsule::CapsuleState")]
+pub enum CapsuleState {
+    /// Written down; no host was chosen yet.
+    Pending,
+    Starting,
+    Running,
+    Pausing,
+    /// On disk, with everything in its memory.
+    Paused,
+    Resuming,
+    Snapshotting,
+    Stopping,
+    /// Gone: destroyed, or lost.
+    Stopped,
+    /// Its host is out of reach; it comes back when the host does.
+    Missing,
+    /// Cannot be used; the cause says why.
+    Error,
+}
+
+/// Why a capsule is in its state.
+#[derive(SimpleObject, Clone)]
+pub struct CapsuleCause {
+    /// Stable, as `LOST_BY_HOST`.
+    pub(crate) code: String,
+    pub(crate) message: String,
+}
+
+/// One microVM with its disk, network and lifecycle.
+#[Object]
+impl Capsule {
+    pub(crate) async fn id(&self) -> ID {
+        self.0.id.to_string().into()
+    }
+
+    async fn name(&self) -> Option<&str> {
+        self.0.name.as_deref()
+    }
+
+    async fn state(&self) -> CapsuleState {
+        self.0.state.into()
+    }
+
+    /// Why it is in this state, where that needs saying.
+    async fn cause(&self) -> Option<CapsuleCause> {
+        let code = self.0.cause_code.clone()?;
+        Some(CapsuleCause { code, message: self.0.cause_message.clone().unwrap_or_default() })
+    }
+
+    async fn template(&self, ctx: &Context<'_>) -> Result<Template, Error> {
+        let template = loader::<Rows>(ctx)?.load_one(self.0.template_id).await?;
+        template.map(Template).ok_or_else(|| Error::not_found("the capsule's template is gone"))
+    }
+
+    async fn team(&self, ctx: &Context<'_>) -> Result<Team, Error> {
+        let team = loader::<Rows>(ctx)?.load_one(self.0.team_id).await?;
+        team.map(Team).ok_or_else(|| Error::not_found("the capsule's team is gone"))
+    }
+
+    /// Where it runs, once that is decided.
+    async fn host(&self, ctx: &Context<'_>) -> Result<Option<Host>, Error> {
+        match self.0.host_id {
+            Some(id) => Ok(loader::<Rows>(ctx)?.load_one(id).await?.map(Host)),
+            None => Ok(None),
+        }
+    }
+
+    async fn vcpus(&self) -> i32 {
+        self.0.vcpus
+    }
+
+    async fn memory_mib(&self) -> i32 {
+        self.0.memory_mib
+    }
+
+    async fn disk_mib(&self) -> i32 {
+        self.0.disk_mib
+    }
+
+    /// Paused after this long without activity; 0 = never.
+    async fn timeout_sec(&self) -> i32 {
+        self.0.timeout_sec
+    }
+
+    async fn labels(&self) -> Labels {
+        Labels(self.0.labels.0.clone())
+    }
+
+    async fn created_at(&self) -> DateTime<Utc> {
+        self.0.created_at
+    }
+
+    async fn started_at(&self) -> Option<DateTime<Utc>> {
+        self.0.started_at
+    }
+
+    /// When somebody last used it; at most about a minute behind.
+    async fn last_active_at(&self) -> Option<DateTime<Utc>> {
+        self.0.last_active_at
+    }
+
+    /// The living ones and those that exited lately; none while it is not running. To look is no activity.
+    #[graphql(complexity = "10 * child_complexity + 1")]
+    async fn processes(&self, ctx: &Context<'_>) -> Result<Vec<Process>, Error> {
+        match (self.0.state, self.0.host_id) {
+            (capsule::CapsuleState::Running, Some(host)) => {
+                let list = loader::<ProcessLists>(ctx)?.load_one((host, self.0.id)).await?;
+                list.unwrap_or_else(|| Ok(Vec::new()))
+            }
+            _ => Ok(Vec::new()),
+        }
+    }
+}
+
+/// A capsule of the team. Another team's is not found, like one that is not there.
+pub(crate) async fn find(
+    db: &impl ConnectionTrait,
+    team_id: TeamId,
+    id: CapsuleId,
+) -> Result<capsule::Model, Error> {
+    capsule::Entity::find_by_id(id)
+        .filter(capsule::Column::TeamId.eq(team_id))
+        .one(db)
+        .await?
+        .ok_or_else(|| Error::not_found(format!("there is no capsule {id}")))
+}

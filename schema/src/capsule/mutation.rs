@@ -1,0 +1,94 @@
+//! Changing capsules.
+
+use async_graphql::{Context, ID, InputObject, Object, SimpleObject};
+
+use super::{
+    Capsule, create,
+    operation::{Verb, carry_out},
+    timing,
+};
+use crate::{
+    Error,
+    access::{Actor, Member, services},
+    error::parse_id,
+    process::EnvVarInput,
+    scalar::Labels,
+};
+
+#[derive(InputObject)]
+pub struct CreateCapsuleInput {
+    /// Id or name; the platform's `minimal` if absent.
+    pub(super) template: Option<String>,
+    pub(super) name: Option<String>,
+    pub(super) vcpus: Option<i32>,
+    pub(super) memory_mib: Option<i32>,
+    pub(super) disk_mib: Option<i32>,
+    /// Paused after this long without activity; 0 = never, which is the default.
+    pub(super) timeout_sec: Option<i32>,
+    /// For every process in it, after the template's.
+    pub(super) env: Option<Vec<EnvVarInput>>,
+    pub(super) labels: Option<Labels>,
+    /// A repeat with the same key and input answers with the same capsule.
+    pub(super) idempotency_key: Option<String>,
+}
+
+#[derive(SimpleObject)]
+pub struct CapsulePayload {
+    capsule: Capsule,
+}
+
+#[derive(Default)]
+pub struct CapsuleMutation;
+
+#[Object]
+impl CapsuleMutation {
+    /// Makes a capsule and answers when it runs.
+    #[graphql(guard = "Member")]
+    async fn create_capsule(&self, ctx: &Context<'_>, input: CreateCapsuleInput) -> Result<CapsulePayload, Error> {
+        let capsule = create::create(services(ctx)?, Actor::of(ctx)?, input).await?.into();
+        Ok(CapsulePayload { capsule })
+    }
+
+    /// Puts it to disk with everything in its memory. One that is paused stays so.
+    #[graphql(guard = "Member")]
+    async fn pause_capsule(&self, ctx: &Context<'_>, id: ID) -> Result<CapsulePayload, Error> {
+        change(ctx, &id, Verb::Pause).await
+    }
+
+    /// Lets a paused one go on. One that is running stays so.
+    #[graphql(guard = "Member")]
+    async fn resume_capsule(&self, ctx: &Context<'_>, id: ID) -> Result<CapsulePayload, Error> {
+        change(ctx, &id, Verb::Resume).await
+    }
+
+    /// Removes it with its disk and its memory, for good.
+    #[graphql(guard = "Member")]
+    async fn destroy_capsule(&self, ctx: &Context<'_>, id: ID) -> Result<CapsulePayload, Error> {
+        change(ctx, &id, Verb::Destroy).await
+    }
+
+    /// Counts as activity.
+    #[graphql(guard = "Member")]
+    async fn ping_capsule(&self, ctx: &Context<'_>, id: ID) -> Result<CapsulePayload, Error> {
+        let capsule = timing::ping(services(ctx)?, &Actor::of(ctx)?, parse_id("id", &id)?).await?.into();
+        Ok(CapsulePayload { capsule })
+    }
+
+    /// Sets after how long without activity it is paused; 0 = never.
+    #[graphql(guard = "Member")]
+    async fn set_capsule_timeout(
+        &self,
+        ctx: &Context<'_>,
+        id: ID,
+        timeout_sec: i32,
+    ) -> Result<CapsulePayload, Error> {
+        let id = parse_id("id", &id)?;
+        let capsule = timing::set_timeout(services(ctx)?, &Actor::of(ctx)?, id, timeout_sec).await?.into();
+        Ok(CapsulePayload { capsule })
+    }
+}
+
+async fn change(ctx: &Context<'_>, id: &ID, verb: Verb) -> Result<CapsulePayload, Error> {
+    let capsule = carry_out(services(ctx)?, &Actor::of(ctx)?, parse_id("id", id)?, verb).await?.into();
+    Ok(CapsulePayload { capsule })
+}

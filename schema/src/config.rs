@@ -1,0 +1,37 @@
+//! What the schema is told at its start.
+
+use std::path::PathBuf;
+
+/// Settings of the schema and of what it drives.
+#[derive(Clone, Debug)]
+pub struct SchemaConfig {
+    /// Where this installation keeps its files; the certificate authority lies in `ca` under it.
+    pub dir: PathBuf,
+    /// Whether clients may ask the schema about itself.
+    pub introspection: bool,
+    /// Levels of nesting in one operation; the introspection query of common tools has 15.
+    pub depth_limit: usize,
+    /// Fields in one operation, those of lists multiplied by the length asked for.
+    pub complexity_limit: usize,
+    /// vCPUs given out for each processor of a host.
+    pub cpu_overcommit: f64,
+    /// MiB of memory given out for each MiB of a host.
+    pub memory_overcommit: f64,
+    /// MiB of disk given out for each MiB of a host; disks are copy-on-write and rarely filled.
+    pub disk_overcommit: f64,
+}
+
+impl SchemaConfig {
+    /// The defaults, for an installation whose files are under `dir`.
+    pub fn new(dir: impl Into<PathBuf>) -> Self {
+        Self {
+            dir: dir.into(),
+            introspection: true,
+            depth_limit: 20,
+            complexity_limit: 10_000,
+            cpu_overcommit: 16.0,
+            memory_overcommit: 1.0,
+            disk_overcommit: 10.0,
+        }
+    }
+}

@@ -1,0 +1,165 @@
+//! Connections to host agents: gRPC over mutual TLS, one channel per host, made on demand and kept.
+
+use std::{
+    collections::HashMap,
+    io,
+    sync::{Arc, PoisonError, RwLock},
+    time::Duration,
+};
+
+use hyper_util::rt::TokioIo;
+use rustls::{
+    ClientConfig, RootCertStore, SignatureScheme,
+    client::{Resumption, ResolvesClientCert},
+    pki_types::ServerName,
+    sign::CertifiedKey,
+};
+use sea_orm::{DatabaseConnection, EntityTrait};
+use tokio::net::TcpStream;
+use tokio_rustls::{TlsConnector, client::TlsStream};
+use tonic::{
+    Request, Status,
+    metadata::AsciiMetadataValue,
+    transport::{Channel, Endpoint, Uri},
+};
+use wrenn_entities::{HostId, host};
+use wrenn_proto::{CONNECTION_WINDOW, REQUEST_ID, STREAM_WINDOW, agent::v1::agent_client};
+
+use super::{Authority, AuthorityError, server_name};
+use crate::{Error, access::RequestId};
+
+/// A client of one host's agent. Cheap to clone; calls share one connection.
+pub(crate) type AgentClient = agent_client::AgentClient<Channel>;
+
+/// How long reaching a host may take, the TLS handshake included.
+const CONNECT: Duration = Duration::from_secs(5);
+/// A connection on which nothing arrives is asked for a sign of life this often, and given up after the same time.
+const KEEP_ALIVE: Duration = Duration::from_secs(10);
+
+struct KnownHost {
+    address: String,
+    client: AgentClient,
+}
+
+/// The agents of all hosts.
+pub(crate) struct HostClients {
+    db: DatabaseConnection,
+    tls: TlsConnector,
+    known: RwLock<HashMap<HostId, KnownHost>>,
+}
+
+impl HostClients {
+    pub(crate) fn new(db: DatabaseConnection, authority: &Arc<Authority>) -> Result<Self, AuthorityError> {
+        let tls = |action| move |source| AuthorityError::Tls { action, source };
+        let mut roots = RootCertStore::empty();
+        roots.add(authority.ca_der().clone()).map_err(tls("trust the authority"))?;
+        let provider = Arc::new(rustls::crypto::ring::default_provider());
+        let mut config = ClientConfig::builder_with_provider(provider)
+            .with_safe_default_protocol_versions()
+            .map_err(tls("choose the versions of TLS"))?
+            .with_root_certificates(roots)
+            .with_client_cert_resolver(Arc::new(CurrentCertificate(authority.clone())));
+        config.alpn_protocols = vec![b"h2".to_vec()];
+        // A resumed session would go on with the certificate it began with.
+        config.resumption = Resumption::disabled();
+        Ok(Self { db, tls: TlsConnector::from(Arc::new(config)), known: RwLock::default() })
+    }
+
+    /// The agent of a host. The database is asked only for the first time.
+    pub(crate) async fn get(&self, id: HostId) -> Result<AgentClient, Error> {
+        if let Some(known) = self.known.read().unwrap_or_else(PoisonError::into_inner).get(&id) {
+            return Ok(known.client.clone());
+        }
+        let row = host::Entity::find_by_id(id).one(&self.db).await?;
+        let address = row.and_then(|row| row.address).ok_or_else(Error::agent_lost)?;
+        self.set_address(id, &address)
+    }
+
+    /// Notes where a host is; an open channel to the same address stays.
+    pub(crate) fn set_address(&self, id: HostId, address: &str) -> Result<AgentClient, Error> {
+        let mut all = self.known.write().unwrap_or_else(PoisonError::into_inner);
+        if let Some(known) = all.get(&id)
+            && known.address == address
+        {
+            return Ok(known.client.clone());
+        }
+        let client = AgentClient::new(self.channel(id, address)?);
+        all.insert(id, KnownHost { address: address.to_owned(), client: client.clone() });
+        Ok(client)
+    }
+
+    /// A channel that connects when it is first used and again whenever the connection was lost.
+    fn channel(&self, id: HostId, address: &str) -> Result<Channel, Error> {
+        // Plain `http` for the transport: TLS is what the connector below puts under it.
+        let endpoint = Endpoint::from_shared(format!("http://{address}"))
+            .map_err(|error| Error::invalid("address", format!("`{address}` is no address: {error}")))?
+            .initial_stream_window_size(STREAM_WINDOW)
+            .initial_connection_window_size(CONNECTION_WINDOW)
+            .http2_keep_alive_interval(KEEP_ALIVE)
+            .keep_alive_timeout(KEEP_ALIVE)
+            .keep_alive_while_idle(true);
+        let name = ServerName::try_from(server_name(id)).map_err(|error| Error::Task(error.to_string()))?;
+        let (tls, address) = (self.tls.clone(), address.to_owned());
+        let connector = tower::service_fn(move |_: Uri| {
+            let (tls, name, address) = (tls.clone(), name.clone(), address.clone());
+            async move { connect(tls, name, &address).await.map(TokioIo::new) }
+        });
+        Ok(endpoint.connect_with_connector_lazy(connector))
+    }
+}
+
+async fn connect(tls: TlsConnector, name: ServerName<'static>, address: &str) -> io::Result<TlsStream<TcpStream>> {
+    let connecting = async {
+        let stream = TcpStream::connect(address).await?;
+        stream.set_nodelay(true)?;
+        tls.connect(name, stream).await
+    };
+    tokio::time::timeout(CONNECT, connecting)
+        .await
+        .map_err(|_| io::Error::new(io::ErrorKind::TimedOut, format!("{address} does not answer")))?
+}
+
+/// Shows whatever client certificate is current when a connection is made.
+struct CurrentCertificate(Arc<Authority>);
+
+impl std::fmt::Debug for CurrentCertificate {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("CurrentCertificate")
+    }
+}
+
+impl ResolvesClientCert for CurrentCertificate {
+    fn resolve(&self, _root_hints: &[&[u8]], _schemes: &[SignatureScheme]) -> Option<Arc<CertifiedKey>> {
+        Some(self.0.client())
+    }
+
+    fn has_certs(&self) -> bool {
+        true
+    }
+}
+
+/// A message on its way to an agent, with the id of the request that caused it.
+pub(crate) fn requested<T>(message: T, id: &RequestId) -> Request<T> {
+    let mut request = Request::new(message);
+    // An id that cannot be put into a header is not worth failing for.
+    if let Ok(value) = AsciiMetadataValue::try_from(id.0.as_str()) {
+        request.metadata_mut().insert(REQUEST_ID, value);
+    }
+    request
+}
+
+/// Waits for an agent's answer, at most `deadline`.
+pub(crate) async fn answer<T>(
+    call: &'static str,
+    deadline: Duration,
+    response: impl Future<Output = Result<tonic::Response<T>, Status>>,
+) -> Result<T, Error> {
+    match tokio::time::timeout(deadline, response).await {
+        Ok(Ok(response)) => Ok(response.into_inner()),
+        Ok(Err(status)) => Err(Error::from_agent(call, status)),
+        Err(_) => Err(Error::deadline_exceeded(format!(
+            "the capsule's host did not answer within {} s",
+            deadline.as_secs()
+        ))),
+    }
+}

@@ -1,0 +1,161 @@
+//! Which host takes a capsule: the one with the most headroom at its tightest resource after it.
+
+use std::collections::HashMap;
+
+use sea_orm::{ColumnTrait, ConnectionTrait, EntityTrait, QueryFilter, QueryOrder, QuerySelect};
+use wrenn_entities::{
+    HostId,
+    capsule::{self, CapsuleState},
+    host::{self, HostStatus},
+};
+
+use crate::{Error, SchemaConfig};
+
+/// What a capsule takes.
+#[derive(Clone, Copy, Debug, Default)]
+pub(crate) struct Demand {
+    pub vcpus: i64,
+    pub memory_mib: i64,
+    pub disk_mib: i64,
+}
+
+impl Demand {
+    pub(crate) fn of(row: &capsule::Model) -> Self {
+        Self { vcpus: row.vcpus.into(), memory_mib: row.memory_mib.into(), disk_mib: row.disk_mib.into() }
+    }
+}
+
+/// What is left of one resource after a capsule, as a share of all there is; below zero it does not fit.
+fn headroom(total: f64, placed: i64, demand: i64) -> f64 {
+    #[expect(clippy::cast_precision_loss, reason = "sums of MiB and of vCPUs stay far below 2^52")]
+    let taken = (placed + demand) as f64;
+    if total > 0.0 { (total - taken) / total } else { -1.0 }
+}
+
+/// The tightest resource of `host` after the demand, and how much of it would be left.
+fn tightest(host: &host::Model, placed: Demand, demand: Demand, config: &SchemaConfig) -> (&'static str, f64) {
+    let cpu = headroom(f64::from(host.cpus) * config.cpu_overcommit, placed.vcpus, demand.vcpus);
+    let memory = headroom(f64::from(host.memory_mib) * config.memory_overcommit, placed.memory_mib, demand.memory_mib);
+    let disk = headroom(f64::from(host.disk_mib) * config.disk_overcommit, placed.disk_mib, demand.disk_mib);
+    // The books may say yes while the machine is full with something else: its own figures must allow it too, and
+    // the disk must be able to take the memory when the capsule is paused.
+    let memory = if i64::from(host.memory_available_mib) < demand.memory_mib { -1.0 } else { memory };
+    let disk = if i64::from(host.disk_available_mib) < demand.memory_mib { -1.0 } else { disk };
+    [("CPU", cpu), ("memory", memory), ("disk", disk)]
+        .into_iter()
+        .min_by(|(_, a), (_, b)| a.total_cmp(b))
+        .unwrap_or(("CPU", -1.0))
+}
+
+/// Chooses among the online hosts that are not in `tried`. To be called in the transaction that puts the capsule
+/// there: the hosts stay locked, so that two choices never count on the same room.
+pub(crate) async fn choose(
+    db: &impl ConnectionTrait,
+    config: &SchemaConfig,
+    demand: Demand,
+    tried: &[HostId],
+) -> Result<HostId, Error> {
+    let online = host::Entity::find()
+        .filter(host::Column::Status.eq(HostStatus::Online))
+        .filter(host::Column::Id.is_not_in(tried.iter().copied()))
+        .order_by_asc(host::Column::Id)
+        .lock_exclusive()
+        .all(db)
+        .await?;
+    if online.is_empty() {
+        return Err(Error::unavailable(if tried.is_empty() {
+            "no host is online"
+        } else {
+            "no other host is online"
+        }));
+    }
+    let placed = placed(db).await?;
+    let rated = online.iter().map(|host| {
+        let (resource, left) = tightest(host, placed.get(&host.id).copied().unwrap_or_default(), demand, config);
+        (host.id, resource, left)
+    });
+    match rated.max_by(|a, b| a.2.total_cmp(&b.2)) {
+        Some((id, _, left)) if left >= 0.0 => Ok(id),
+        Some((_, resource, _)) => {
+            Err(Error::resource_exhausted(format!("no host has enough {resource} left for this capsule")))
+        }
+        None => Err(Error::unavailable("no host is online")),
+    }
+}
+
+/// What is given out on each host. A paused capsule takes only its disk.
+async fn placed(db: &impl ConnectionTrait) -> Result<HashMap<HostId, Demand>, Error> {
+    let sums: Vec<(HostId, CapsuleState, Option<i64>, Option<i64>, Option<i64>)> = capsule::Entity::find()
+        .select_only()
+        .column(capsule::Column::HostId)
+        .column(capsule::Column::State)
+        .column_as(capsule::Column::Vcpus.sum(), "vcpus")
+        .column_as(capsule::Column::MemoryMib.sum(), "memory_mib")
+        .column_as(capsule::Column::DiskMib.sum(), "disk_mib")
+        .filter(capsule::Column::State.ne(CapsuleState::Stopped))
+        .filter(capsule::Column::HostId.is_not_null())
+        .group_by(capsule::Column::HostId)
+        .group_by(capsule::Column::State)
+        .into_tuple()
+        .all(db)
+        .await?;
+    let mut placed: HashMap<HostId, Demand> = HashMap::new();
+    for (host, state, vcpus, memory_mib, disk_mib) in sums {
+        let entry = placed.entry(host).or_default();
+        entry.disk_mib += disk_mib.unwrap_or(0);
+        if !matches!(state, CapsuleState::Paused | CapsuleState::Error) {
+            entry.vcpus += vcpus.unwrap_or(0);
+            entry.memory_mib += memory_mib.unwrap_or(0);
+        }
+    }
+    Ok(placed)
+}
+
+#[cfg(test)]
+mod tests {
+    use wrenn_entities::{id::TypedId, time::now};
+
+    use super::*;
+
+    fn host(memory_mib: i32, memory_available_mib: i32) -> host::Model {
+        host::Model {
+            id: HostId::generate(),
+            name: "h".into(),
+            status: HostStatus::Online,
+            address: None,
+            arch: "x86_64".into(),
+            cpus: 2,
+            memory_mib,
+            memory_available_mib,
+            disk_mib: 100_000,
+            disk_available_mib: 50_000,
+            vmm: String::new(),
+            disk_store: String::new(),
+            agent_version: String::new(),
+            last_heartbeat_at: None,
+            created_at: now(),
+        }
+    }
+
+    const DEMAND: Demand = Demand { vcpus: 1, memory_mib: 1024, disk_mib: 1024 };
+
+    #[test]
+    fn the_tightest_resource_is_named() {
+        let config = SchemaConfig::new("");
+        let (resource, left) = tightest(&host(2048, 2048), Demand::default(), DEMAND, &config);
+        assert_eq!(resource, "memory");
+        assert!((left - 0.5).abs() < 1e-9, "{left}");
+        let placed = Demand { vcpus: 32, ..Demand::default() };
+        let (resource, left) = tightest(&host(20_480, 20_480), placed, DEMAND, &config);
+        assert_eq!(resource, "CPU");
+        assert!(left < 0.0);
+    }
+
+    #[test]
+    fn the_machine_itself_must_allow_it() {
+        let config = SchemaConfig::new("");
+        let (resource, left) = tightest(&host(20_480, 512), Demand::default(), DEMAND, &config);
+        assert_eq!(resource, "memory");
+        assert!(left < 0.0);
+    }
+}

@@ -1,0 +1,192 @@
+//! The stream of a process's events, from the host's agent to whoever asked.
+
+use std::time::{Duration, Instant};
+
+use async_graphql::{Enum, SimpleObject};
+use base64::{Engine, engine::general_purpose::STANDARD};
+use bytes::{Bytes, BytesMut};
+use futures_util::Stream;
+use tonic::Streaming;
+use wrenn_proto::{agent::v1 as agent, envd::v1 as envd};
+
+use super::{OutputStream, ProcessEvent, input::selector, pid, running_on};
+use crate::{
+    Error, Services,
+    access::Actor,
+    capsule,
+    host::{answer, requested},
+};
+
+/// Bytes of each stream that `exec` keeps; what comes after is read and dropped.
+const KEPT: usize = 16 * 1024 * 1024;
+/// How long a host may take to begin a stream.
+const OPEN: Duration = Duration::from_secs(30);
+
+/// A process that has run to its end.
+#[derive(SimpleObject)]
+pub struct ExecResult {
+    pid: i32,
+    exit_code: Option<i32>,
+    signal: Option<String>,
+    stdout: String,
+    stderr: String,
+    /// What stdout and stderr are: text when valid UTF-8, else base64.
+    stdout_encoding: Encoding,
+    stderr_encoding: Encoding,
+    /// More than 16 MiB came on stdout or stderr; only the beginning is here.
+    truncated: bool,
+    duration_ms: i32,
+}
+
+#[derive(Enum, Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Encoding {
+    #[graphql(name = "UTF8")]
+    Utf8,
+    #[graphql(name = "BASE64")]
+    Base64,
+}
+
+/// Starts a process and follows it.
+pub(super) async fn open(
+    services: &Services,
+    actor: &Actor,
+    input: super::ExecInput,
+    close_stdin: bool,
+) -> Result<Streaming<envd::ProcessEvent>, Error> {
+    let (id, process) = input.check(close_stdin)?;
+    let row = capsule::find(&services.db, actor.team_id, id).await?;
+    let mut client = services.hosts.get(running_on(&row)?).await?;
+    let message =
+        agent::StartProcessRequest { capsule_id: id.to_string(), process: Some(process), keep_awake: false };
+    answer("Exec", OPEN, client.exec(requested(message, &actor.request_id))).await
+}
+
+/// Follows a process that was started before.
+pub(super) async fn follow(
+    services: &Services,
+    actor: &Actor,
+    id: wrenn_entities::CapsuleId,
+    of: &str,
+    after: envd::OutputCursor,
+) -> Result<Streaming<envd::ProcessEvent>, Error> {
+    let process = envd::FollowRequest { selector: Some(selector(of)?), after: Some(after) };
+    let row = capsule::find(&services.db, actor.team_id, id).await?;
+    let mut client = services.hosts.get(running_on(&row)?).await?;
+    let message = agent::FollowProcessRequest { capsule_id: id.to_string(), process: Some(process) };
+    answer("FollowProcess", OPEN, client.follow_process(requested(message, &actor.request_id))).await
+}
+
+/// The events as they come. Nothing is read ahead: who does not ask for the next event holds the process back.
+/// A stream that breaks off before its last event ends with an error that says so.
+pub(super) fn events(
+    call: &'static str,
+    mut wire: Streaming<envd::ProcessEvent>,
+) -> impl Stream<Item = Result<ProcessEvent, Error>> + Send {
+    async_stream::try_stream! {
+        loop {
+            let message = wire.message().await.map_err(|status| Error::from_agent(call, status))?;
+            let Some(message) = message else { Err(Error::agent_lost())? };
+            let Some(event) = ProcessEvent::from_wire(message) else { continue };
+            let last = event.is_last();
+            yield event;
+            if last {
+                break;
+            }
+        }
+    }
+}
+
+/// What is kept of one stream.
+#[derive(Default)]
+struct Kept {
+    bytes: BytesMut,
+    truncated: bool,
+}
+
+impl Kept {
+    fn add(&mut self, data: &Bytes) {
+        let room = KEPT - self.bytes.len();
+        self.bytes.extend_from_slice(&data[..data.len().min(room)]);
+        self.truncated |= data.len() > room;
+    }
+
+    fn text(self) -> (String, Encoding) {
+        match String::from_utf8(self.bytes.into()) {
+            Ok(text) => (text, Encoding::Utf8),
+            // A character that was cut in two at the end is no reason to call it binary.
+            Err(error) if self.truncated && error.utf8_error().error_len().is_none() => {
+                let whole = error.utf8_error().valid_up_to();
+                let mut bytes = error.into_bytes();
+                bytes.truncate(whole);
+                (String::from_utf8(bytes).unwrap_or_default(), Encoding::Utf8)
+            }
+            Err(error) => (STANDARD.encode(error.as_bytes()), Encoding::Base64),
+        }
+    }
+}
+
+/// Runs a process to its end.
+pub(super) async fn run(services: &Services, actor: &Actor, input: super::ExecInput) -> Result<ExecResult, Error> {
+    use envd::process_event::Event;
+    let began = Instant::now();
+    let mut wire = open(services, actor, input, true).await?;
+    let (mut stdout, mut stderr, mut process) = (Kept::default(), Kept::default(), 0);
+    let exited = loop {
+        let message = wire.message().await.map_err(|status| Error::from_agent("Exec", status))?;
+        match message.ok_or_else(Error::agent_lost)?.event {
+            Some(Event::Started(started)) => process = pid(started.pid),
+            Some(Event::Output(output)) => match output.stream().into() {
+                OutputStream::Stderr => stderr.add(&output.data),
+                OutputStream::Stdout | OutputStream::Pty => stdout.add(&output.data),
+            },
+            // Cannot be: this reader was there from the first byte and holds the process back. If it were, what is
+            // kept would not be what was written, and that has to be said.
+            Some(Event::Gap(_)) => stdout.truncated = true,
+            Some(Event::Exited(exited)) => break exited,
+            None => {}
+        }
+    };
+    if let Some(cause) = exited.cause {
+        return Err(Error::unavailable(cause.message).with_cause(cause.code));
+    }
+    let truncated = stdout.truncated || stderr.truncated;
+    let (stdout, stdout_encoding) = stdout.text();
+    let (stderr, stderr_encoding) = stderr.text();
+    Ok(ExecResult {
+        pid: process,
+        exit_code: exited.exit_code,
+        signal: exited.signal,
+        stdout,
+        stderr,
+        stdout_encoding,
+        stderr_encoding,
+        truncated,
+        duration_ms: i32::try_from(began.elapsed().as_millis()).unwrap_or(i32::MAX),
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn only_so_much_is_kept() {
+        let mut kept = Kept::default();
+        let chunk = Bytes::from(vec![b'a'; KEPT - 1]);
+        kept.add(&chunk);
+        assert!(!kept.truncated);
+        kept.add(&Bytes::from_static("ä".as_bytes()));
+        kept.add(&Bytes::from_static(b"b"));
+        assert!(kept.truncated);
+        assert_eq!(kept.bytes.len(), KEPT);
+        let (text, encoding) = kept.text();
+        assert_eq!((text.len(), encoding), (KEPT - 1, Encoding::Utf8), "half a character is dropped");
+    }
+
+    #[test]
+    fn what_is_no_text_is_base64() {
+        let mut kept = Kept::default();
+        kept.add(&Bytes::from_static(&[0xff, 0x00]));
+        assert_eq!(kept.text(), ("/wA=".to_owned(), Encoding::Base64));
+    }
+}

@@ -1,0 +1,66 @@
+//! The output of processes, live.
+
+use async_graphql::{Context, ID, InputObject, Subscription};
+use futures_util::Stream;
+use wrenn_proto::envd::v1 as envd;
+
+use super::{ExecInput, ProcessEvent, exec};
+use crate::{
+    Error,
+    access::{Actor, Member, caller, services, while_allowed},
+    error::parse_id,
+    scalar::BigInt,
+};
+
+/// The first byte wanted of each stream; from the oldest byte still held where absent.
+#[derive(InputObject, Default)]
+pub struct OutputCursor {
+    stdout: Option<BigInt>,
+    stderr: Option<BigInt>,
+    pty: Option<BigInt>,
+}
+
+impl From<OutputCursor> for envd::OutputCursor {
+    fn from(cursor: OutputCursor) -> Self {
+        Self {
+            stdout: cursor.stdout.map(|at| at.0),
+            stderr: cursor.stderr.map(|at| at.0),
+            pty: cursor.pty.map(|at| at.0),
+        }
+    }
+}
+
+#[derive(Default)]
+pub struct ProcessSubscription;
+
+#[Subscription]
+impl ProcessSubscription {
+    /// Starts a process and follows it. It goes on when nobody follows any more; its standard input stays open for
+    /// `writeStdin`.
+    #[graphql(guard = "Member")]
+    async fn exec(
+        &self,
+        ctx: &Context<'_>,
+        input: ExecInput,
+    ) -> Result<impl Stream<Item = Result<ProcessEvent, Error>> + use<>, Error> {
+        let services = services(ctx)?.clone();
+        let wire = exec::open(&services, &Actor::of(ctx)?, input, false).await?;
+        Ok(while_allowed(services, caller(ctx)?.clone(), exec::events("Exec", wire)))
+    }
+
+    /// What is still held of a process's output from `after` on, then what comes, then its exit.
+    #[graphql(guard = "Member")]
+    async fn process_output(
+        &self,
+        ctx: &Context<'_>,
+        capsule_id: ID,
+        selector: String,
+        after: Option<OutputCursor>,
+    ) -> Result<impl Stream<Item = Result<ProcessEvent, Error>> + use<>, Error> {
+        let services = services(ctx)?.clone();
+        let id = parse_id("capsuleId", &capsule_id)?;
+        let after = after.unwrap_or_default().into();
+        let wire = exec::follow(&services, &Actor::of(ctx)?, id, &selector, after).await?;
+        Ok(while_allowed(services, caller(ctx)?.clone(), exec::events("FollowProcess", wire)))
+    }
+}

@@ -1,0 +1,94 @@
+//! What the schema drives, in one place, shared by every request.
+
+use std::{sync::Arc, time::Duration};
+
+use sea_orm::{DatabaseConnection, DbErr};
+use tokio::sync::Notify;
+use tokio_util::{sync::CancellationToken, task::TaskTracker};
+
+use crate::{
+    Error, SchemaConfig,
+    access::KeyCache,
+    bus::Bus,
+    host::{Authority, AuthorityError, HostClients},
+};
+
+/// How long a shutdown waits for operations that are under way. What is not done by then is settled by the
+/// reconciler of the next start.
+const SHUTDOWN: Duration = Duration::from_secs(30);
+
+/// Why the services could not start.
+#[derive(Debug, thiserror::Error)]
+pub enum StartError {
+    #[error("the certificate authority is not usable")]
+    Authority(#[from] AuthorityError),
+    #[error("the database is not usable")]
+    Database(#[from] DbErr),
+}
+
+/// Everything behind the fields.
+pub struct Services {
+    pub(crate) config: SchemaConfig,
+    pub(crate) db: DatabaseConnection,
+    pub(crate) bus: Bus,
+    pub(crate) authority: Arc<Authority>,
+    pub(crate) hosts: HostClients,
+    pub(crate) keys: KeyCache,
+    /// Woken when a host came or changed, so that it is watched at once.
+    pub(crate) hosts_changed: Notify,
+    /// Operations that go on whatever happens to the request that started them.
+    pub(crate) tasks: TaskTracker,
+    /// Cancelled when the process is about to end.
+    pub(crate) stopping: CancellationToken,
+}
+
+impl Services {
+    /// Starts on a database on which all migrations have run. Makes the certificate authority if there is none.
+    pub async fn start(config: SchemaConfig, db: DatabaseConnection) -> Result<Arc<Self>, StartError> {
+        db.ping().await?;
+        let authority = Arc::new(Authority::open(&config.dir.join("ca")).await?);
+        let hosts = HostClients::new(db.clone(), &authority)?;
+        Ok(Arc::new(Self {
+            config,
+            db,
+            bus: Bus::default(),
+            authority,
+            hosts,
+            keys: KeyCache::default(),
+            hosts_changed: Notify::new(),
+            tasks: TaskTracker::new(),
+            stopping: CancellationToken::new(),
+        }))
+    }
+
+    /// Takes no more operations, ends subscriptions, and waits for what is under way.
+    pub async fn shutdown(&self) {
+        self.stopping.cancel();
+        self.tasks.close();
+        if tokio::time::timeout(SHUTDOWN, self.tasks.wait()).await.is_err() {
+            tracing::warn!(left = self.tasks.len(), "operations are left to the reconciler of the next start");
+        }
+    }
+
+    #[must_use]
+    pub fn db(&self) -> &DatabaseConnection {
+        &self.db
+    }
+
+    /// Whether the database answers.
+    pub async fn ready(&self) -> Result<(), Error> {
+        Ok(self.db.ping().await?)
+    }
+
+    /// Runs `operation` to its end, also when the caller stops waiting for it.
+    pub(crate) async fn run_tracked<T, F>(&self, operation: F) -> Result<T, Error>
+    where
+        T: Send + 'static,
+        F: Future<Output = Result<T, Error>> + Send + 'static,
+    {
+        if self.stopping.is_cancelled() {
+            return Err(Error::unavailable("the server is shutting down"));
+        }
+        self.tasks.spawn(operation).await.map_err(|error| Error::Task(error.to_string()))?
+    }
+}

@@ -1,0 +1,40 @@
+//! The schema against a real database and real connections: mutual TLS and gRPC to a host agent whose capsules are
+//! played, everything else as in production.
+
+mod access;
+mod agent;
+mod capsules;
+mod hosts;
+mod idempotency;
+mod jobs;
+mod paging;
+mod placement;
+mod processes;
+mod sdl;
+mod watching;
+mod world;
+
+/// Runs each test on SQLite and, where `WRENN_TEST_POSTGRES_URL` says where one is, on Postgres.
+macro_rules! on_both_databases {
+    ($($name:ident),* $(,)?) => {
+        $(
+            mod $name {
+                #[tokio::test]
+                async fn sqlite() {
+                    let world = crate::world::World::on_sqlite().await;
+                    super::$name(&world).await;
+                    world.end().await;
+                }
+
+                #[tokio::test]
+                async fn postgres() {
+                    if let Some(world) = crate::world::World::on_postgres().await {
+                        super::$name(&world).await;
+                        world.end().await;
+                    }
+                }
+            }
+        )*
+    };
+}
+pub(crate) use on_both_databases;

@@ -1,0 +1,166 @@
+//! Running things in capsules.
+
+use base64::{Engine, engine::general_purpose::STANDARD};
+use serde_json::json;
+use wrenn_entities::capsule::CapsuleState;
+
+use crate::{
+    on_both_databases,
+    world::{Refused, World, next, next_data},
+};
+
+on_both_databases!(
+    exec_answers_once,
+    exec_wants_a_running_capsule,
+    processes_are_talked_to,
+    output_is_live,
+    output_is_taken_up_again,
+    streams_end_with_a_cause,
+);
+
+const EXEC: &str = "mutation($input: ExecInput!) { exec(input: $input) {
+    pid exitCode signal stdout stderr stdoutEncoding stderrEncoding truncated
+} }";
+const EVENTS: &str = "{
+    __typename
+    ... on ProcessStarted { pid tag }
+    ... on ProcessOutput { stream sequence data }
+    ... on ProcessGap { stream from to }
+    ... on ProcessExited { exitCode signal cause { code message } }
+}";
+
+async fn exec_answers_once(world: &World) {
+    let _agent = world.host("one").await;
+    let id = world.create().await.to_string();
+    let input = json!({"capsuleId": id, "command": "cat", "stdin": STANDARD.encode("hello")});
+    let done = world.ask(EXEC, json!({"input": input})).await;
+    assert_eq!(
+        done["exec"],
+        json!({
+            "pid": 7, "exitCode": 3, "signal": null, "stdout": "hello", "stderr": "done", "stdoutEncoding": "UTF8",
+            "stderrEncoding": "UTF8", "truncated": false,
+        })
+    );
+    let done = world.ask(EXEC, json!({"input": {"capsuleId": id, "argv": ["binary"]}})).await;
+    assert_eq!((&done["exec"]["stdout"], &done["exec"]["stdoutEncoding"]), (&json!("/wA="), &json!("BASE64")));
+    let done = world.ask(EXEC, json!({"input": {"capsuleId": id, "argv": ["flood"]}})).await;
+    assert_eq!(done["exec"]["truncated"], true);
+    assert_eq!(done["exec"]["stdout"].as_str().expect("text").len(), 16 * 1024 * 1024);
+
+    for (input, code, field) in [
+        (json!({"capsuleId": id}), "INVALID_INPUT", "command"),
+        (json!({"capsuleId": id, "command": "a", "argv": ["a"]}), "INVALID_INPUT", "command"),
+        (json!({"capsuleId": "cl-1", "command": "a"}), "INVALID_INPUT", "capsuleId"),
+        (json!({"capsuleId": id, "command": "a", "stdin": "?"}), "INVALID_INPUT", "stdin"),
+        (json!({"capsuleId": id, "argv": ["/no/such/program"]}), "NOT_FOUND", "argv"),
+    ] {
+        let error = world.refused(EXEC, json!({"input": input})).await;
+        assert_eq!(error.brief(), (code, Some(field)), "{input}: {error:?}");
+    }
+}
+
+async fn exec_wants_a_running_capsule(world: &World) {
+    let agent = world.host("one").await;
+    let id = world.create().await.to_string();
+    world.ask("mutation($id: ID!) { pauseCapsule(id: $id) { capsule { id } } }", json!({"id": id})).await;
+    let error = world.refused(EXEC, json!({"input": {"capsuleId": id, "command": "true"}})).await;
+    assert_eq!(error.code, "FAILED_PRECONDITION");
+    assert!(error.message.contains("resume it first"), "{error:?}");
+    assert_eq!(agent.calls("exec"), 0);
+    let missing = world.plant_held(CapsuleState::Missing, Some(agent.host), None).await.to_string();
+    let error = world.refused(EXEC, json!({"input": {"capsuleId": missing, "command": "true"}})).await;
+    assert_eq!(error.code, "UNAVAILABLE");
+}
+
+async fn processes_are_talked_to(world: &World) {
+    let _agent = world.host("one").await;
+    let id = world.create().await.to_string();
+    let done = world
+        .ask(
+            "mutation($id: ID!) {
+                startProcess(input: {capsuleId: $id, command: \"sleep 1\", keepAwake: true}) { process { pid tag startedAt } }
+                writeStdin(capsuleId: $id, selector: \"7\", sequence: \"5\", data: \"aGVsbG8=\") { nextSequence }
+                closeStdin(capsuleId: $id, selector: \"proc-0000abcd\") { nextSequence }
+                signalProcess(capsuleId: $id, selector: \"7\") { process { running signal } }
+            }",
+            json!({"id": id}),
+        )
+        .await;
+    assert_eq!(done["startProcess"]["process"]["pid"], 7);
+    assert_eq!(done["writeStdin"]["nextSequence"], "10");
+    assert_eq!(done["closeStdin"]["nextSequence"], "9");
+    assert_eq!(done["signalProcess"]["process"], json!({"running": false, "signal": "SIGTERM"}));
+    let error = world
+        .refused(
+            "mutation($id: ID!) { signalProcess(capsuleId: $id, selector: \"999\", signal: SIGKILL) { process { pid } } }",
+            json!({"id": id}),
+        )
+        .await;
+    assert_eq!(error.brief(), ("NOT_FOUND", Some("selector")));
+}
+
+async fn output_is_live(world: &World) {
+    let _agent = world.host("one").await;
+    let id = world.create().await.to_string();
+    let query = format!("subscription($input: ExecInput!) {{ exec(input: $input) {EVENTS} }}");
+    let input = json!({"capsuleId": id, "argv": ["cat"], "stdin": STANDARD.encode("hello")});
+    let mut events = Box::pin(world.subscribe(&query, json!({"input": input})).await);
+    assert_eq!(
+        next_data(&mut events).await["exec"],
+        json!({"__typename": "ProcessStarted", "pid": 7, "tag": "proc-0000abcd"})
+    );
+    assert_eq!(
+        next_data(&mut events).await["exec"],
+        json!({"__typename": "ProcessOutput", "stream": "STDOUT", "sequence": "0", "data": "aGVsbG8="})
+    );
+    assert_eq!(next_data(&mut events).await["exec"]["stream"], "STDERR");
+    assert_eq!(
+        next_data(&mut events).await["exec"],
+        json!({"__typename": "ProcessExited", "exitCode": 3, "signal": null, "cause": null})
+    );
+    assert!(next(&mut events).await.is_none(), "the exit is the end");
+}
+
+async fn output_is_taken_up_again(world: &World) {
+    let _agent = world.host("one").await;
+    let id = world.create().await.to_string();
+    let query = format!(
+        "subscription($id: ID!) {{ processOutput(capsuleId: $id, selector: \"7\", after: {{stdout: \"10\"}}) {EVENTS} }}"
+    );
+    let mut events = Box::pin(world.subscribe(&query, json!({"id": id})).await);
+    assert_eq!(
+        next_data(&mut events).await["processOutput"],
+        json!({"__typename": "ProcessGap", "stream": "STDOUT", "from": "10", "to": "15"})
+    );
+    assert_eq!(next_data(&mut events).await["processOutput"]["sequence"], "15");
+    assert_eq!(next_data(&mut events).await["processOutput"]["exitCode"], 0);
+    assert!(next(&mut events).await.is_none());
+}
+
+async fn streams_end_with_a_cause(world: &World) {
+    let agent = world.host("one").await;
+    let id = world.create().await.to_string();
+    let query = format!("subscription($input: ExecInput!) {{ exec(input: $input) {EVENTS} }}");
+    let exec = async |line: &str| {
+        let mut events =
+            Box::pin(world.subscribe(&query, json!({"input": {"capsuleId": id, "argv": [line]}})).await);
+        assert_eq!(next_data(&mut events).await["exec"]["__typename"], "ProcessStarted");
+        events
+    };
+    let mut paused = exec("be paused").await;
+    let ended = Refused::of(&next(&mut paused).await.expect("says why it ends").errors[0]);
+    assert_eq!((ended.code.as_str(), ended.cause.as_deref()), ("UNAVAILABLE", Some("CAPSULE_PAUSED")));
+    assert!(next(&mut paused).await.is_none());
+
+    let mut lost = exec("be lost").await;
+    assert_eq!(next_data(&mut lost).await["exec"]["cause"], json!({"code": "VMM_DIED", "message": "the VMM died"}));
+    assert!(next(&mut lost).await.is_none());
+    let error = world.refused(EXEC, json!({"input": {"capsuleId": id, "argv": ["be lost"]}})).await;
+    assert_eq!((error.code.as_str(), error.cause.as_deref()), ("UNAVAILABLE", Some("VMM_DIED")));
+
+    let mut hanging = exec("hang").await;
+    agent.kill();
+    let ended = Refused::of(&next(&mut hanging).await.expect("says why it ends").errors[0]);
+    assert_eq!((ended.code.as_str(), ended.cause.as_deref()), ("UNAVAILABLE", Some("HOST_AGENT_LOST")));
+    assert!(next(&mut hanging).await.is_none());
+}
