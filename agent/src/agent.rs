@@ -1,0 +1,293 @@
+//! The agent as a whole: what is started in which order, and stopped in which.
+
+use std::io;
+use std::net::SocketAddr;
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::time::Duration;
+
+use metrics_exporter_prometheus::PrometheusHandle;
+use secrecy::SecretString;
+use tokio::net::TcpListener;
+use tokio::task::JoinHandle;
+use tokio_util::sync::CancellationToken;
+use tokio_util::task::TaskTracker;
+use tonic::transport::Server;
+use wrenn_proto::agent::v1::agent_server::AgentServer;
+use wrenn_proto::{CONNECTION_WINDOW, STREAM_WINDOW};
+use wrenn_vmm::disk::{self, DiskError, DiskOptions};
+use wrenn_vmm::driver::{self, DriverError, DriverOptions};
+use wrenn_vmm::network::{NetworkError, NetworkOptions, SlotAllocator};
+use wrenn_vmm::paths::{HostPaths, PathError};
+
+use crate::capsule::{Admission, AdoptError, CapsuleRegistry, Engine, Goldens, Leftovers, Limits};
+use crate::config::{Config, OnStop};
+use crate::control::{ControlClient, ControlError, Credentials, CredentialsError, CredentialsFile, HostLink, LinkError};
+use crate::grpc::{AgentService, ServerTls, TlsError};
+use crate::host::{self, HostProbe};
+use crate::lock::{DirectoryLock, LockError};
+use crate::size::Size;
+use crate::{control, dns, grpc, http};
+
+/// Large enough for a process's whole standard input at its start.
+const LARGEST_REQUEST: usize = 16 << 20;
+/// Finds connections that died without saying so.
+const KEEPALIVE: Duration = Duration::from_secs(20);
+/// How long connections may take to end once everything behind them has.
+const FAREWELL: Duration = Duration::from_secs(3);
+
+#[derive(Debug, thiserror::Error)]
+pub enum AgentError {
+    #[error("cannot make {}", path.display())]
+    Directory {
+        path: PathBuf,
+        #[source]
+        source: io::Error,
+    },
+    #[error(transparent)]
+    Paths(#[from] PathError),
+    #[error(transparent)]
+    Lock(#[from] LockError),
+    #[error(transparent)]
+    Credentials(#[from] CredentialsError),
+    #[error("this host is not registered: start once with `wrenn-agent serve --register TOKEN`")]
+    NotRegistered,
+    #[error("cannot register this host")]
+    Register(#[from] LinkError),
+    #[error(transparent)]
+    Control(#[from] ControlError),
+    #[error(transparent)]
+    Tls(#[from] TlsError),
+    #[error("cannot listen on {address}")]
+    Listen {
+        address: SocketAddr,
+        #[source]
+        source: io::Error,
+    },
+    #[error("cannot prepare the disk store")]
+    Disk(#[from] DiskError),
+    #[error("cannot use the VMM")]
+    Vmm(#[from] DriverError),
+    #[error("cannot set up the network")]
+    Network(#[from] NetworkError),
+    #[error("cannot look at what an earlier agent left")]
+    Adopt(#[from] AdoptError),
+    #[error("cannot record metrics")]
+    Metrics(#[from] metrics_exporter_prometheus::BuildError),
+}
+
+/// A serving agent.
+pub struct Agent {
+    on_stop: OnStop,
+    paths: HostPaths,
+    engine: Arc<Engine>,
+    capsules: Arc<CapsuleRegistry>,
+    address: SocketAddr,
+    /// New calls are refused, watchers end.
+    stop: CancellationToken,
+    servers: Vec<JoinHandle<()>>,
+    lock: DirectoryLock,
+}
+
+impl Agent {
+    /// Starts to serve. When this returns, what an earlier agent left is settled and calls are accepted.
+    pub async fn start(config: Config, register: Option<SecretString>) -> Result<Self, AgentError> {
+        // An error means that it is installed already.
+        let _installed = rustls::crypto::ring::default_provider().install_default();
+        let recorder = http::recorder()?;
+        let paths = HostPaths::new(&config.dir)?;
+        std::fs::create_dir_all(paths.root())
+            .map_err(|source| AgentError::Directory { path: paths.root().to_owned(), source })?;
+        let lock = DirectoryLock::acquire(paths.root(), &paths.lock_file())?;
+        let file = CredentialsFile::within(&paths.agent());
+        let stored = file.load()?;
+        if stored.is_none() && register.is_none() {
+            return Err(AgentError::NotRegistered);
+        }
+        let listener = listen(config.listen).await?;
+        let operators = listen(config.http_listen).await?;
+        let address = listener.local_addr().unwrap_or(config.listen);
+
+        let Host { engine, probe, leftovers } = Host::open(&config, &paths).await?;
+        let client = ControlClient::new(&config.api_url)?;
+        let offer = Offer { client: &client, file: &file, probe: &probe, address: config.advertised(address) };
+        let credentials = offer.enrol(stored, register).await?;
+        let tls = Arc::new(ServerTls::new(&credentials)?);
+        let capsules = Arc::new(CapsuleRegistry::new(engine.clone()));
+        leftovers.settle(&engine, &capsules).await;
+
+        let stop = CancellationToken::new();
+        let link = HostLink {
+            client,
+            file,
+            credentials,
+            tls: tls.clone(),
+            probe: probe.clone(),
+            capsules: capsules.clone(),
+        };
+        let service = AgentService { capsules: capsules.clone(), probe, stop: stop.clone() };
+        let servers = vec![
+            tokio::spawn(link.run(stop.clone())),
+            tokio::spawn(serve_grpc(listener, tls, service, stop.clone())),
+            tokio::spawn(serve_http(operators, capsules.clone(), recorder, stop.clone())),
+        ];
+        tracing::info!(%address, dir = %paths.root().display(), version = crate::VERSION, "serving");
+        Ok(Self { on_stop: config.on_stop, paths, engine, capsules, address, stop, servers, lock })
+    }
+
+    /// Where the gRPC service listens.
+    pub fn address(&self) -> SocketAddr {
+        self.address
+    }
+
+    /// The capsules of this host.
+    pub fn capsules(&self) -> &Arc<CapsuleRegistry> {
+        &self.capsules
+    }
+
+    /// Stops in order: no new work, transitions under way to their end, capsules as configured, then the servers.
+    pub async fn stop(self) {
+        let Self { on_stop, paths, engine, capsules, address: _, stop, servers, lock } = self;
+        tracing::info!(?on_stop, "stopping");
+        capsules.close();
+        stop.cancel();
+        if on_stop == OnStop::Pause {
+            capsules.pause_all("AGENT_STOPPING").await;
+        }
+        let running = capsules.count_running();
+        capsules.leave_all().await;
+        for server in servers {
+            let abort = server.abort_handle();
+            if tokio::time::timeout(FAREWELL, server).await.is_err() {
+                abort.abort();
+            }
+        }
+        drop(capsules);
+        // Nobody else holds it once the drivers and the servers have ended.
+        if let Some(engine) = Arc::into_inner(engine)
+            && let Err(error) = engine.slots.shutdown().await
+        {
+            tracing::error!(error = %crate::report(&error), "not every spare network slot could be removed");
+        }
+        if on_stop == OnStop::Pause
+            && running == 0
+            && let Err(error) = disk::unmount(&paths).await
+        {
+            tracing::error!(error = %crate::report(&error), "the disk store stays mounted");
+        }
+        drop(lock);
+        tracing::info!(running, "stopped; capsules that ran go on");
+    }
+}
+
+/// What this host makes capsules with, and what it found when it looked.
+struct Host {
+    engine: Arc<Engine>,
+    probe: Arc<HostProbe>,
+    leftovers: Leftovers,
+}
+
+impl Host {
+    async fn open(config: &Config, paths: &HostPaths) -> Result<Self, AgentError> {
+        let options = DiskOptions { choice: config.disk_store, data_size_bytes: config.store_size.map(Size::bytes) };
+        let disks = disk::prepare(paths, &options).await?;
+        paths.create_all()?;
+        let options = DriverOptions { kvm: config.kvm, qemu_binary: None, run: paths.run().to_owned() };
+        let vmm = driver::open(&options).await?;
+        let leftovers = Leftovers::inspect(paths, vmm.as_ref(), &config.slots).await?;
+        let name_servers = if config.dns.is_empty() { dns::host_name_servers() } else { config.dns.clone() };
+        let options = NetworkOptions {
+            slots: config.slots.clone(),
+            pool: config.slot_pool,
+            name_servers: name_servers.clone(),
+        };
+        let slots = SlotAllocator::start(options, leftovers.slots()).await?;
+        let probe = Arc::new(HostProbe {
+            data: paths.data(),
+            vmm: vmm.summary(),
+            disk_store: disks.kind().to_string(),
+        });
+        tracing::info!(vmm = probe.vmm, disk_store = probe.disk_store, ?name_servers, "this host");
+        let engine = Arc::new(Engine {
+            paths: paths.clone(),
+            vmm,
+            disks,
+            slots,
+            admission: Admission::new(probe.clone()),
+            goldens: Goldens::default(),
+            limits: Limits::of_host(
+                host::cpus(),
+                host::memory().total_mib,
+                config.default_rootfs_size.mib_ceil(),
+            ),
+            name_servers,
+            golden_timeout: config.golden_timeout,
+            grace: config.reconnect_grace,
+            tasks: TaskTracker::new(),
+        });
+        Ok(Self { engine, probe, leftovers })
+    }
+}
+
+/// This host, as it offers itself to the control plane.
+struct Offer<'a> {
+    client: &'a ControlClient,
+    file: &'a CredentialsFile,
+    probe: &'a HostProbe,
+    address: String,
+}
+
+impl Offer<'_> {
+    /// Credentials: newly issued where a registration token was given, else those that are stored.
+    async fn enrol(
+        self,
+        stored: Option<Credentials>,
+        token: Option<SecretString>,
+    ) -> Result<Credentials, AgentError> {
+        let Some(token) = token else { return stored.ok_or(AgentError::NotRegistered) };
+        match control::register(self.client, self.file, &token, self.address, self.probe).await {
+            Ok(credentials) => {
+                tracing::info!(host = credentials.host_id, "registered");
+                Ok(credentials)
+            }
+            // The token may have been spent by an earlier start with the same command line.
+            Err(error) => match stored {
+                Some(stored) => {
+                    tracing::warn!(error = %crate::report(&error), "not registered again; going on as before");
+                    Ok(stored)
+                }
+                None => Err(error.into()),
+            },
+        }
+    }
+}
+
+async fn listen(address: SocketAddr) -> Result<TcpListener, AgentError> {
+    TcpListener::bind(address).await.map_err(|source| AgentError::Listen { address, source })
+}
+
+async fn serve_grpc(listener: TcpListener, tls: Arc<ServerTls>, service: AgentService, stop: CancellationToken) {
+    let incoming = grpc::accept(listener, tls, stop.clone());
+    let service = AgentServer::new(service).max_decoding_message_size(LARGEST_REQUEST);
+    let served = Server::builder()
+        .initial_stream_window_size(STREAM_WINDOW)
+        .initial_connection_window_size(CONNECTION_WINDOW)
+        .http2_keepalive_interval(Some(KEEPALIVE))
+        .add_service(service)
+        .serve_with_incoming_shutdown(incoming, stop.cancelled_owned())
+        .await;
+    if let Err(error) = served {
+        tracing::error!(error = %crate::report(&error), "the gRPC service ended");
+    }
+}
+
+async fn serve_http(
+    listener: TcpListener,
+    capsules: Arc<CapsuleRegistry>,
+    recorder: PrometheusHandle,
+    stop: CancellationToken,
+) {
+    if let Err(error) = http::serve(listener, capsules, recorder, stop).await {
+        tracing::error!(%error, "the operators' HTTP service ended");
+    }
+}

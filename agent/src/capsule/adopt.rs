@@ -1,0 +1,335 @@
+//! What an earlier agent left: adopted where it lives, finished or undone where it was half done, and removed
+//! where nobody claims it.
+//!
+//! First everything is looked at, because the network may only be set up once it is known which slots
+//! live; then it is settled, capsule by capsule.
+
+use std::collections::{BTreeSet, HashSet};
+use std::path::{Path, PathBuf};
+use std::str::FromStr;
+
+use futures_util::future::join_all;
+use tokio::time::Instant;
+use wrenn_vmm::disk::DiskView;
+use wrenn_vmm::driver::{Driver as Vmm, DriverError, Machine};
+use wrenn_vmm::network::{SlotNumber, SlotRange};
+use wrenn_vmm::paths::{HostPaths, Name};
+use wrenn_vmm::process::ProcessError;
+use wrenn_vmm::snapshot::{self, Snapshot};
+
+use super::driver::Body;
+use super::engine::Engine;
+use super::error::CapsuleError;
+use super::life::{Life, RunningHandle};
+use super::parts::{Parts, RunningCapsule};
+use super::pause::PausedCapsule;
+use super::record::{Durability, Record, RecordError, RecordFile};
+use super::registry::CapsuleRegistry;
+use super::spec::name;
+use super::strays;
+use super::view::{Cause, State};
+use crate::guest::Guest;
+use crate::ids::CapsuleId;
+
+#[derive(Debug, thiserror::Error)]
+pub enum AdoptError {
+    #[error("cannot list {}", path.display())]
+    List {
+        path: PathBuf,
+        #[source]
+        source: std::io::Error,
+    },
+}
+
+/// A capsule of an earlier agent.
+enum Found {
+    /// Its VMM lives.
+    Live(Box<Record>, Box<dyn Machine>),
+    /// It ran, and its VMM is gone.
+    Lost(Box<Record>, Cause),
+    /// Nothing of it runs.
+    Still(Box<Record>),
+}
+
+/// Everything an earlier agent left in its directory.
+pub struct Leftovers {
+    found: Vec<Found>,
+    slots: BTreeSet<SlotNumber>,
+}
+
+impl Leftovers {
+    /// Looks at every record and ends the machines that no record claims.
+    pub async fn inspect(paths: &HostPaths, vmm: &dyn Vmm, slots: &SlotRange) -> Result<Self, AdoptError> {
+        let mut left = Self { found: Vec::new(), slots: BTreeSet::new() };
+        for (name, path) in list(&paths.capsules())? {
+            match load(paths, &name) {
+                Ok(Some(record)) => left.look_at(record, vmm).await,
+                Ok(None) => {
+                    tracing::info!(path = %path.display(), "removing what no record claims");
+                    remove(&path);
+                }
+                // It may be somebody's only copy: kept for a person to look at.
+                Err(error) => tracing::error!(error = %crate::report(&error), "a capsule cannot be adopted"),
+            }
+        }
+        strays::end(slots.iter().filter(|slot| !left.slots.contains(slot))).await;
+        Ok(left)
+    }
+
+    /// Slots that capsules run in.
+    pub fn slots(&self) -> &BTreeSet<SlotNumber> {
+        &self.slots
+    }
+
+    async fn look_at(&mut self, mut record: Record, vmm: &dyn Vmm) {
+        let Some(machine) = record.machine.take() else {
+            return self.found.push(Found::Still(Box::new(record)));
+        };
+        if !matches!(record.state, State::Running | State::Pausing) {
+            strays::kill(&machine.process).await;
+            return self.found.push(Found::Still(Box::new(record)));
+        }
+        let found = match vmm.adopt(&machine).await {
+            Ok(adopted) => {
+                self.slots.insert(machine.slot);
+                record.machine = Some(machine);
+                Found::Live(Box::new(record), adopted)
+            }
+            Err(DriverError::Process(ProcessError::Gone(_) | ProcessError::NotTheSame { .. })) => {
+                let cause = Cause::new("VMM_DIED", "the VMM ended while no agent was there to see it");
+                Found::Lost(Box::new(record), cause)
+            }
+            Err(error) => {
+                tracing::error!(capsule = %record.spec.id, error = %crate::report(&error), "its VMM is out of hand");
+                strays::kill(&machine.process).await;
+                Found::Lost(Box::new(record), Cause::new("VMM_DIED", crate::report(&error)))
+            }
+        };
+        self.found.push(found);
+    }
+
+    /// Finishes or undoes what was under way, adopts what lives, and removes the rest.
+    pub async fn settle(self, engine: &Engine, registry: &CapsuleRegistry) {
+        let known: HashSet<String> = self
+            .found
+            .iter()
+            .map(|found| match found {
+                Found::Live(record, _) | Found::Lost(record, _) | Found::Still(record) => record.spec.id.to_string(),
+            })
+            .collect();
+        join_all(self.found.into_iter().map(|found| async move {
+            match found {
+                Found::Live(record, machine) => settle_live(engine, registry, *record, machine).await,
+                Found::Lost(mut record, cause) => {
+                    tracing::error!(capsule = %record.spec.id, cause = cause.message, "the capsule is lost");
+                    remove_files(engine, record.spec.id).await;
+                    record.enter(State::Stopped, Some(cause));
+                    registry.remember(*record);
+                }
+                Found::Still(record) => settle_still(engine, registry, *record).await,
+            }
+        }))
+        .await;
+        sweep(&engine.paths, &known).await;
+    }
+}
+
+async fn settle_live(engine: &Engine, registry: &CapsuleRegistry, mut record: Record, machine: Box<dyn Machine>) {
+    let id = record.spec.id;
+    let mut parts = Parts { machine: Some(machine), ..Parts::default() };
+    if record.state == State::Pausing
+        && let Some(snapshot) = completed_pause(engine, &record).await
+    {
+        claim(engine, &record, &mut parts).await;
+        if let Err(error) = parts.dismantle(engine).await {
+            tracing::error!(capsule = %id, %error, "a paused capsule left something behind");
+        }
+        record.machine = None;
+        record.enter(State::Paused, None);
+        store(engine, &record).await;
+        tracing::info!(capsule = %id, "its pause was complete");
+        return registry.adopt(record, Body::Paused(PausedCapsule { snapshot }));
+    }
+    match revive(engine, &record, parts).await {
+        Ok(running) => {
+            if record.state != State::Running {
+                record.enter(State::Running, None);
+                store(engine, &record).await;
+            }
+            tracing::info!(capsule = %id, "adopted");
+            registry.adopt(record, Body::Running(Box::new(running)));
+        }
+        Err(error) => {
+            tracing::error!(capsule = %id, error = %crate::report(&error), "not adopted; its disk is kept");
+            record.machine = None;
+            record.enter(State::Error, Some(Cause::new("NOT_ADOPTED", crate::report(&error))));
+            store(engine, &record).await;
+            registry.adopt(record, Body::Broken);
+        }
+    }
+}
+
+/// The snapshot of a pause that was only not yet written down.
+async fn completed_pause(engine: &Engine, record: &Record) -> Option<Snapshot> {
+    let snapshot = Snapshot::open(&engine.paths.snapshot(&record.spec.name())).await.ok()?;
+    (snapshot.manifest().created_at_ns >= record.since_ns).then_some(snapshot)
+}
+
+/// Takes back the slot and the disk of a machine that lives.
+async fn claim(engine: &Engine, record: &Record, parts: &mut Parts) -> Option<CapsuleError> {
+    let mut failed = None;
+    if let Some(machine) = &record.machine {
+        match engine.slots.claim(machine.slot).await {
+            Ok(slot) => parts.slot = Some(slot),
+            Err(error) => failed = Some(CapsuleError::step("claiming the network slot")(error)),
+        }
+    }
+    let home = engine.paths.capsule(&record.spec.name());
+    match engine.disks.attach(&DiskView { path: home.disk() }).await {
+        Ok(disk) => parts.disk = Some(disk),
+        Err(error) => failed = Some(CapsuleError::step("attaching the disk")(error)),
+    }
+    failed
+}
+
+/// A capsule that runs on under this agent; its envd must answer. Otherwise the machine is ended.
+async fn revive(engine: &Engine, record: &Record, mut parts: Parts) -> Result<RunningCapsule, CapsuleError> {
+    let outcome = match claim(engine, record, &mut parts).await {
+        Some(error) => Err(error),
+        None => reconnect(engine, record, &mut parts).await,
+    };
+    let home = engine.paths.capsule(&record.spec.name());
+    match (outcome, parts) {
+        (Ok(guest), Parts { machine: Some(machine), slot: Some(slot), disk: Some(disk) }) => {
+            let handle = RunningHandle { guest, life: Life::default() };
+            Ok(RunningCapsule { machine, slot, disk, home, handle })
+        }
+        (outcome, mut parts) => {
+            // The disk outlives the machine: it may be all that is left of somebody's work.
+            if let Some(disk) = parts.disk.take()
+                && let Err(error) = engine.disks.detach(disk).await
+            {
+                tracing::error!(capsule = %record.spec.id, error = %crate::report(&error), "its disk stays attached");
+            }
+            if let Err(error) = parts.dismantle(engine).await {
+                tracing::error!(capsule = %record.spec.id, %error, "a lost capsule left something behind");
+            }
+            Err(outcome.err().unwrap_or(CapsuleError::Destroyed(record.spec.id)))
+        }
+    }
+}
+
+async fn reconnect(engine: &Engine, record: &Record, parts: &mut Parts) -> Result<Guest, CapsuleError> {
+    let (Some(machine), Some(slot)) = (&mut parts.machine, &parts.slot) else {
+        return Err(CapsuleError::Destroyed(record.spec.id));
+    };
+    if record.state == State::Pausing {
+        // The agent died with the vCPUs stopped, perhaps.
+        machine.resume_vcpus().await.map_err(CapsuleError::step("starting the vCPUs again"))?;
+    }
+    let deadline = Instant::now() + engine.grace;
+    let guest = Guest::connect(slot.guest_address(), Some(&record.token), deadline)
+        .await
+        .map_err(CapsuleError::step("reaching the guest"))?;
+    guest.health(engine.grace).await.map_err(CapsuleError::step("asking the guest's health"))?;
+    Ok(guest)
+}
+
+async fn settle_still(engine: &Engine, registry: &CapsuleRegistry, mut record: Record) {
+    let id = record.spec.id;
+    match record.state {
+        State::Paused | State::Resuming => match Snapshot::open(&engine.paths.snapshot(&record.spec.name())).await {
+            Ok(snapshot) => {
+                clear_half_made(engine, &record);
+                if record.state == State::Resuming {
+                    record.enter(State::Paused, None);
+                    store(engine, &record).await;
+                }
+                registry.adopt(record, Body::Paused(PausedCapsule { snapshot }));
+            }
+            Err(error) => {
+                tracing::error!(capsule = %id, error = %crate::report(&error), "its snapshot is not usable");
+                record.enter(State::Error, Some(Cause::new("SNAPSHOT_UNUSABLE", crate::report(&error))));
+                store(engine, &record).await;
+                registry.adopt(record, Body::Broken);
+            }
+        },
+        State::Error => registry.adopt(record, Body::Broken),
+        // Whoever asked for it was told nothing yet, and asks again.
+        State::Starting => remove_files(engine, id).await,
+        // `running` without a machine is not written by anybody.
+        State::Stopping | State::Stopped | State::Running | State::Pausing => {
+            remove_files(engine, id).await;
+            let cause = record.cause.take().unwrap_or_else(|| Cause::new("DESTROYED", "the capsule was destroyed"));
+            record.enter(State::Stopped, Some(cause));
+            registry.remember(record);
+        }
+    }
+}
+
+/// What a life that never began, or one that ended while nobody watched, left in the home of a paused capsule.
+fn clear_half_made(engine: &Engine, record: &Record) {
+    let home = engine.paths.capsule(&record.spec.name());
+    for path in [home.disk(), home.memory(), home.qmp_socket()] {
+        remove(&path);
+    }
+}
+
+async fn store(engine: &Engine, record: &Record) {
+    let file = RecordFile::at(engine.paths.capsule(&record.spec.name()).record());
+    if let Err(error) = file.store(record, Durability::Power).await {
+        tracing::error!(capsule = %record.spec.id, error = %crate::report(&error), "the record was not written");
+    }
+}
+
+async fn remove_files(engine: &Engine, id: CapsuleId) {
+    let name = name(id);
+    remove(&engine.paths.snapshot(&name));
+    if let Err(error) = engine.paths.capsule(&name).remove() {
+        tracing::error!(capsule = %id, %error, "not all of it could be removed");
+    }
+}
+
+/// Removes snapshots, sockets and half-made files of nobody.
+async fn sweep(paths: &HostPaths, known: &HashSet<String>) {
+    for directory in [paths.snapshots(), paths.run().to_owned()] {
+        for (name, path) in list(&directory).unwrap_or_default() {
+            // Files there are the VMM driver's own notes.
+            if !known.contains(&name) && path.is_dir() {
+                tracing::info!(path = %path.display(), "removing what no record claims");
+                remove(&path);
+            }
+        }
+    }
+    for (_, template) in list(&paths.golden_root()).unwrap_or_default() {
+        if let Err(error) = snapshot::sweep_partials(&template).await {
+            tracing::error!(%error, "half-made golden snapshots could not be removed");
+        }
+    }
+}
+
+fn load(paths: &HostPaths, directory: &str) -> Result<Option<Record>, RecordError> {
+    match (CapsuleId::from_str(directory), Name::from_str(directory)) {
+        (Ok(_), Ok(name)) => RecordFile::at(paths.capsule(&name).record()).load(),
+        _ => Ok(None),
+    }
+}
+
+fn list(directory: &Path) -> Result<Vec<(String, PathBuf)>, AdoptError> {
+    let failed = |source| AdoptError::List { path: directory.to_owned(), source };
+    let mut entries = Vec::new();
+    for entry in std::fs::read_dir(directory).map_err(failed)? {
+        let entry = entry.map_err(failed)?;
+        entries.push((entry.file_name().to_string_lossy().into_owned(), entry.path()));
+    }
+    Ok(entries)
+}
+
+fn remove(path: &Path) {
+    let removed = if path.is_dir() { std::fs::remove_dir_all(path) } else { std::fs::remove_file(path) };
+    if let Err(error) = removed
+        && error.kind() != std::io::ErrorKind::NotFound
+    {
+        tracing::error!(path = %path.display(), %error, "a leftover could not be removed");
+    }
+}

@@ -1,0 +1,77 @@
+//! Why a request about a capsule came to nothing.
+
+use std::sync::Arc;
+
+use super::view::{Cause, State};
+use crate::ids::CapsuleId;
+
+/// The cause of a step's failure; shared, because everyone who joined an operation is told of it.
+pub type StepSource = Arc<dyn std::error::Error + Send + Sync>;
+
+#[derive(Debug, Clone, thiserror::Error)]
+pub enum CapsuleError {
+    #[error("there is no capsule {0} on this host")]
+    NotFound(CapsuleId),
+    #[error("{message}")]
+    Invalid {
+        /// In the GraphQL schema's spelling.
+        field: &'static str,
+        message: String,
+    },
+    #[error("template {template} has no image on this host")]
+    NoTemplate { template: String },
+    #[error("capsule {id} is {state}{}", because(.cause.as_ref()))]
+    WrongState { id: CapsuleId, state: State, cause: Option<Cause> },
+    #[error("not enough {resource} on this host: {wanted} wanted, {free} free")]
+    Exhausted { resource: &'static str, wanted: String, free: String },
+    #[error("capsule {0} was destroyed while this was under way")]
+    Destroyed(CapsuleId),
+    #[error("the machine died: {0}")]
+    VmmDied(String),
+    #[error("this agent is stopping")]
+    Stopping,
+    #[error("the guest did not answer in time: {step}")]
+    GuestTimeout { step: &'static str },
+    #[error("{step} failed")]
+    Step {
+        step: &'static str,
+        #[source]
+        source: StepSource,
+    },
+}
+
+fn because(cause: Option<&Cause>) -> String {
+    cause.map(|cause| format!(": {}", cause.message)).unwrap_or_default()
+}
+
+impl CapsuleError {
+    /// For `map_err`: names the step that failed.
+    pub fn step<E: std::error::Error + Send + Sync + 'static>(step: &'static str) -> impl FnOnce(E) -> Self {
+        move |error| Self::Step { step, source: Arc::new(error) }
+    }
+}
+
+/// Everything that went wrong while something was taken down; the rest was taken down all the same.
+#[derive(Debug, Default)]
+pub struct Teardown(Vec<String>);
+
+impl Teardown {
+    /// Notes a failure and goes on.
+    pub fn note<T, E: std::error::Error>(&mut self, what: &str, result: Result<T, E>) -> Option<T> {
+        result.map_err(|error| self.0.push(format!("{what}: {}", crate::report(&error)))).ok()
+    }
+
+    pub fn merge(&mut self, other: Result<(), TeardownError>) {
+        if let Err(error) = other {
+            self.0.extend(error.0);
+        }
+    }
+
+    pub fn finish(self) -> Result<(), TeardownError> {
+        if self.0.is_empty() { Ok(()) } else { Err(TeardownError(self.0)) }
+    }
+}
+
+#[derive(Debug, thiserror::Error)]
+#[error("{}", .0.join("; "))]
+pub struct TeardownError(Vec<String>);

@@ -1,0 +1,302 @@
+//! Golden snapshots: each template is booted once on this host, and every capsule of it is a restore.
+//!
+//! One builder per snapshot; whoever else wants it waits for the same one. A builder belongs to no
+//! request: it goes on when the one that started it is gone. Its guest never gets a token or an identity.
+
+use std::collections::HashMap;
+use std::net::Ipv4Addr;
+use std::path::{Path, PathBuf};
+use std::str::FromStr;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
+
+use tokio::sync::watch;
+use tokio::time::Instant;
+use tracing::Instrument;
+use wrenn_vmm::disk::{self, AttachedDisk, DiskView};
+use wrenn_vmm::driver::{BootRequest, KernelImage, MachineConfig, VmmIdentity};
+use wrenn_vmm::paths::{CapsulePaths, GoldenKey, Name};
+use wrenn_vmm::snapshot::{Snapshot, SnapshotError, SnapshotWriter};
+
+use super::engine::Engine;
+use super::error::CapsuleError;
+use super::launch::{acquire_slot, vmm_died};
+use super::parts::Parts;
+use super::spec::{CapsuleSpec, name};
+use super::steps::Steps;
+use crate::guest::Guest;
+use crate::request_id::RequestId;
+
+/// For the first answer of a guest whose daemon accepted a connection.
+const HEALTH_TIMEOUT: Duration = Duration::from_secs(10);
+
+type Outcome = Result<Arc<Snapshot>, CapsuleError>;
+
+/// The golden snapshots of this host, by directory.
+#[derive(Default)]
+pub struct Goldens(Mutex<HashMap<PathBuf, Entry>>);
+
+enum Entry {
+    Ready(Arc<Snapshot>),
+    Building(watch::Receiver<Option<Outcome>>),
+}
+
+/// What to build, where.
+struct Plan {
+    directory: PathBuf,
+    image: PathBuf,
+    kernel: KernelImage,
+    machine: MachineConfig,
+    disk_mib: u32,
+}
+
+impl Goldens {
+    /// The snapshot that a capsule of this spec starts from; booted now if this host has none yet.
+    pub async fn obtain(engine: &Arc<Engine>, spec: &CapsuleSpec) -> Outcome {
+        let plan = Plan::of(engine, spec)?;
+        let mut outcome = {
+            let mut entries = engine.goldens.entries();
+            match entries.get(&plan.directory) {
+                Some(Entry::Ready(snapshot)) if snapshot.directory().is_dir() => return Ok(snapshot.clone()),
+                Some(Entry::Building(outcome)) => outcome.clone(),
+                _ => {
+                    let (sender, outcome) = watch::channel(None);
+                    entries.insert(plan.directory.clone(), Entry::Building(outcome.clone()));
+                    let engine_of_task = engine.clone();
+                    let build = async move { build_or_open(&engine_of_task, plan, &sender).await };
+                    engine.tasks.spawn(build.in_current_span());
+                    outcome
+                }
+            }
+        };
+        let built = outcome.wait_for(Option::is_some).await.map_err(|_| CapsuleError::Stopping)?;
+        built.clone().unwrap_or(Err(CapsuleError::Stopping))
+    }
+
+    fn entries(&self) -> MutexGuard<'_, HashMap<PathBuf, Entry>> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl Plan {
+    fn of(engine: &Engine, spec: &CapsuleSpec) -> Result<Self, CapsuleError> {
+        let image = engine.paths.image(&name(spec.template_team), &name(spec.template));
+        let fingerprint = image_fingerprint(&image)
+            .ok_or_else(|| CapsuleError::NoTemplate { template: spec.template.to_string() })?;
+        let least_mib = fingerprint.bytes.div_ceil(1 << 20);
+        if u64::from(spec.disk_mib) < least_mib {
+            return Err(CapsuleError::Invalid {
+                field: "diskMib",
+                message: format!("the template's image needs a disk of {least_mib} MiB or more, not {}", spec.disk_mib),
+            });
+        }
+        let kernel = engine.paths.current_kernel().map_err(CapsuleError::step("finding the guest kernel"))?;
+        let machine = MachineConfig { vcpus: spec.vcpus, memory_mib: spec.memory_mib };
+        let identity = engine.vmm.identity(&kernel);
+        let key = GoldenKey::new(&machine, spec.disk_mib, &identity, &[&fingerprint.text]);
+        let directory = engine.paths.golden(&name(spec.template), &key);
+        Ok(Self { directory, image, kernel, machine, disk_mib: spec.disk_mib })
+    }
+}
+
+struct Fingerprint {
+    bytes: u64,
+    text: String,
+}
+
+/// Changes whenever the image is written anew. Images are replaced, never changed, so their time of change
+/// stands for their content; reading them all for every capsule would cost more than a restore.
+fn image_fingerprint(image: &Path) -> Option<Fingerprint> {
+    use std::os::unix::fs::MetadataExt;
+    let metadata = std::fs::metadata(image).ok().filter(std::fs::Metadata::is_file)?;
+    let text = format!("{}:{}:{}.{}", metadata.ino(), metadata.len(), metadata.mtime(), metadata.mtime_nsec());
+    Some(Fingerprint { bytes: metadata.len(), text })
+}
+
+async fn build_or_open(engine: &Arc<Engine>, plan: Plan, sender: &watch::Sender<Option<Outcome>>) {
+    let outcome = match open(&plan.directory, &engine.vmm.identity(&plan.kernel)).await {
+        Ok(Some(snapshot)) => Ok(Arc::new(snapshot)),
+        Ok(None) => build(engine, &plan).await.map(Arc::new),
+        Err(error) => Err(error),
+    };
+    {
+        let mut entries = engine.goldens.entries();
+        match &outcome {
+            Ok(snapshot) => entries.insert(plan.directory, Entry::Ready(snapshot.clone())),
+            Err(_) => entries.remove(&plan.directory),
+        };
+    }
+    sender.send_replace(Some(outcome));
+}
+
+/// One that an earlier agent made, if it can be restored here.
+async fn open(directory: &Path, host: &VmmIdentity) -> Result<Option<Snapshot>, CapsuleError> {
+    match Snapshot::open(directory).await {
+        Ok(snapshot) => match snapshot.manifest().identity.check_restorable_on(host) {
+            Ok(()) => Ok(Some(snapshot)),
+            Err(mismatch) => {
+                tracing::info!(golden = %directory.display(), %mismatch, "booting the template anew");
+                Ok(None)
+            }
+        },
+        Err(SnapshotError::Missing { .. }) => Ok(None),
+        Err(error) => {
+            tracing::warn!(golden = %directory.display(), error = %crate::report(&error), "booting the template anew");
+            Ok(None)
+        }
+    }
+}
+
+async fn build(engine: &Arc<Engine>, plan: &Plan) -> Result<Snapshot, CapsuleError> {
+    let mut steps = Steps::start("golden");
+    let unique = format!("golden-{}", uuid::Uuid::now_v7().simple());
+    let home = Name::from_str(&unique).map_err(CapsuleError::step("naming the golden machine"))?;
+    let home = engine.paths.capsule(&home);
+    let mut parts = Parts::default();
+    let outcome = boot_and_save(engine, plan, &home, &mut parts, &mut steps).await;
+    if let Err(left) = parts.dismantle(engine).await {
+        tracing::error!(error = %left, "a golden machine left something behind");
+    }
+    if let Err(left) = home.remove() {
+        tracing::error!(error = %left, "a golden machine left something behind");
+    }
+    steps.done("dismantle");
+    match outcome {
+        Ok(snapshot) => {
+            remove_stale(&plan.directory);
+            steps.finish();
+            Ok(snapshot)
+        }
+        Err(error) => {
+            steps.fail(&error);
+            Err(error)
+        }
+    }
+}
+
+async fn boot_and_save(
+    engine: &Engine,
+    plan: &Plan,
+    home: &CapsulePaths,
+    parts: &mut Parts,
+    steps: &mut Steps,
+) -> Result<Snapshot, CapsuleError> {
+    let deadline = Instant::now() + engine.golden_timeout;
+    let _room = engine.admission.admit(plan.machine.memory_mib, u64::from(plan.machine.memory_mib))?;
+    home.create().map_err(CapsuleError::step("making the golden machine's directories"))?;
+    let (slot, disk) = tokio::join!(acquire_slot(engine), install_disk(engine, plan, home));
+    let (slot, disk) = match (slot, disk) {
+        (Ok(slot), Ok(disk)) => (&*parts.slot.insert(slot), &*parts.disk.insert(disk)),
+        (slot, disk) => {
+            let error = slot.as_ref().err().or(disk.as_ref().err()).cloned();
+            (parts.slot, parts.disk) = (slot.ok(), disk.ok());
+            return Err(error.unwrap_or(CapsuleError::Stopping));
+        }
+    };
+    steps.done("slot+disk");
+
+    let request = BootRequest {
+        config: plan.machine,
+        kernel: &plan.kernel,
+        disk,
+        slot,
+        home,
+        deadline: deadline.saturating_duration_since(Instant::now()),
+    };
+    let booted = engine.vmm.boot(request).await.map_err(CapsuleError::step("booting the template"))?;
+    let machine = parts.machine.insert(booted);
+    steps.done("boot");
+
+    let exit = machine.process().clone();
+    let ready = tokio::select! {
+        ready = get_ready(slot.guest_address(), deadline) => ready,
+        exit = exit.exited() => Err(vmm_died(exit)),
+    };
+    if let Err(error) = ready {
+        let console = machine.console().await.unwrap_or_default();
+        tracing::error!(error = %crate::report(&error), console = last_lines(&console), "the template did not come up");
+        return Err(error);
+    }
+    steps.done("guest");
+
+    machine.stop_vcpus().await.map_err(CapsuleError::step("stopping the vCPUs"))?;
+    let mut writer =
+        SnapshotWriter::begin(&plan.directory).await.map_err(CapsuleError::step("beginning the snapshot"))?;
+    machine.save(&mut writer).await.map_err(CapsuleError::step("saving the machine"))?;
+    engine
+        .disks
+        .clone_stopped(disk.view(), &writer.disk_path())
+        .await
+        .map_err(CapsuleError::step("cloning the disk"))?;
+    let snapshot = writer.commit().await.map_err(CapsuleError::step("committing the snapshot"))?;
+    steps.done("save");
+    Ok(snapshot)
+}
+
+async fn install_disk(engine: &Engine, plan: &Plan, home: &CapsulePaths) -> Result<AttachedDisk, CapsuleError> {
+    let path = home.disk();
+    disk::install_image(&plan.image, &path).await.map_err(CapsuleError::step("copying the image"))?;
+    disk::extend(&path, plan.disk_mib).await.map_err(CapsuleError::step("growing the disk"))?;
+    engine.disks.attach(&DiskView { path }).await.map_err(CapsuleError::step("attaching the disk"))
+}
+
+/// Waits for envd, then lets it prepare: it syncs, and runs once what every capsule runs first, so that the
+/// code for it lies in memory.
+async fn get_ready(address: Ipv4Addr, deadline: Instant) -> Result<(), CapsuleError> {
+    let guest =
+        Guest::connect(address, None, deadline).await.map_err(|_| CapsuleError::GuestTimeout { step: "its boot" })?;
+    guest.health(HEALTH_TIMEOUT).await.map_err(CapsuleError::step("asking the guest's health"))?;
+    guest.prepare_snapshot(&RequestId::new()).await.map_err(CapsuleError::step("preparing the guest"))
+}
+
+/// Snapshots of the same template and size that an older image, kernel or VMM left.
+fn remove_stale(current: &Path) {
+    let (Some(parent), Some(own)) = (current.parent(), current.file_name().and_then(|name| name.to_str())) else {
+        return;
+    };
+    let Some((size, _versions)) = own.rsplit_once('-') else { return };
+    for entry in std::fs::read_dir(parent).into_iter().flatten().flatten() {
+        let name = entry.file_name();
+        let stale = name.to_str().is_some_and(|name| {
+            name != own && name.rsplit_once('-').is_some_and(|(other, _)| other == size) && !name.contains('.')
+        });
+        // What runs from it holds its own link to what it needs.
+        if stale && let Err(error) = std::fs::remove_dir_all(entry.path()) {
+            tracing::warn!(golden = %entry.path().display(), %error, "a stale golden snapshot could not be removed");
+        }
+    }
+}
+
+fn last_lines(console: &str) -> String {
+    let lines: Vec<&str> = console.lines().rev().take(12).collect();
+    lines.into_iter().rev().collect::<Vec<_>>().join("\n")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn only_older_versions_of_the_same_size_are_stale() {
+        let dir = tempfile::tempdir().unwrap();
+        for name in ["1-256-5120-qemu-tcg-aa", "1-256-5120-qemu-tcg-bb", "2-256-5120-qemu-tcg-aa"] {
+            std::fs::create_dir(dir.path().join(name)).unwrap();
+        }
+        remove_stale(&dir.path().join("1-256-5120-qemu-tcg-bb"));
+        let mut left: Vec<_> = std::fs::read_dir(dir.path()).unwrap().map(|e| e.unwrap().file_name()).collect();
+        left.sort();
+        assert_eq!(left, ["1-256-5120-qemu-tcg-bb", "2-256-5120-qemu-tcg-aa"]);
+    }
+
+    #[test]
+    fn a_rewritten_image_has_another_fingerprint() {
+        let dir = tempfile::tempdir().unwrap();
+        let image = dir.path().join("rootfs.ext4");
+        assert!(image_fingerprint(&image).is_none());
+        std::fs::write(&image, b"one").unwrap();
+        let before = image_fingerprint(&image).unwrap();
+        std::fs::write(dir.path().join("new"), b"two").unwrap();
+        std::fs::rename(dir.path().join("new"), &image).unwrap();
+        assert_ne!(image_fingerprint(&image).unwrap().text, before.text);
+    }
+}

@@ -1,0 +1,62 @@
+//! What one life of a capsule holds on the host, and how it is taken apart.
+
+use wrenn_vmm::disk::AttachedDisk;
+use wrenn_vmm::driver::{Machine, MachineRecord};
+use wrenn_vmm::network::NetworkSlot;
+use wrenn_vmm::paths::CapsulePaths;
+
+use super::engine::Engine;
+use super::error::{Teardown, TeardownError};
+use super::life::{Life, RunningHandle};
+use crate::guest::Guest;
+
+/// A life being made or unmade: any part of it may be missing.
+#[derive(Default)]
+pub struct Parts {
+    pub slot: Option<NetworkSlot>,
+    pub disk: Option<AttachedDisk>,
+    pub machine: Option<Box<dyn Machine>>,
+}
+
+impl Parts {
+    /// Ends the VMM, then gives back what it used. Every part is tried; the errors come together.
+    pub async fn dismantle(self, engine: &Engine) -> Result<(), TeardownError> {
+        let mut teardown = Teardown::default();
+        if let Some(machine) = self.machine {
+            teardown.note("ending the VMM", machine.terminate().await);
+        }
+        if let Some(disk) = self.disk
+            && let Some(view) = teardown.note("detaching the disk", engine.disks.detach(disk).await)
+        {
+            teardown.note("removing the disk", engine.disks.remove(view).await);
+        }
+        if let Some(slot) = self.slot {
+            teardown.note("releasing the network slot", engine.slots.release(slot).await);
+        }
+        teardown.finish()
+    }
+}
+
+/// A capsule that runs: it owns its VMM, its slot and its disk. Pausing consumes it.
+pub struct RunningCapsule {
+    pub machine: Box<dyn Machine>,
+    pub slot: NetworkSlot,
+    pub disk: AttachedDisk,
+    pub home: CapsulePaths,
+    pub handle: RunningHandle,
+}
+
+impl RunningCapsule {
+    pub fn into_parts(self) -> Parts {
+        Parts { slot: Some(self.slot), disk: Some(self.disk), machine: Some(self.machine) }
+    }
+
+    /// Puts another life in the place of one that ended though the machine goes on.
+    pub fn begin_life(&mut self, guest: Guest) {
+        self.handle = RunningHandle { guest, life: Life::default() };
+    }
+
+    pub fn record(&self) -> MachineRecord {
+        self.machine.record()
+    }
+}

@@ -1,0 +1,118 @@
+//! From running to paused: what runs is frozen, written down, and only then taken apart.
+
+use wrenn_vmm::snapshot::{Snapshot, SnapshotWriter};
+
+use super::engine::Engine;
+use super::error::CapsuleError;
+use super::life::LifeEnd;
+use super::parts::RunningCapsule;
+use super::spec::CapsuleSpec;
+use super::steps::Steps;
+use crate::guest::Guest;
+use crate::request_id::RequestId;
+use crate::token::Token;
+
+/// A frozen capsule: its snapshot holds memory, devices and disk. Resuming reads it.
+pub struct PausedCapsule {
+    pub snapshot: Snapshot,
+}
+
+/// What is left of a capsule whose pause failed.
+pub enum PauseFailure {
+    /// It runs on, in the same life or in another one.
+    Running(Box<RunningCapsule>, CapsuleError),
+    /// Its VMM is alive and cannot be made to go on.
+    Stuck(Box<RunningCapsule>, CapsuleError),
+}
+
+/// A capsule frozen and saved; its machine still has to be taken apart.
+pub struct Saved {
+    pub running: Box<RunningCapsule>,
+    pub paused: PausedCapsule,
+}
+
+/// Freezes and saves. After a failure past the point where vCPUs stopped, they run again.
+pub async fn save(
+    engine: &Engine,
+    spec: &CapsuleSpec,
+    token: &Token,
+    mut running: Box<RunningCapsule>,
+    request: &RequestId,
+    steps: &mut Steps,
+) -> Result<Saved, PauseFailure> {
+    if let Err(error) = running.handle.guest.prepare_snapshot(request).await {
+        return Err(PauseFailure::Running(running, CapsuleError::step("preparing the guest")(error)));
+    }
+    steps.done("prepare");
+    // From here on this life is over, whatever becomes of the pause: streams end and can be taken up again.
+    running.handle.life.end(LifeEnd::Paused);
+    match freeze(engine, spec, &mut running, steps).await {
+        Ok(snapshot) => Ok(Saved { running, paused: PausedCapsule { snapshot } }),
+        Err(error) => Err(thaw(engine, token, running, error).await),
+    }
+}
+
+async fn freeze(
+    engine: &Engine,
+    spec: &CapsuleSpec,
+    running: &mut RunningCapsule,
+    steps: &mut Steps,
+) -> Result<Snapshot, CapsuleError> {
+    running.machine.stop_vcpus().await.map_err(CapsuleError::step("stopping the vCPUs"))?;
+    steps.done("stop");
+    let directory = engine.paths.snapshot(&spec.name());
+    let mut writer =
+        SnapshotWriter::begin(&directory).await.map_err(CapsuleError::step("beginning the snapshot"))?;
+    let saved = async {
+        let disk = writer.disk_path();
+        // Memory and disk of the same moment: both while the vCPUs stand still.
+        let (memory, disk) = tokio::join!(
+            running.machine.save(&mut writer),
+            engine.disks.clone_stopped(running.disk.view(), &disk)
+        );
+        memory.map_err(CapsuleError::step("saving the machine"))?;
+        disk.map_err(CapsuleError::step("cloning the disk"))
+    }
+    .await;
+    if let Err(error) = saved {
+        if let Err(left) = writer.abort().await {
+            tracing::warn!(error = %crate::report(&left), "half a snapshot is left");
+        }
+        return Err(error);
+    }
+    steps.done("save");
+    let snapshot = writer.commit().await.map_err(CapsuleError::step("committing the snapshot"))?;
+    steps.done("commit");
+    Ok(snapshot)
+}
+
+/// Lets the capsule go on, in a new life.
+async fn thaw(
+    engine: &Engine,
+    token: &Token,
+    mut running: Box<RunningCapsule>,
+    error: CapsuleError,
+) -> PauseFailure {
+    if let Err(also) = running.machine.resume_vcpus().await {
+        tracing::error!(error = %crate::report(&also), "the vCPUs could not be started again");
+        return PauseFailure::Stuck(running, error);
+    }
+    let deadline = tokio::time::Instant::now() + engine.grace;
+    match Guest::connect(running.slot.guest_address(), Some(token), deadline).await {
+        Ok(guest) => {
+            running.begin_life(guest);
+            PauseFailure::Running(running, error)
+        }
+        Err(also) => {
+            tracing::error!(error = %crate::report(&also), "the guest does not answer any more");
+            PauseFailure::Stuck(running, error)
+        }
+    }
+}
+
+/// Takes the machine of a saved capsule apart. What fails is left to the next sweep: the capsule itself is safe.
+pub async fn release(engine: &Engine, running: Box<RunningCapsule>) {
+    if let Err(error) = running.into_parts().dismantle(engine).await {
+        tracing::error!(%error, "a paused capsule left something behind");
+    }
+}

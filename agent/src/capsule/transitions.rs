@@ -1,0 +1,269 @@
+//! The transitions of a driver's state: each takes the body the capsule has and gives back the one it has then.
+
+use std::time::Duration;
+
+use wrenn_vmm::driver::MemorySharing;
+use wrenn_vmm::process::ProcessExit;
+use wrenn_vmm::snapshot::Snapshot;
+
+use super::driver::{Body, Driver};
+use super::error::{CapsuleError, Teardown, TeardownError};
+use super::golden::Goldens;
+use super::launch::Launch;
+use super::life::LifeEnd;
+use super::parts::{Parts, RunningCapsule};
+use super::pause::{self, PauseFailure, PausedCapsule, Saved};
+use super::record::Durability;
+use super::steps::Steps;
+use super::view::{Cause, State};
+use crate::clock::now_ns;
+use crate::request_id::RequestId;
+
+/// How long the end of a machine that does not answer may take to be noticed.
+const LAST_WORDS_TIMEOUT: Duration = Duration::from_millis(200);
+
+type Outcome = Result<(), CapsuleError>;
+
+impl Driver {
+    /// starting → running, or nothing at all.
+    pub async fn create(&mut self, request: &RequestId) -> Body {
+        let mut steps = Steps::start("create");
+        match self.start(request, &mut steps).await {
+            Ok(running) => {
+                steps.finish();
+                running
+            }
+            Err(error) => {
+                let home = self.engine.paths.capsule(&self.spec.name());
+                if let Err(left) = home.remove() {
+                    tracing::error!(error = %left, "a failed create left something behind");
+                }
+                steps.fail(&error);
+                let cause = match &error {
+                    CapsuleError::Destroyed(_) => destroyed(),
+                    error => Cause::new("CREATE_FAILED", crate::report(error)),
+                };
+                self.record.enter(State::Stopped, Some(cause));
+                self.publish(None, Some(error));
+                Body::Gone
+            }
+        }
+    }
+
+    async fn start(&mut self, request: &RequestId, steps: &mut Steps) -> Result<Body, CapsuleError> {
+        let spec = self.spec.clone();
+        let _room = self.engine.admission.admit(spec.memory_mib, 0)?;
+        let home = self.engine.paths.capsule(&spec.name());
+        home.create().map_err(CapsuleError::step("making the capsule's directories"))?;
+        self.file
+            .store(&self.record, Durability::Process)
+            .await
+            .map_err(CapsuleError::step("writing the record"))?;
+        let golden = tokio::select! {
+            golden = Goldens::obtain(&self.engine, &spec) => golden?,
+            () = self.cancelled.cancelled() => return Err(CapsuleError::Destroyed(spec.id)),
+        };
+        steps.done("golden");
+        self.launch(&golden, MemorySharing::Shared, request, steps).await
+    }
+
+    /// A life from a snapshot, written down and shown.
+    async fn launch(
+        &mut self,
+        snapshot: &Snapshot,
+        sharing: MemorySharing,
+        request: &RequestId,
+        steps: &mut Steps,
+    ) -> Result<Body, CapsuleError> {
+        let launch = Launch {
+            engine: &self.engine,
+            spec: &self.spec,
+            token: &self.record.token,
+            snapshot,
+            sharing,
+            cancelled: &self.cancelled,
+            request,
+        };
+        let running = launch.run(steps).await?;
+        self.activity.touch();
+        self.record.started_at_ns = now_ns();
+        let running = self.serve(running, None).await;
+        steps.done("record");
+        Ok(running)
+    }
+
+    /// Into the state `running`: written, and open to calls.
+    pub async fn serve(&mut self, running: RunningCapsule, cause: Option<Cause>) -> Body {
+        self.record.machine = Some(running.record());
+        self.enter(State::Running, cause, Durability::Process).await;
+        self.publish(Some(running.handle.clone()), None);
+        Body::Running(Box::new(running))
+    }
+
+    /// running → pausing → paused, or running again.
+    pub async fn pause(&mut self, body: Body, cause: Option<Cause>, request: &RequestId) -> (Body, Outcome) {
+        let running = match body {
+            Body::Running(running) => running,
+            Body::Paused(paused) => return (Body::Paused(paused), Ok(())),
+            other => return (other, Err(self.wrong_state())),
+        };
+        let mut steps = Steps::start("pause");
+        // New calls are refused from here on; those under way go on until the life ends.
+        self.enter(State::Pausing, None, Durability::Process).await;
+        let saved = pause::save(&self.engine, &self.spec, &self.record.token, running, request, &mut steps).await;
+        match saved {
+            Ok(Saved { running, paused }) => {
+                // Both at once: an agent that dies in between finds a paused capsule and ends its machine.
+                self.record.machine = None;
+                self.record.last_active_at_ns = self.activity.last_ns();
+                self.record.enter(State::Paused, cause);
+                let release = pause::release(&self.engine, running);
+                let ((), stored) = tokio::join!(release, self.file.store(&self.record, Durability::Power));
+                self.stored(stored);
+                self.publish(None, None);
+                steps.done("release+record");
+                steps.finish();
+                (Body::Paused(paused), Ok(()))
+            }
+            Err(PauseFailure::Running(running, error)) => {
+                // The machine may have died under our hands: the exit watch tells, at once.
+                steps.fail(&error);
+                (self.serve(*running, None).await, Err(error))
+            }
+            Err(PauseFailure::Stuck(running, error)) => {
+                steps.fail(&error);
+                let process = running.machine.process().clone();
+                let body = match tokio::time::timeout(LAST_WORDS_TIMEOUT, process.exited()).await {
+                    Ok(exit) => self.vmm_died(Body::Running(running), exit).await,
+                    Err(_) => self.give_up(*running, &error).await,
+                };
+                (body, Err(error))
+            }
+        }
+    }
+
+    /// Ends a machine that cannot go on; its disk stays until the capsule is destroyed.
+    async fn give_up(&mut self, running: RunningCapsule, error: &CapsuleError) -> Body {
+        running.handle.life.end(LifeEnd::Lost(Cause::new("PAUSE_FAILED", crate::report(error))));
+        let parts = running.into_parts();
+        let mut teardown = Teardown::default();
+        if let Some(disk) = parts.disk {
+            teardown.note("detaching the disk", self.engine.disks.detach(disk).await);
+        }
+        let rest = Parts { disk: None, slot: parts.slot, machine: parts.machine };
+        teardown.merge(rest.dismantle(&self.engine).await);
+        if let Err(error) = teardown.finish() {
+            tracing::error!(%error, "a stuck machine left something behind");
+        }
+        self.record.machine = None;
+        self.enter(State::Error, Some(Cause::new("PAUSE_FAILED", crate::report(error))), Durability::Power).await;
+        Body::Broken
+    }
+
+    /// paused → resuming → running, or paused as before.
+    pub async fn resume(&mut self, body: Body, request: &RequestId) -> (Body, Outcome) {
+        let PausedCapsule { snapshot } = match body {
+            Body::Paused(paused) => paused,
+            Body::Running(running) => return (Body::Running(running), Ok(())),
+            other => return (other, Err(self.wrong_state())),
+        };
+        let mut steps = Steps::start("resume");
+        let before = self.record.cause.clone();
+        let outcome = match self.engine.admission.admit(self.spec.memory_mib, 0) {
+            Ok(_room) => {
+                self.enter(State::Resuming, None, Durability::Process).await;
+                self.launch(&snapshot, MemorySharing::Own, request, &mut steps).await
+            }
+            Err(error) => Err(error),
+        };
+        match outcome {
+            Ok(body) => {
+                steps.finish();
+                (body, Ok(()))
+            }
+            Err(error) => {
+                steps.fail(&error);
+                if self.record.state != State::Paused {
+                    self.enter(State::Paused, before, Durability::Power).await;
+                }
+                (Body::Paused(PausedCapsule { snapshot }), Err(error))
+            }
+        }
+    }
+
+    /// Any state → stopping → stopped. What cannot be removed leaves the capsule in error.
+    pub async fn destroy(&mut self, body: Body) -> (Body, Outcome) {
+        let steps = Steps::start("destroy");
+        if let Body::Running(running) = &body {
+            running.handle.life.end(LifeEnd::Lost(destroyed()));
+        }
+        self.enter(State::Stopping, None, Durability::Process).await;
+        match self.remove_all(body).await {
+            Ok(()) => {
+                steps.finish();
+                self.record.enter(State::Stopped, Some(destroyed()));
+                self.publish(None, None);
+                (Body::Gone, Ok(()))
+            }
+            Err(error) => {
+                let error = CapsuleError::step("destroying the capsule")(error);
+                steps.fail(&error);
+                let cause = Cause::new("DESTROY_FAILED", crate::report(&error));
+                self.enter(State::Error, Some(cause), Durability::Process).await;
+                (Body::Broken, Err(error))
+            }
+        }
+    }
+
+    /// running → stopped: the machine ended by itself.
+    pub async fn vmm_died(&mut self, body: Body, exit: ProcessExit) -> Body {
+        let Body::Running(running) = body else { return body };
+        let words = running.machine.last_words();
+        let message = match words.lines().rev().map(str::trim).find(|line| !line.is_empty()) {
+            Some(line) => format!("the VMM ended: {exit}; its last words: {line}"),
+            None => format!("the VMM ended: {exit}"),
+        };
+        tracing::error!(message, "the capsule is lost");
+        metrics::counter!("wrenn_capsules_lost_total").increment(1);
+        let cause = Cause::new("VMM_DIED", message);
+        running.handle.life.end(LifeEnd::Lost(cause.clone()));
+        self.enter(State::Stopping, Some(cause.clone()), Durability::Process).await;
+        let left = self.remove_all(Body::Running(running)).await;
+        if let Err(error) = left {
+            tracing::error!(%error, "a lost capsule left something behind");
+        }
+        self.record.enter(State::Stopped, Some(cause));
+        self.publish(None, None);
+        Body::Gone
+    }
+
+    /// Everything a capsule has on this host, past all errors.
+    async fn remove_all(&mut self, body: Body) -> Result<(), TeardownError> {
+        let mut teardown = Teardown::default();
+        if let Body::Running(running) = body {
+            teardown.merge(running.into_parts().dismantle(&self.engine).await);
+        }
+        let name = self.spec.name();
+        let snapshot = self.engine.paths.snapshot(&name);
+        teardown.note("removing the snapshot", remove_directory(&snapshot).await);
+        // The record goes last, so that an agent that dies here finds what is left.
+        teardown.note("removing the capsule's directories", self.engine.paths.capsule(&name).remove());
+        teardown.finish()
+    }
+
+    fn wrong_state(&self) -> CapsuleError {
+        let (state, cause) = (self.record.state, self.record.cause.clone());
+        CapsuleError::WrongState { id: self.spec.id, state, cause }
+    }
+}
+
+async fn remove_directory(path: &std::path::Path) -> std::io::Result<()> {
+    match tokio::fs::remove_dir_all(path).await {
+        Err(error) if error.kind() != std::io::ErrorKind::NotFound => Err(error),
+        _ => Ok(()),
+    }
+}
+
+fn destroyed() -> Cause {
+    Cause::new("DESTROYED", "the capsule was destroyed")
+}

@@ -1,0 +1,13 @@
+//! The gRPC service `wrenn.agent.v1.Agent`: what the control plane asks of this host, over mutual TLS.
+//!
+//! This room translates; every rule about capsules is in [`crate::capsule`].
+
+mod relay;
+mod request;
+mod service;
+mod status;
+mod tls;
+mod watch;
+
+pub use service::AgentService;
+pub use tls::{CONTROL_PLANE_NAME, ServerTls, TlsError, accept};

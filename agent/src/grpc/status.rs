@@ -1,0 +1,69 @@
+//! From what went wrong to the gRPC status that says so. The codes map one to one onto those of the GraphQL API.
+
+use tonic::metadata::MetadataValue;
+use tonic::{Code, Status};
+use wrenn_proto::{CAUSE, FIELD};
+
+use crate::capsule::CapsuleError;
+
+/// The status of an error, with the field or the cause it is about in the metadata.
+pub fn status(error: &CapsuleError) -> Status {
+    match error {
+        CapsuleError::NotFound(_) => Status::not_found(error.to_string()),
+        CapsuleError::Invalid { field, .. } => with_field(Status::invalid_argument(error.to_string()), field),
+        CapsuleError::NoTemplate { .. } => with_field(Status::not_found(error.to_string()), "template"),
+        CapsuleError::WrongState { cause, .. } => {
+            let status = Status::failed_precondition(error.to_string());
+            match cause {
+                Some(cause) => with_cause(status, &cause.code),
+                None => status,
+            }
+        }
+        CapsuleError::Exhausted { .. } => Status::resource_exhausted(error.to_string()),
+        CapsuleError::Destroyed(_) => with_cause(Status::failed_precondition(error.to_string()), "DESTROYED"),
+        CapsuleError::Stopping => Status::unavailable(error.to_string()),
+        CapsuleError::GuestTimeout { .. } => Status::deadline_exceeded(error.to_string()),
+        CapsuleError::VmmDied(_) => with_cause(Status::internal(error.to_string()), "VMM_DIED"),
+        CapsuleError::Step { .. } => Status::new(Code::Internal, crate::report(error)),
+    }
+}
+
+/// Names what ended a stream or stands in the way.
+pub fn with_cause(mut status: Status, code: &str) -> Status {
+    if let Ok(code) = MetadataValue::try_from(code) {
+        status.metadata_mut().insert(CAUSE, code);
+    }
+    status
+}
+
+fn with_field(mut status: Status, field: &'static str) -> Status {
+    status.metadata_mut().insert(FIELD, MetadataValue::from_static(field));
+    status
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::capsule::{Cause, State};
+    use crate::ids::CapsuleId;
+
+    #[test]
+    fn an_input_error_names_its_field() {
+        let status = status(&CapsuleError::Invalid { field: "vcpus", message: "vcpus must be …".into() });
+        assert_eq!(status.code(), Code::InvalidArgument);
+        assert_eq!(status.metadata().get(FIELD).unwrap(), "vcpus");
+    }
+
+    #[test]
+    fn a_lost_capsule_names_its_cause() {
+        let error = CapsuleError::WrongState {
+            id: CapsuleId::from_u128(1),
+            state: State::Stopped,
+            cause: Some(Cause::new("VMM_DIED", "the VMM ended: killed by SIGKILL")),
+        };
+        let status = status(&error);
+        assert_eq!(status.code(), Code::FailedPrecondition);
+        assert_eq!(status.metadata().get(CAUSE).unwrap(), "VMM_DIED");
+        assert!(status.message().ends_with("is stopped: the VMM ended: killed by SIGKILL"), "{}", status.message());
+    }
+}

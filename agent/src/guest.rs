@@ -1,0 +1,174 @@
+//! The way into a guest: one HTTP/2 connection to its envd, with the capsule's token on every call.
+
+use std::net::{Ipv4Addr, SocketAddr};
+use std::time::Duration;
+
+use futures_util::StreamExt;
+use futures_util::stream::FuturesUnordered;
+use hyper_util::rt::TokioIo;
+use tokio::net::TcpStream;
+use tokio::time::{Instant, timeout, timeout_at};
+use tonic::metadata::{Ascii, MetadataValue};
+use tonic::transport::{Channel, Endpoint, Uri};
+use tonic::{Request, Status};
+use tower::service_fn;
+use wrenn_proto::envd::v1::guest_client::GuestClient;
+use wrenn_proto::envd::v1::processes_client::ProcessesClient;
+use wrenn_proto::envd::v1::{HealthRequest, HealthResponse, PrepareSnapshotRequest, PostRestoreRequest, PostRestoreResponse};
+use wrenn_proto::{CONNECTION_WINDOW, ENVD_PORT, STREAM_WINDOW, TOKEN};
+
+use crate::request_id::RequestId;
+use crate::token::Token;
+
+/// Between attempts at a guest that refuses: its network is there, its daemon not yet.
+const RETRY: Duration = Duration::from_millis(2);
+/// An attempt that hears nothing is followed by another after this, then after twice this, … The kernel's own
+/// retransmission starts at a whole second, which is longer than a restore takes.
+const FIRST_ATTEMPT: Duration = Duration::from_millis(40);
+const LONGEST_ATTEMPT: Duration = Duration::from_secs(1);
+const MOST_ATTEMPTS: usize = 4;
+/// Syncing file systems before a snapshot.
+const PREPARE_TIMEOUT: Duration = Duration::from_secs(30);
+
+#[derive(Debug, thiserror::Error)]
+pub enum GuestError {
+    #[error("nothing answered at {address} within {waited:?}")]
+    Unreachable { address: SocketAddr, waited: Duration },
+    #[error("the connection to envd was not accepted")]
+    Connect(#[source] tonic::transport::Error),
+    #[error("envd refused: {}", .0.message())]
+    Refused(#[source] Box<Status>),
+    #[error("envd did not answer within {0:?}")]
+    Timeout(Duration),
+    #[error("envd did not confirm that the kernel's random numbers were reseeded")]
+    NotReseeded,
+}
+
+/// Envd of one machine, for one life of it. Cheap to clone; every clone uses the same connection.
+#[derive(Debug, Clone)]
+pub struct Guest {
+    channel: Channel,
+    token: Option<MetadataValue<Ascii>>,
+}
+
+impl Guest {
+    /// Connects, trying until `deadline`. Without a token only `health` is allowed.
+    pub async fn connect(
+        address: Ipv4Addr,
+        token: Option<&Token>,
+        deadline: Instant,
+    ) -> Result<Self, GuestError> {
+        let address = SocketAddr::from((address, ENVD_PORT));
+        let started = Instant::now();
+        let mut first = Some(reach(address, deadline).await.ok_or_else(|| GuestError::Unreachable {
+            address,
+            waited: started.elapsed(),
+        })?);
+        let connector = service_fn(move |_: Uri| {
+            let ready = first.take();
+            async move {
+                let socket = match ready {
+                    Some(socket) => socket,
+                    // A later connection of the same life: the guest is there, or it is not.
+                    None => reach(address, Instant::now() + LONGEST_ATTEMPT)
+                        .await
+                        .ok_or_else(|| std::io::Error::from(std::io::ErrorKind::TimedOut))?,
+                };
+                Ok::<_, std::io::Error>(TokioIo::new(socket))
+            }
+        });
+        let channel = Endpoint::from_static("http://envd")
+            .initial_stream_window_size(STREAM_WINDOW)
+            .initial_connection_window_size(CONNECTION_WINDOW)
+            .connect_with_connector(connector)
+            .await
+            .map_err(GuestError::Connect)?;
+        Ok(Self { channel, token: token.and_then(Token::metadata) })
+    }
+
+    /// A request that carries what every call into a guest carries.
+    pub fn request<T>(&self, message: T, id: &RequestId) -> Request<T> {
+        let mut request = Request::new(message);
+        if let Some(token) = &self.token {
+            request.metadata_mut().insert(TOKEN, token.clone());
+        }
+        id.put_into(request.metadata_mut());
+        request
+    }
+
+    pub fn processes(&self) -> ProcessesClient<Channel> {
+        ProcessesClient::new(self.channel.clone())
+    }
+
+    pub async fn health(&self, within: Duration) -> Result<HealthResponse, GuestError> {
+        let request = self.request(HealthRequest {}, &RequestId::new());
+        bounded(within, GuestClient::new(self.channel.clone()).health(request)).await
+    }
+
+    /// The last call before vCPUs stop: file systems are synced.
+    pub async fn prepare_snapshot(&self, id: &RequestId) -> Result<(), GuestError> {
+        let request = self.request(PrepareSnapshotRequest {}, id);
+        bounded(PREPARE_TIMEOUT, GuestClient::new(self.channel.clone()).prepare_snapshot(request)).await?;
+        Ok(())
+    }
+
+    /// The first call after a restore. An error here means that this machine must not be served.
+    pub async fn post_restore(
+        &self,
+        message: PostRestoreRequest,
+        id: &RequestId,
+        within: Duration,
+    ) -> Result<PostRestoreResponse, GuestError> {
+        let request = self.request(message, id);
+        let answer = bounded(within, GuestClient::new(self.channel.clone()).post_restore(request)).await?;
+        if answer.reseeded { Ok(answer) } else { Err(GuestError::NotReseeded) }
+    }
+}
+
+async fn bounded<T>(
+    within: Duration,
+    call: impl Future<Output = Result<tonic::Response<T>, Status>>,
+) -> Result<T, GuestError> {
+    match timeout(within, call).await {
+        Ok(Ok(answer)) => Ok(answer.into_inner()),
+        Ok(Err(status)) => Err(GuestError::Refused(Box::new(status))),
+        Err(_) => Err(GuestError::Timeout(within)),
+    }
+}
+
+/// A connection to a guest that may not be listening yet. An attempt that hears nothing goes on beside the
+/// next one: its answer may only be late.
+async fn reach(address: SocketAddr, deadline: Instant) -> Option<TcpStream> {
+    let mut attempts = FuturesUnordered::new();
+    let mut patience = FIRST_ATTEMPT;
+    while Instant::now() < deadline {
+        if attempts.len() < MOST_ATTEMPTS {
+            attempts.push(TcpStream::connect(address));
+        }
+        let attempt_end = deadline.min(Instant::now() + patience);
+        match timeout_at(attempt_end, attempts.next()).await {
+            Ok(Some(Ok(socket))) => {
+                // Small messages both ways: waiting to fill a segment would cost 40 ms a call.
+                if socket.set_nodelay(true).is_ok() {
+                    return Some(socket);
+                }
+            }
+            Ok(_) => tokio::time::sleep(RETRY).await,
+            Err(_) => patience = (patience * 2).min(LONGEST_ATTEMPT),
+        }
+    }
+    None
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test]
+    async fn a_guest_that_is_not_there_is_given_up_in_time() {
+        let start = Instant::now();
+        let error = Guest::connect(Ipv4Addr::LOCALHOST, None, start + Duration::from_millis(200)).await.unwrap_err();
+        assert!(matches!(error, GuestError::Unreachable { .. }), "{error}");
+        assert!(start.elapsed() < Duration::from_secs(2));
+    }
+}

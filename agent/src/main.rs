@@ -1,0 +1,85 @@
+//! `wrenn-agent`: serves a host's capsules, or says whether it could.
+
+use std::process::ExitCode;
+
+use anyhow::Context;
+use clap::{CommandFactory, FromArgMatches, Parser, Subcommand};
+use secrecy::SecretString;
+use tokio::signal::unix::{SignalKind, signal};
+use tracing_subscriber::EnvFilter;
+use wrenn_agent::{Agent, Config, config, doctor, logging};
+use wrenn_vmm::paths::HostPaths;
+
+/// Runs capsules on this host for a Wrenn control plane.
+#[derive(Parser)]
+#[command(name = "wrenn-agent", version, arg_required_else_help = true)]
+struct Cli {
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Subcommand)]
+enum Command {
+    /// Serve until SIGTERM.
+    Serve {
+        /// Register this host first, with a one-time token of the control plane.
+        #[arg(long, value_name = "TOKEN")]
+        register: Option<String>,
+    },
+    /// Say which VMM, disk store and network would be used and why, and what is missing.
+    Doctor,
+}
+
+/// Of a wrong configuration or command line.
+const USAGE: u8 = 2;
+
+fn main() -> ExitCode {
+    let settings = format!("Settings (environment, or TOML in WRENN_CONFIG):\n{}", config::table());
+    let matches = Cli::command().after_help(settings).get_matches();
+    let cli = Cli::from_arg_matches(&matches).unwrap_or_else(|error| error.exit());
+    let config = match Config::load() {
+        Ok(config) => config,
+        Err(error) => {
+            eprintln!("wrenn-agent: {error}");
+            return ExitCode::from(USAGE);
+        }
+    };
+    match run(cli.command, config) {
+        Ok(code) => code,
+        Err(error) => {
+            eprintln!("wrenn-agent: {error:#}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn run(command: Command, config: Config) -> anyhow::Result<ExitCode> {
+    let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build().context("no runtime")?;
+    runtime.block_on(async move {
+        match command {
+            Command::Serve { register } => serve(config, register.map(SecretString::from)).await,
+            Command::Doctor => {
+                let diagnosis = doctor::diagnose(&config).await?;
+                print!("{}", diagnosis.text);
+                Ok(if diagnosis.usable { ExitCode::SUCCESS } else { ExitCode::FAILURE })
+            }
+        }
+    })
+}
+
+async fn serve(config: Config, register: Option<SecretString>) -> anyhow::Result<ExitCode> {
+    let log = HostPaths::new(&config.dir)?.logs().join("agent.log");
+    logging::start(EnvFilter::try_new(&config.log)?, &log)?;
+    let (mut terminate, mut interrupt) = (signal(SignalKind::terminate())?, signal(SignalKind::interrupt())?);
+    let agent = tokio::select! {
+        agent = Agent::start(config, register) => agent?,
+        _ = terminate.recv() => return Ok(ExitCode::SUCCESS),
+        _ = interrupt.recv() => return Ok(ExitCode::SUCCESS),
+    };
+    tokio::select! {
+        _ = terminate.recv() => {}
+        _ = interrupt.recv() => {}
+    }
+    agent.stop().await;
+    Ok(ExitCode::SUCCESS)
+}

@@ -1,0 +1,294 @@
+//! A real agent with real microVMs, over its own contract. Run one after the other: they share a directory,
+//! and with it the golden snapshot.
+
+mod support;
+
+use std::collections::BTreeSet;
+use std::path::Path;
+use std::sync::LazyLock;
+use std::time::{Duration, Instant};
+
+use rcgen::ExtendedKeyUsagePurpose;
+use support::{CONTROL_PLANE, Site};
+use tokio::sync::{Mutex, MutexGuard};
+use tonic::transport::Channel;
+use tonic::{Code, Streaming};
+use wrenn_agent::ids::{CapsuleId, TeamId, TemplateId};
+use wrenn_proto::CAUSE;
+use wrenn_proto::agent::v1 as agent;
+use wrenn_proto::agent::v1::CapsuleState;
+use wrenn_proto::agent::v1::agent_client::AgentClient;
+use wrenn_proto::envd::v1 as envd;
+use wrenn_proto::envd::v1::process_event::Event;
+
+static ONE_AT_A_TIME: LazyLock<Mutex<()>> = LazyLock::new(Mutex::default);
+
+const SLOTS: &str = "30101-30120";
+const NAMESPACES: &str = "wrenn-ns-301";
+
+async fn site() -> (MutexGuard<'static, ()>, Site) {
+    let turn = ONE_AT_A_TIME.lock().await;
+    (turn, Site::prepare("microvm", SLOTS))
+}
+
+fn new_id() -> String {
+    CapsuleId::from_u128(uuid::Uuid::now_v7().as_u128()).to_string()
+}
+
+fn create(id: &str) -> agent::CreateCapsuleRequest {
+    agent::CreateCapsuleRequest {
+        capsule_id: id.to_owned(),
+        team_id: TeamId::from_u128(7).to_string(),
+        template_id: TemplateId::from_u128(0).to_string(),
+        template_team_id: TeamId::from_u128(0).to_string(),
+        vcpus: 1,
+        memory_mib: 256,
+        disk_mib: 1024,
+        env: vec![envd::EnvVar { name: "GREETING".into(), value: "hello".into() }],
+        ..Default::default()
+    }
+}
+
+fn capsule(id: &str) -> agent::CapsuleRef {
+    agent::CapsuleRef { capsule_id: id.to_owned() }
+}
+
+fn sh(id: &str, line: &str) -> agent::StartProcessRequest {
+    let argv = ["/bin/sh", "-c", line].map(str::to_owned).to_vec();
+    let process = envd::StartRequest { argv, close_stdin: true, ..Default::default() };
+    agent::StartProcessRequest { capsule_id: id.to_owned(), process: Some(process), keep_awake: false }
+}
+
+/// What a command printed and how it ended.
+async fn run(client: &mut AgentClient<Channel>, id: &str, line: &str) -> (String, envd::ProcessExited) {
+    collect(client.exec(sh(id, line)).await.unwrap().into_inner()).await
+}
+
+async fn collect(mut events: Streaming<envd::ProcessEvent>) -> (String, envd::ProcessExited) {
+    let mut output = Vec::new();
+    while let Some(event) = events.message().await.unwrap() {
+        match event.event {
+            Some(Event::Output(chunk)) => output.extend_from_slice(&chunk.data),
+            Some(Event::Exited(exited)) => return (String::from_utf8(output).unwrap(), exited),
+            _ => {}
+        }
+    }
+    panic!("the stream ended without `exited`");
+}
+
+fn vmms(site: &Site) -> Vec<i32> {
+    records(site).iter().filter_map(|record| record["machine"]["process"]["pid"].as_i64()).map(|p| p as i32).collect()
+}
+
+fn records(site: &Site) -> Vec<serde_json::Value> {
+    let capsules = site.directory.join("data/capsules");
+    let entries = std::fs::read_dir(capsules).into_iter().flatten().flatten();
+    let texts = entries.filter_map(|entry| std::fs::read_to_string(entry.path().join("capsule.json")).ok());
+    texts.map(|text| serde_json::from_str(&text).unwrap()).collect()
+}
+
+/// What must be empty when no capsule is left and the agent has stopped.
+fn leftovers(site: &Site) -> BTreeSet<String> {
+    let mut found = BTreeSet::new();
+    let mut list = |directory: &Path, prefix: &str| {
+        for entry in std::fs::read_dir(directory).into_iter().flatten().flatten() {
+            if entry.file_name().to_string_lossy().starts_with(prefix) {
+                found.insert(entry.path().display().to_string());
+            }
+        }
+    };
+    list(Path::new("/run/netns"), NAMESPACES);
+    list(Path::new("/sys/class/net"), "wrenn-veth-301");
+    list(&site.directory.join("data/capsules"), "");
+    list(&site.directory.join("data/snapshots"), "");
+    found
+}
+
+async fn until(what: &str, mut holds: impl AsyncFnMut() -> bool) {
+    let deadline = Instant::now() + Duration::from_secs(15);
+    while !holds().await {
+        assert!(Instant::now() < deadline, "not within 15 s: {what}");
+        tokio::time::sleep(Duration::from_millis(20)).await;
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_capsule_lives_is_paused_resumed_and_destroyed() {
+    let (_turn, site) = site().await;
+    let (agent, mut client) = site.start(&[("WRENN_RECONNECT_GRACE","40")]).await;
+    let id = new_id();
+
+    let made = client.create_capsule(create(&id)).await.unwrap().into_inner();
+    assert_eq!((made.state(), made.id.as_str()), (CapsuleState::Running, id.as_str()));
+    let again = client.create_capsule(create(&id)).await.unwrap().into_inner();
+    assert_eq!(again.started_at_ns, made.started_at_ns, "the same capsule");
+
+    let (output, exited) = run(&mut client, &id, "echo $GREETING from $(hostname); exit 3").await;
+    assert_eq!(output, format!("hello from {id}\n"));
+    assert_eq!(exited.exit_code, Some(3));
+
+    let counting = sh(&id, "n=0; while :; do n=$((n+1)); echo $n; sleep 0.05; done");
+    let started = client.start_process(counting).await.unwrap().into_inner().process.unwrap();
+    let selector = Some(envd::Selector { by: Some(envd::selector::By::Pid(started.pid)) });
+    let follow = |after| agent::FollowProcessRequest {
+        capsule_id: id.clone(),
+        process: Some(envd::FollowRequest { selector: selector.clone(), after }),
+    };
+    let mut following = client.follow_process(follow(None)).await.unwrap().into_inner();
+
+    let paused = client.pause_capsule(capsule(&id)).await.unwrap().into_inner();
+    assert_eq!(paused.state(), CapsuleState::Paused);
+    assert!(vmms(&site).is_empty());
+    let mut read = 0;
+    let end = loop {
+        match following.message().await {
+            Ok(Some(envd::ProcessEvent { event: Some(Event::Output(chunk)) })) => {
+                assert_eq!(chunk.sequence, read, "nothing missed");
+                read += chunk.data.len() as u64;
+            }
+            Ok(Some(_)) => {}
+            Ok(None) => panic!("the process did not end"),
+            Err(status) => break status,
+        }
+    };
+    assert_eq!((end.code(), end.metadata().get(CAUSE).unwrap().as_bytes()), (Code::Unavailable, &b"CAPSULE_PAUSED"[..]));
+    let refused = client.exec(sh(&id, "true")).await.unwrap_err();
+    assert_eq!(refused.code(), Code::FailedPrecondition);
+    assert_eq!(client.pause_capsule(capsule(&id)).await.unwrap().into_inner().state(), CapsuleState::Paused);
+
+    let resumed = client.resume_capsule(capsule(&id)).await.unwrap().into_inner();
+    assert_eq!(resumed.state(), CapsuleState::Running);
+    let cursor = envd::OutputCursor { stdout: Some(read), ..Default::default() };
+    let mut following = client.follow_process(follow(Some(cursor))).await.unwrap().into_inner();
+    until("the process counts on where it was", async || {
+        match following.message().await.unwrap().unwrap().event {
+            Some(Event::Output(chunk)) => {
+                assert_eq!(chunk.sequence, read);
+                true
+            }
+            other => {
+                assert!(matches!(other, Some(Event::Started(_))), "{other:?}");
+                false
+            }
+        }
+    })
+    .await;
+    drop(following);
+
+    client.destroy_capsule(capsule(&id)).await.unwrap();
+    client.destroy_capsule(capsule(&id)).await.unwrap();
+    let gone = client.get_capsule(capsule(&id)).await.unwrap().into_inner();
+    assert_eq!((gone.state(), gone.cause.unwrap().code.as_str()), (CapsuleState::Stopped, "DESTROYED"));
+    agent.stop().await;
+    assert_eq!(leftovers(&site), BTreeSet::new());
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_capsule_outlives_its_agent() {
+    let (_turn, site) = site().await;
+    let (agent, mut client) = site.start(&[]).await;
+    let id = new_id();
+    client.create_capsule(create(&id)).await.unwrap();
+    let sleeper = client.start_process(sh(&id, "sleep 1000")).await.unwrap().into_inner().process.unwrap();
+    let vmm = vmms(&site);
+    assert_eq!(vmm.len(), 1);
+    agent.stop().await;
+    assert_eq!(vmms(&site), vmm, "it runs on");
+
+    let (agent, mut client) = site.start(&[]).await;
+    let adopted = client.get_capsule(capsule(&id)).await.unwrap().into_inner();
+    assert_eq!(adopted.state(), CapsuleState::Running);
+    let processes = client.list_processes(capsule(&id)).await.unwrap().into_inner().processes;
+    assert!(processes.iter().any(|process| process.pid == sleeper.pid && process.running), "{processes:?}");
+    client.pause_capsule(capsule(&id)).await.unwrap();
+    agent.stop().await;
+
+    let (agent, mut client) = site.start(&[]).await;
+    assert_eq!(client.resume_capsule(capsule(&id)).await.unwrap().into_inner().state(), CapsuleState::Running);
+    client.destroy_capsule(capsule(&id)).await.unwrap();
+    agent.stop().await;
+    assert_eq!(leftovers(&site), BTreeSet::new());
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_vmm_that_is_killed_takes_nothing_with_it_but_its_capsule() {
+    let (_turn, site) = site().await;
+    let (agent, mut client) = site.start(&[]).await;
+    let id = new_id();
+    client.create_capsule(create(&id)).await.unwrap();
+    let mut events = client.exec(sh(&id, "echo up; sleep 1000")).await.unwrap().into_inner();
+    while !matches!(events.message().await.unwrap().unwrap().event, Some(Event::Output(_))) {}
+    let killed = Instant::now();
+    nix::sys::signal::kill(nix::unistd::Pid::from_raw(vmms(&site)[0]), nix::sys::signal::Signal::SIGKILL).unwrap();
+    let (_, exited) = collect(events).await;
+    let cause = exited.cause.unwrap();
+    assert_eq!(cause.code, "VMM_DIED");
+    assert!(cause.message.contains("SIGKILL"), "{}", cause.message);
+    until("the capsule is stopped", async || {
+        client.get_capsule(capsule(&id)).await.unwrap().into_inner().state() == CapsuleState::Stopped
+    })
+    .await;
+    println!("stopped {:?} after the kill", killed.elapsed());
+    assert_eq!(client.exec(sh(&id, "true")).await.unwrap_err().code(), Code::FailedPrecondition);
+    agent.stop().await;
+    assert_eq!(leftovers(&site), BTreeSet::new());
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_idle_capsule_is_paused_and_one_in_use_is_not() {
+    let (_turn, site) = site().await;
+    let (agent, mut client) = site.start(&[]).await;
+    let (idle, busy) = (new_id(), new_id());
+    for id in [&idle, &busy] {
+        let request = agent::CreateCapsuleRequest { timeout_sec: 1, ..create(id) };
+        client.create_capsule(request).await.unwrap();
+    }
+    let awake = agent::StartProcessRequest { keep_awake: true, ..sh(&busy, "sleep 1000") };
+    client.start_process(awake).await.unwrap();
+    until("the idle one is paused", async || {
+        client.get_capsule(capsule(&idle)).await.unwrap().into_inner().state() == CapsuleState::Paused
+    })
+    .await;
+    let cause = client.get_capsule(capsule(&idle)).await.unwrap().into_inner().cause.unwrap();
+    assert_eq!(cause.code, "IDLE_TIMEOUT");
+    assert_eq!(client.get_capsule(capsule(&busy)).await.unwrap().into_inner().state(), CapsuleState::Running);
+    for id in [&idle, &busy] {
+        client.destroy_capsule(capsule(id)).await.unwrap();
+    }
+    agent.stop().await;
+    assert_eq!(leftovers(&site), BTreeSet::new());
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_is_wrong_with_a_request_is_said_and_changes_nothing() {
+    let (_turn, site) = site().await;
+    let (agent, mut client) = site.start(&[]).await;
+    let field = |status: &tonic::Status| status.metadata().get(wrenn_proto::FIELD).unwrap().to_str().unwrap().to_owned();
+
+    let id = new_id();
+    let unknown = agent::CreateCapsuleRequest { template_id: TemplateId::from_u128(99).to_string(), ..create(&id) };
+    let status = client.create_capsule(unknown).await.unwrap_err();
+    assert_eq!((status.code(), field(&status).as_str()), (Code::NotFound, "template"));
+    let status = client.create_capsule(agent::CreateCapsuleRequest { vcpus: 0, ..create(&id) }).await.unwrap_err();
+    assert_eq!((status.code(), field(&status).as_str()), (Code::InvalidArgument, "vcpus"));
+    let status = client.create_capsule(agent::CreateCapsuleRequest { disk_mib: 1, ..create(&id) }).await.unwrap_err();
+    assert_eq!((status.code(), field(&status).as_str()), (Code::InvalidArgument, "diskMib"));
+    let status = client.get_capsule(capsule(&new_id())).await.unwrap_err();
+    assert_eq!(status.code(), Code::NotFound);
+
+    // A host's own certificate does not make it the control plane.
+    for (name, usage) in [
+        ("127.0.0.1", ExtendedKeyUsagePurpose::ServerAuth),
+        ("127.0.0.1", ExtendedKeyUsagePurpose::ClientAuth),
+        (CONTROL_PLANE, ExtendedKeyUsagePurpose::ServerAuth),
+    ] {
+        let impostor = site.authority.issue(name, usage);
+        let refused = match site.authority.connect(agent.address(), &impostor).await {
+            Ok(channel) => AgentClient::new(channel).info(agent::InfoRequest {}).await.is_err(),
+            Err(_) => true,
+        };
+        assert!(refused, "{name} was let in");
+    }
+    agent.stop().await;
+    assert_eq!(leftovers(&site), BTreeSet::new());
+}

@@ -1,0 +1,153 @@
+//! A real agent in this process, with a CA of its own, and a client that is its control plane.
+
+use std::collections::BTreeMap;
+use std::net::SocketAddr;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use hyper_util::rt::TokioIo;
+use rcgen::{
+    BasicConstraints, CertificateParams, ExtendedKeyUsagePurpose, IsCa, Issuer, KeyPair, PKCS_ECDSA_P256_SHA256,
+};
+use rustls::pki_types::pem::PemObject;
+use rustls::pki_types::{CertificateDer, PrivateKeyDer, ServerName};
+use rustls::{ClientConfig, RootCertStore};
+use tokio::net::TcpStream;
+use tokio_rustls::TlsConnector;
+use tonic::transport::{Channel, Endpoint, Uri};
+use tower::service_fn;
+use wrenn_agent::{Agent, Config};
+use wrenn_proto::agent::v1::agent_client::AgentClient;
+
+/// Names a directory with `kernels/` and `images/`, as `wrenn-rootfs` makes them.
+const ASSETS: &str = "WRENN_TEST_ASSETS";
+
+/// The name the agent refuses everybody else for.
+pub const CONTROL_PLANE: &str = "control-plane.wrenn.internal";
+
+/// A certificate authority for one test.
+pub struct Authority {
+    issuer: Issuer<'static, KeyPair>,
+    pem: String,
+}
+
+pub struct Identity {
+    pub key_pem: String,
+    pub certificate_pem: String,
+}
+
+impl Authority {
+    pub fn new() -> Self {
+        let key = KeyPair::generate_for(&PKCS_ECDSA_P256_SHA256).unwrap();
+        let mut params = CertificateParams::default();
+        params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
+        let pem = params.self_signed(&key).unwrap().pem();
+        Self { issuer: Issuer::new(params, key), pem }
+    }
+
+    pub fn issue(&self, name: &str, usage: ExtendedKeyUsagePurpose) -> Identity {
+        let key = KeyPair::generate_for(&PKCS_ECDSA_P256_SHA256).unwrap();
+        let mut params = CertificateParams::new(vec![name.to_owned()]).unwrap();
+        params.extended_key_usages = vec![usage];
+        let certificate = params.signed_by(&key, &self.issuer).unwrap();
+        Identity { key_pem: key.serialize_pem(), certificate_pem: certificate.pem() }
+    }
+
+    /// What registration would have left in the agent's directory.
+    pub fn enrol(&self, agent_directory: &Path) {
+        let host = self.issue("127.0.0.1", ExtendedKeyUsagePurpose::ServerAuth);
+        let now = chrono::Utc::now();
+        let credentials = serde_json::json!({
+            "host_id": "host-0000000000000000000000001",
+            "key_pem": host.key_pem,
+            "certificate_pem": host.certificate_pem,
+            "ca_pem": self.pem,
+            "token": "token",
+            "issued_at": now,
+            "token_expires_at": now + chrono::TimeDelta::days(7),
+            "refresh_token": "refresh",
+        });
+        std::fs::create_dir_all(agent_directory).unwrap();
+        std::fs::write(agent_directory.join("credentials.json"), credentials.to_string()).unwrap();
+    }
+
+    /// Connects as `identity`.
+    pub async fn connect(&self, address: SocketAddr, identity: &Identity) -> Result<Channel, tonic::transport::Error> {
+        let mut roots = RootCertStore::empty();
+        roots.add(CertificateDer::from_pem_slice(self.pem.as_bytes()).unwrap()).unwrap();
+        let chain = vec![CertificateDer::from_pem_slice(identity.certificate_pem.as_bytes()).unwrap()];
+        let key = PrivateKeyDer::from_pem_slice(identity.key_pem.as_bytes()).unwrap();
+        let provider = Arc::new(rustls::crypto::ring::default_provider());
+        let mut config = ClientConfig::builder_with_provider(provider)
+            .with_safe_default_protocol_versions()
+            .unwrap()
+            .with_root_certificates(roots)
+            .with_client_auth_cert(chain, key)
+            .unwrap();
+        config.alpn_protocols = vec![b"h2".to_vec()];
+        let connector = TlsConnector::from(Arc::new(config));
+        let connect = service_fn(move |_: Uri| {
+            let connector = connector.clone();
+            async move {
+                let socket = TcpStream::connect(address).await?;
+                socket.set_nodelay(true)?;
+                let name = ServerName::IpAddress(address.ip().into());
+                Ok::<_, std::io::Error>(TokioIo::new(connector.connect(name, socket).await?))
+            }
+        });
+        Endpoint::from_static("http://agent").connect_with_connector(connect).await
+    }
+}
+
+/// A directory for an agent, with kernel and image, and the slots it may use.
+pub struct Site {
+    pub directory: PathBuf,
+    pub authority: Authority,
+    slots: &'static str,
+}
+
+impl Site {
+    /// The directory stays between runs of the tests: its golden snapshot is what makes them quick.
+    pub fn prepare(name: &str, slots: &'static str) -> Self {
+        // Shown where a test fails, or with `--nocapture`; RUST_LOG chooses what.
+        let filter = tracing_subscriber::EnvFilter::from_default_env();
+        let _set_before = tracing_subscriber::fmt().with_test_writer().with_env_filter(filter).try_init();
+        let Some(assets) = std::env::var_os(ASSETS).map(PathBuf::from) else {
+            panic!("{ASSETS} is not set: it must name a directory with kernels/ and images/ (see agent/README.md)");
+        };
+        assert!(nix::unistd::geteuid().is_root(), "these tests start microVMs: they must run as root");
+        let directory = std::env::temp_dir().join(format!("wrenn-agent-test-{name}"));
+        std::fs::create_dir_all(&directory).unwrap();
+        for part in ["kernels", "images"] {
+            let link = directory.join(part);
+            if !link.exists() {
+                std::os::unix::fs::symlink(assets.join(part), &link).unwrap();
+            }
+        }
+        let authority = Authority::new();
+        authority.enrol(&directory.join("agent"));
+        Self { directory, authority, slots }
+    }
+
+    pub fn config(&self, settings: &[(&str, &str)]) -> Config {
+        let dir = self.directory.to_str().unwrap();
+        let mut all = BTreeMap::from([
+            ("WRENN_DIR", dir),
+            ("WRENN_AGENT_LISTEN", "127.0.0.1:0"),
+            ("WRENN_AGENT_HTTP_LISTEN", "127.0.0.1:0"),
+            // Nobody is there: a control plane that is away changes nothing.
+            ("WRENN_API_URL", "http://127.0.0.1:9"),
+            ("WRENN_SLOTS", self.slots),
+        ]);
+        all.extend(settings.iter().copied());
+        let all = all.into_iter().map(|(name, value)| (name.to_owned(), value.to_owned())).collect();
+        Config::from_environment(all).unwrap()
+    }
+
+    pub async fn start(&self, settings: &[(&str, &str)]) -> (Agent, AgentClient<Channel>) {
+        let agent = Agent::start(self.config(settings), None).await.unwrap();
+        let identity = self.authority.issue(CONTROL_PLANE, ExtendedKeyUsagePurpose::ClientAuth);
+        let channel = self.authority.connect(agent.address(), &identity).await.unwrap();
+        (agent, AgentClient::new(channel))
+    }
+}
