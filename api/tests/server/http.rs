@@ -1,0 +1,141 @@
+use futures_util::stream;
+use reqwest::Method;
+use serde_json::json;
+
+use crate::harness::{Running, VIEWER, header, refusal};
+
+fn coded(status: u16, code: &str) -> (u16, String) {
+    (status, code.to_owned())
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_key_opens_what_is_closed_without() {
+    let running = Running::start("").await;
+    let (status, code, _) = refusal(running.query(VIEWER)).await;
+    assert_eq!((status, code), coded(200, "UNAUTHENTICATED"));
+    let (status, code, body) = refusal(running.query(VIEWER).header("x-api-key", "wrn_wrong")).await;
+    assert_eq!((status, code), coded(401, "UNAUTHENTICATED"));
+    assert!(body.get("data").is_none());
+    let with_key = |name, value: String| running.query(VIEWER).header(name, value);
+    for request in [
+        with_key("x-api-key", running.api_key.clone()),
+        with_key("authorization", format!("Bearer {}", running.api_key)),
+    ] {
+        let response = request.send().await.unwrap();
+        assert_eq!(response.status(), 200);
+        assert_eq!(header(&response, "content-type"), "application/json");
+        let body: serde_json::Value = response.json().await.unwrap();
+        assert_eq!(body["data"]["viewer"]["team"]["id"], running.team_id, "{body}");
+    }
+    running.server.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn bodies_that_are_no_graphql_request_are_refused() {
+    let running = Running::start("WRENN_MAX_BODY = 4096").await;
+    for content_type in
+        ["text/plain", "application/x-www-form-urlencoded", "multipart/form-data; boundary=x", ""]
+    {
+        let request = running.post().header("content-type", content_type).body("{\"query\":\"{a}\"}");
+        let (status, code, _) = refusal(request).await;
+        assert_eq!((status, code), coded(415, "INVALID_INPUT"), "{content_type}");
+    }
+    for body in ["", "{", "null", "[]", " [{\"query\":\"{a}\"}]", "{}", "{\"query\":1}", "{\"query\":\"\"}"] {
+        let request = running.post().header("content-type", "application/json; charset=utf-8").body(body);
+        let (status, code, answer) = refusal(request).await;
+        assert_eq!((status, code), coded(400, "INVALID_INPUT"), "{body}: {answer}");
+    }
+    let large = json!({ "query": "x".repeat(5000) }).to_string();
+    let announced = running.post().header("content-type", "application/json").body(large.clone());
+    let (status, code, _) = refusal(announced).await;
+    assert_eq!((status, code), coded(413, "RESOURCE_EXHAUSTED"));
+    let chunks = stream::iter([Ok::<_, std::io::Error>(large)]);
+    let chunked =
+        running.post().header("content-type", "application/json").body(reqwest::Body::wrap_stream(chunks));
+    let (status, code, _) = refusal(chunked).await;
+    assert_eq!((status, code), coded(413, "RESOURCE_EXHAUSTED"));
+    running.server.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_document_that_is_not_valid_is_answered_by_graphql() {
+    let running = Running::start("").await;
+    for document in ["{", "{ nothing }", "query q { viewer }"] {
+        let (status, code, _) = refusal(running.query(document)).await;
+        assert_eq!((status, code), coded(200, "INVALID_INPUT"), "{document}");
+    }
+    running.server.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn wrong_paths_and_methods_are_refused_in_graphqls_shape() {
+    let running = Running::start("").await;
+    let (status, code, _) = refusal(running.get("/nothing")).await;
+    assert_eq!((status, code), coded(404, "NOT_FOUND"));
+    let (status, code, _) = refusal(running.http.delete(running.url("/graphql"))).await;
+    assert_eq!((status, code), coded(405, "INVALID_INPUT"));
+    let (status, code, _) = refusal(running.get("/graphql")).await;
+    assert_eq!((status, code), coded(426, "INVALID_INPUT"));
+    running.server.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn every_answer_carries_its_request_id_and_security_headers() {
+    let running = Running::start("").await;
+    let taken = running.get("/health").header("x-request-id", "deploy-7.1").send().await.unwrap();
+    assert_eq!(header(&taken, "x-request-id"), "deploy-7.1");
+    let odd = running.get("/nothing").header("x-request-id", "a b").send().await.unwrap();
+    let made = header(&odd, "x-request-id");
+    assert_eq!(uuid::Uuid::parse_str(&made).unwrap().get_version_num(), 7);
+    assert_eq!(header(&odd, "x-content-type-options"), "nosniff");
+    assert_eq!(header(&odd, "x-frame-options"), "DENY");
+    assert_eq!(header(&odd, "cache-control"), "no-store");
+    assert!(header(&odd, "content-security-policy").contains("default-src 'none'"));
+    assert!(odd.headers().get("strict-transport-security").is_none());
+    running.server.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn pages_tell_how_the_server_is() {
+    let running = Running::start("").await;
+    let health: serde_json::Value = running.get("/health").send().await.unwrap().json().await.unwrap();
+    assert_eq!(health["status"], "ok");
+    let jobs: serde_json::Value = running.get("/health/jobs").send().await.unwrap().json().await.unwrap();
+    assert!(jobs["jobs"].is_array());
+    let sdl = running.get("/schema.graphql").send().await.unwrap().text().await.unwrap();
+    assert_eq!(sdl, wrenn_schema::sdl());
+    let metrics = running.get("/metrics").send().await.unwrap().text().await.unwrap();
+    assert!(
+        metrics.contains("wrenn_http_requests_total{method=\"GET\",path=\"/health\",status=\"200\"}"),
+        "{metrics}"
+    );
+    assert!(metrics.contains("wrenn_http_request_seconds_bucket"), "{metrics}");
+    running.server.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn without_introspection_the_schema_is_not_shown() {
+    let running = Running::start("WRENN_INTROSPECTION = false").await;
+    let (status, code, _) = refusal(running.get("/schema.graphql")).await;
+    assert_eq!((status, code), coded(404, "NOT_FOUND"));
+    running.server.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn only_listed_origins_pass_the_preflight() {
+    let running = Running::start("WRENN_CORS_ORIGINS = 'https://dashboard.example'").await;
+    let preflight = |origin| {
+        running
+            .http
+            .request(Method::OPTIONS, running.url("/graphql"))
+            .header("origin", origin)
+            .header("access-control-request-method", "POST")
+            .header("access-control-request-headers", "content-type,x-api-key")
+    };
+    let listed = preflight("https://dashboard.example").send().await.unwrap();
+    assert_eq!(header(&listed, "access-control-allow-origin"), "https://dashboard.example");
+    assert!(header(&listed, "access-control-allow-headers").contains("x-api-key"));
+    let other = preflight("https://evil.example").send().await.unwrap();
+    assert!(other.headers().get("access-control-allow-origin").is_none());
+    running.server.stop().await;
+}
