@@ -5,12 +5,22 @@
 //! metadata keys and the limits of the transport.
 
 pub mod envd {
+    #[expect(
+        clippy::allow_attributes,
+        clippy::allow_attributes_without_reason,
+        reason = "the generator writes them"
+    )]
     pub mod v1 {
         tonic::include_proto!("wrenn.envd.v1");
     }
 }
 
 pub mod agent {
+    #[expect(
+        clippy::allow_attributes,
+        clippy::allow_attributes_without_reason,
+        reason = "the generator writes them"
+    )]
     pub mod v1 {
         tonic::include_proto!("wrenn.agent.v1");
     }
@@ -22,6 +32,8 @@ pub const REQUEST_ID: &str = "x-request-id";
 pub const TOKEN: &str = "x-wrenn-token";
 /// Status metadata key that names the input field an error is about, in the schema's spelling.
 pub const FIELD: &str = "x-wrenn-field";
+/// Status metadata key of the stable code (as in `Cause`) of what made a host end a stream.
+pub const CAUSE: &str = "x-wrenn-cause";
 
 /// Port envd listens on inside every capsule.
 pub const ENVD_PORT: u16 = 49983;

@@ -1,0 +1,131 @@
+//! What is watched is shown as it is, then as it changes.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use anyhow::{Context, Result, ensure};
+use serde_json::{Value, json};
+use wrenn_tests::graphql::{Capsule, Frame, Socket, Subscription};
+use wrenn_tests::stack::Stack;
+
+const SOON: Duration = Duration::from_secs(20);
+
+pub async fn a_capsule_first_then_its_changes(stack: Arc<Stack>) -> Result<()> {
+    let client = stack.client();
+    let id = client.create(json!({})).await?.id;
+    let mut watch = client.watch_capsule(&id).await?;
+    let first = next_capsule(&mut watch).await?;
+    ensure!(first.id == id && first.state == "RUNNING", "{first:?}");
+
+    client.pause(&id).await?;
+    let passed = until_state(&mut watch, "PAUSED").await?;
+    ensure!(
+        passed.iter().all(|state| ["RUNNING", "PAUSING", "PAUSED"].contains(&state.as_str())),
+        "{passed:?}"
+    );
+    client.resume(&id).await?;
+    let passed = until_state(&mut watch, "RUNNING").await?;
+    ensure!(
+        passed.iter().all(|state| ["PAUSED", "RESUMING", "RUNNING"].contains(&state.as_str())),
+        "{passed:?}"
+    );
+    client.set_timeout(&id, 1234).await?;
+    loop {
+        if next_capsule(&mut watch).await?.timeout_sec == 1234 {
+            break;
+        }
+    }
+    client.destroy(&id).await?;
+    until_state(&mut watch, "STOPPED").await?;
+    Ok(())
+}
+
+async fn next_capsule(watch: &mut Subscription) -> Result<Capsule> {
+    Capsule::from_event(&watch.next_within(SOON).await?.context("the subscription ended")?)
+}
+
+/// The states on the way to `state`, which is the last of them.
+async fn until_state(watch: &mut Subscription, state: &str) -> Result<Vec<String>> {
+    let mut passed = Vec::new();
+    while passed.last().is_none_or(|last| last != state) {
+        passed.push(
+            next_capsule(watch).await.with_context(|| format!("on the way to {state}: {passed:?}"))?.state,
+        );
+    }
+    Ok(passed)
+}
+
+pub async fn capsules_come_and_go(stack: Arc<Stack>) -> Result<()> {
+    let client = stack.client();
+    let labels = json!({ "test": "watched" });
+    let present = client.create(json!({ "labels": labels })).await?.id;
+    let query = "subscription($filter: CapsuleFilter) {
+        capsules(filter: $filter) { capsule { id state } removedId }
+    }";
+    let filter = json!({ "labels": labels, "states": ["PENDING", "STARTING", "RUNNING", "STOPPING"] });
+    let mut watch = client.subscribe(query, json!({ "filter": filter })).await?;
+    let first = change(&mut watch).await?;
+    ensure!(first["capsule"]["id"] == present && first["capsule"]["state"] == "RUNNING", "{first}");
+
+    // Neither another label nor another team's capsule is shown.
+    let other = client.create(json!({ "labels": { "test": "unwatched" } })).await?.id;
+    let foreign = stack.platform().create(json!({ "labels": labels })).await?.id;
+    let new = client.create(json!({ "labels": labels })).await?.id;
+    loop {
+        let seen = change(&mut watch).await?;
+        ensure!(seen["capsule"]["id"] == new, "{seen} where only {new} changes");
+        if seen["capsule"]["state"] == "RUNNING" {
+            break;
+        }
+    }
+    client.destroy(&present).await?;
+    loop {
+        let seen = change(&mut watch).await?;
+        if seen["removedId"] == present {
+            break;
+        }
+        ensure!(seen["capsule"]["id"] == present, "{seen} where only {present} changes");
+    }
+    for (owner, id) in [(client, &other), (stack.platform(), &foreign), (client, &new)] {
+        owner.destroy(id).await?;
+    }
+    Ok(())
+}
+
+async fn change(watch: &mut Subscription) -> Result<Value> {
+    let mut data = watch.next_within(SOON).await?.context("the subscription ended")?;
+    Ok(data["capsules"].take())
+}
+
+/// Without a good key nothing is subscribed to, and the protocol's own rules are kept.
+pub async fn a_socket_wants_a_key(stack: Arc<Stack>) -> Result<()> {
+    let url = stack.client().websocket_url();
+    for parameters in [json!({ "apiKey": "wrn_wrong" }), json!({})] {
+        let mut socket = Socket::open(&url, parameters.clone()).await?;
+        let closed = refused(&mut socket).await?;
+        ensure!(matches!(closed, 4401 | 4403), "{parameters} was closed with {closed}");
+    }
+    let key = stack.client().key().context("a key")?;
+    let mut socket = Socket::open(&url, json!({ "authorization": format!("Bearer {key}") })).await?;
+    socket.start("1", "subscription { capsules { removedId } }", json!({})).await?;
+    socket.start("1", "subscription { capsules { removedId } }", json!({})).await?;
+    let closed = refused(&mut socket).await?;
+    ensure!(closed == 4409, "two operations of one id were closed with {closed}");
+    Ok(())
+}
+
+/// The code the server closes with; where it lets the caller in, what it answers to a subscription.
+async fn refused(socket: &mut Socket) -> Result<u16> {
+    // The socket may be closed before this is sent.
+    let _ = socket.start("probe", "subscription { capsules { removedId } }", json!({})).await;
+    loop {
+        match tokio::time::timeout(SOON, socket.next()).await.context("the server says nothing")?? {
+            Frame::Closed { code, .. } => return Ok(code),
+            Frame::Error { failure, .. } => {
+                ensure!(failure.first().code() == "UNAUTHENTICATED", "{failure}");
+                return Ok(4401);
+            }
+            Frame::Next { .. } | Frame::Complete { .. } => {}
+        }
+    }
+}

@@ -1,0 +1,158 @@
+//! The agent dies or is told to end.
+
+use std::time::Duration;
+
+use anyhow::{Context, Result, ensure};
+use serde_json::json;
+use wrenn_tests::graphql::{Client, Collected, Exec, Failure, ProcessEvent, ProcessStream};
+use wrenn_tests::stack::Stack;
+use wrenn_tests::wait;
+
+/// The longest anything may take to be noticed, or to come back.
+const PATIENCE: Duration = Duration::from_secs(60);
+
+/// Output with a known text: `lines` lines of a KiB each, slow enough that what the guest keeps (1 MiB)
+/// covers an agent's absence.
+fn talker(id: &str, lines: usize) -> Exec {
+    let line = format!(
+        "p=$(head -c 1000 /dev/zero | tr '\\0' x); i=0; while [ $i -lt {lines} ]; do echo $i $p; i=$((i+1)); sleep 0.02; done"
+    );
+    Exec::shell(id, &line)
+}
+
+fn talk(lines: usize) -> Vec<u8> {
+    let padding = "x".repeat(1000);
+    (0..lines).flat_map(|i| format!("{i} {padding}\n").into_bytes()).collect()
+}
+
+async fn read_some(stream: &mut ProcessStream, collected: &mut Collected, bytes: usize) -> Result<()> {
+    let wanted = collected.stdout.len() + bytes;
+    while collected.stdout.len() < wanted {
+        collected.take(stream.next_within(PATIENCE).await?.context("ended early")?)?;
+    }
+    Ok(())
+}
+
+/// Streams fail with a typed cause; the capsules and their processes do not notice; `after` gives the rest.
+pub async fn killed_while_output_flows(stack: &Stack) -> Result<()> {
+    let client = stack.client();
+    let (busy, idle, paused) = (create(client).await?, create(client).await?, create(client).await?);
+    client.sh(&idle, "echo kept > /run/in-memory").await?;
+    client.pause(&paused).await?;
+    let vmms = [stack.vmm_of(&busy), stack.vmm_of(&idle)];
+    let lines = 400;
+    let mut stream = client.exec_stream(talker(&busy, lines)).await?;
+    let (pid, tag) = stream.started().await?;
+    let mut collected = Collected::default();
+    read_some(&mut stream, &mut collected, 50_000).await?;
+
+    stack.host().kill9().await?;
+    stream.broken_off(&mut collected, PATIENCE).await?;
+    let refused = client.exec(Exec::shell(&idle, "true")).await.err().context("exec without an agent")?;
+    let refused = refused.downcast::<Failure>()?;
+    ensure!(refused.first().code() == "UNAVAILABLE", "{refused}");
+    ensure!([stack.vmm_of(&busy), stack.vmm_of(&idle)] == vmms, "a VMM ended with its agent");
+
+    stack.host().start(None).await?;
+    back_in_service(client, &busy).await?;
+    ensure!([stack.vmm_of(&busy), stack.vmm_of(&idle)] == vmms, "a capsule was not adopted but replaced");
+    let rest =
+        client.process_output(&busy, &tag, Some(collected.next_offset())).await?.collect(PATIENCE).await?;
+    ensure!(rest.pid == Some(pid) && rest.gaps.is_empty(), "{:?} {:?}", rest.pid, rest.gaps);
+    let got = [collected.stdout, rest.stdout].concat();
+    ensure!(got == talk(lines), "{} bytes of {}", got.len(), talk(lines).len());
+    ensure!(
+        rest.exit == Some(ProcessEvent::Exited { exit_code: Some(0), signal: None, cause: None }),
+        "{:?}",
+        rest.exit
+    );
+    ensure!(client.sh(&idle, "cat /run/in-memory").await? == "kept");
+    // What was paused is still known, and everything can be done with what was adopted.
+    client.resume(&paused).await?;
+    client.pause(&idle).await?;
+    client.resume(&idle).await?;
+    ensure!(client.sh(&idle, "cat /run/in-memory").await? == "kept");
+    Ok(())
+}
+
+/// A crash in the midst of changes: whatever was half done is finished or undone by the next life.
+pub async fn killed_again_and_again(stack: &Stack) -> Result<()> {
+    let client = stack.client();
+    let survivor = create(client).await?;
+    client.sh(&survivor, "echo kept > /run/in-memory").await?;
+    let vmm = stack.vmm_of(&survivor);
+    for delay_ms in [5, 30, 80, 150, 300] {
+        let victim = create(client).await?;
+        let changes = async {
+            // Each may end well or badly; what matters is what is there afterwards.
+            let made = client.create_as_answered(json!({})).await;
+            let _ = client.pause(&victim).await;
+            let _ = client.resume(&victim).await;
+            let _ = client.destroy(&victim).await;
+            drop(made);
+        };
+        let crash = async {
+            tokio::time::sleep(Duration::from_millis(delay_ms)).await;
+            stack.host().kill9().await?;
+            stack.host().start(None).await
+        };
+        let (crashed, ()) = tokio::join!(crash, changes);
+        crashed?;
+        super::api::settled(stack).await.with_context(|| format!("killed after {delay_ms} ms"))?;
+        back_in_service(client, &survivor).await?;
+        ensure!(stack.vmm_of(&survivor) == vmm, "the survivor was replaced");
+    }
+    ensure!(client.sh(&survivor, "cat /run/in-memory").await? == "kept");
+    Ok(())
+}
+
+/// SIGTERM leaves capsules running, as a crash does.
+pub async fn told_to_end_keeps_capsules(stack: &Stack) -> Result<()> {
+    let client = stack.client();
+    let id = create(client).await?;
+    client.sh(&id, "echo kept > /run/in-memory").await?;
+    let vmm = stack.vmm_of(&id);
+    ensure!(vmm.is_some());
+    stack.host().terminate(PATIENCE).await?;
+    ensure!(stack.vmm_of(&id) == vmm, "the capsule ended with its agent");
+    stack.host().start(None).await?;
+    back_in_service(client, &id).await?;
+    ensure!(stack.vmm_of(&id) == vmm && client.sh(&id, "cat /run/in-memory").await? == "kept");
+    Ok(())
+}
+
+/// Told so, the agent pauses them instead, and nothing of theirs is lost.
+pub async fn told_to_end_pauses_capsules(stack: &Stack) -> Result<()> {
+    let client = stack.client();
+    let ids = [create(client).await?, create(client).await?];
+    for id in &ids {
+        client.sh(id, "echo kept > /run/in-memory").await?;
+    }
+    stack.host().terminate(PATIENCE).await?;
+    ensure!(stack.vmm_count() == 0, "a VMM outlived the agent that was to pause it");
+    stack.host().start(None).await?;
+    for id in &ids {
+        wait::until_true(format!("{id} known as paused"), PATIENCE, async || {
+            Ok(client.capsule(id).await?.context("the capsule")?.state == "PAUSED")
+        })
+        .await?;
+        client.resume(id).await?;
+        ensure!(client.sh(id, "cat /run/in-memory").await? == "kept");
+    }
+    Ok(())
+}
+
+async fn create(client: &Client) -> Result<String> {
+    Ok(client.create(json!({})).await?.id)
+}
+
+/// Waits until a capsule can be used again after its agent came back.
+async fn back_in_service(client: &Client, id: &str) -> Result<()> {
+    wait::until_true(format!("{id} in service again"), PATIENCE, async || {
+        Ok(client.sh(id, "echo here").await? == "here")
+    })
+    .await?;
+    let capsule = client.capsule(id).await?.context("the capsule")?;
+    ensure!(capsule.state == "RUNNING", "in service, but {capsule:?}");
+    Ok(())
+}

@@ -1,0 +1,78 @@
+//! Fault tests: processes are killed without warning, each test on a stack of its own.
+
+mod agent;
+mod api;
+mod churn;
+mod hosts;
+mod vmm;
+
+use std::pin::Pin;
+use std::process::ExitCode;
+
+use anyhow::{Context, Result};
+use wrenn_tests::postgres::Cluster;
+use wrenn_tests::runner;
+use wrenn_tests::stack::{Database, OnStop, Stack, StackOptions};
+
+type Test = for<'a> fn(&'a Stack) -> Pin<Box<dyn Future<Output = Result<()>> + 'a>>;
+
+/// What stack a test wants.
+#[derive(Clone, Copy)]
+struct Wanted {
+    postgres: bool,
+    hosts: usize,
+    on_stop: OnStop,
+}
+
+const ONE: Wanted = Wanted { postgres: false, hosts: 1, on_stop: OnStop::Keep };
+const ON_POSTGRES: Wanted = Wanted { postgres: true, ..ONE };
+const TWO_HOSTS: Wanted = Wanted { hosts: 2, ..ONE };
+const PAUSING: Wanted = Wanted { on_stop: OnStop::Pause, ..ONE };
+
+macro_rules! tests {
+    ($($wanted:ident $module:ident::$name:ident),* $(,)?) => {
+        &[$((concat!(stringify!($module), "::", stringify!($name)), $wanted, |stack| Box::pin($module::$name(stack)))),*]
+    };
+}
+
+const TESTS: &[(&str, Wanted, Test)] = tests![
+    ONE agent::killed_while_output_flows,
+    ONE agent::killed_again_and_again,
+    ONE agent::told_to_end_keeps_capsules,
+    PAUSING agent::told_to_end_pauses_capsules,
+    ONE vmm::killed_while_output_flows,
+    ONE api::killed_while_capsules_run,
+    ONE api::killed_amid_changes,
+    ON_POSTGRES api::killed_amid_changes_on_postgres,
+    TWO_HOSTS hosts::two_on_one_machine,
+    ONE churn::fifty_capsules_leave_nothing,
+];
+
+fn main() -> ExitCode {
+    let arguments = runner::arguments();
+    if !arguments.list
+        && let Err(error) = runner::check_prerequisites()
+    {
+        return runner::refuse(&error);
+    }
+    let runtime = match runner::runtime() {
+        Ok(runtime) => runtime,
+        Err(error) => return runner::refuse(&error),
+    };
+    let trial = |&(name, wanted, test): &(&str, Wanted, Test)| {
+        runner::trial(name.to_owned(), &runtime, move || with_stack(wanted, test))
+    };
+    libtest_mimic::run(&arguments, TESTS.iter().map(trial).collect()).exit_code()
+}
+
+/// The test on a fresh stack; whatever the test did, nothing may be left when the stack is taken down.
+async fn with_stack(wanted: Wanted, test: Test) -> Result<()> {
+    let cluster = if wanted.postgres { Some(Cluster::start().await?) } else { None };
+    let database = cluster.as_ref().map_or(Database::Sqlite, Database::Postgres);
+    let stack =
+        Stack::start(StackOptions { database, hosts: wanted.hosts, on_stop: wanted.on_stop, assets: None })
+            .await?;
+    let outcome = stack.explain(test(&stack)).await;
+    let clean = stack.teardown().await.context("teardown");
+    outcome.and(clean)
+}

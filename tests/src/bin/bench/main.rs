@@ -1,0 +1,111 @@
+//! `wrenn-bench`: Wrenn beside a bare VMM, in one run, as a table.
+
+mod bare;
+mod rounds;
+mod table;
+
+use std::path::PathBuf;
+use std::process::ExitCode;
+use std::time::Instant;
+
+use anyhow::{Context, Result, ensure};
+use clap::Parser;
+use serde_json::json;
+use wrenn_tests::assets;
+use wrenn_tests::stack::{CapsuleRecord, Stack, StackOptions};
+
+use bare::{Ingredients, Workbench};
+use rounds::Rounds;
+use table::{Promise, Row};
+
+/// Cold boots are slow and vary little.
+const COLD_BOOTS: usize = 3;
+
+/// Measures Wrenn against a bare VMM and prints a table in Markdown. Needs root and built binaries.
+#[derive(Parser)]
+struct Arguments {
+    /// Directory with kernels/ and images/, as `make up` makes it.
+    #[arg(long, env = "WRENN_TEST_ASSETS")]
+    dir: PathBuf,
+    /// How often everything is measured.
+    #[arg(long, default_value_t = 20)]
+    samples: usize,
+    /// JSON instead of Markdown.
+    #[arg(long)]
+    json: bool,
+}
+
+fn main() -> ExitCode {
+    let arguments = Arguments::parse();
+    let run = || -> Result<()> {
+        let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build()?;
+        let rows = runtime.block_on(measure(&arguments))?;
+        if arguments.json {
+            println!("{}", serde_json::to_string_pretty(&table::as_json(&rows))?);
+        } else {
+            println!("{}", table::markdown(&rows)?);
+        }
+        Ok(())
+    };
+    match run() {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("wrenn-bench: {error:#}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+async fn measure(arguments: &Arguments) -> Result<Vec<Row>> {
+    ensure!(arguments.samples > 0, "at least one sample is wanted");
+    ensure!(nix::unistd::geteuid().is_root(), "network namespaces and mounts need root");
+    let stack =
+        Stack::start(StackOptions { assets: Some(arguments.dir.clone()), ..StackOptions::default() }).await?;
+    let outcome = measure_on(&stack, arguments).await;
+    let log = if outcome.is_err() { stack.log_tail() } else { String::new() };
+    let clean = stack.teardown().await;
+    let rows = outcome.with_context(|| format!("the daemons' last words:\n{log}"))?;
+    clean?;
+    Ok(rows)
+}
+
+async fn measure_on(stack: &Stack, arguments: &Arguments) -> Result<Vec<Row>> {
+    let mut cold = Row::new(
+        "cold boot; first `createCapsule` of a template",
+        "bare cold boot to first TCP answer",
+        Promise::None,
+    );
+    let begun = Instant::now();
+    let first = stack.client().create(json!({})).await?.id;
+    cold.wrenn.push(begun.elapsed());
+    eprintln!("first capsule of the template after {:?} (boot, golden snapshot, restore)", begun.elapsed());
+
+    let record = CapsuleRecord::read(&stack.host_of(&first)?.record_path(&first))?;
+    let (kernel, initrd) = assets::kernel(&arguments.dir)?;
+    let directory = stack.host_of(&first)?.dir().join("data/bare");
+    let bench = Workbench::prepare(Ingredients {
+        kernel,
+        initrd,
+        image: assets::image(&arguments.dir)?,
+        tsc_khz: record.tsc_khz(),
+        directory,
+    })?;
+    stack.client().destroy(&first).await?;
+    let mut template = None;
+    for _ in 0..COLD_BOOTS {
+        let (machine, answered) = bench.boot()?;
+        cold.baseline.push(answered.answered);
+        template = Some(bench.save_template(machine)?);
+    }
+    let template = template.context("a template")?;
+
+    let mut rounds = Rounds::new(stack, &bench, &template);
+    for round in 0..arguments.samples {
+        eprint!("\rround {} of {}", round + 1, arguments.samples);
+        rounds.run(round).await.with_context(|| format!("round {}", round + 1))?;
+    }
+    eprintln!();
+    let mut rows = rounds.into_rows();
+    rows.push(cold);
+    Ok(rows)
+}

@@ -1,0 +1,11 @@
+//! The public surface as a client sees it: requests, the WebSocket, and the few shapes the tests read.
+
+mod capsule;
+mod client;
+mod process;
+mod socket;
+
+pub use capsule::{Capsule, Cause};
+pub use client::{Client, Failure, GraphqlError};
+pub use process::{Collected, Exec, ExecResult, OutputHash, ProcessEvent, ProcessStream};
+pub use socket::{Frame, Socket, Subscription};

@@ -1,0 +1,61 @@
+//! The guest daemon called directly, without control plane and agent: the baseline of the benchmark.
+
+use std::path::Path;
+use std::time::Duration;
+
+use anyhow::{Context, Result, bail};
+use tonic::Request;
+use tonic::metadata::{Ascii, MetadataValue};
+use tonic::transport::{Channel, Endpoint};
+use wrenn_proto::envd::v1::processes_client::ProcessesClient;
+use wrenn_proto::envd::v1::{StartRequest, process_event};
+use wrenn_proto::{CONNECTION_WINDOW, ENVD_PORT, STREAM_WINDOW, TOKEN};
+
+use crate::stack::CapsuleRecord;
+
+/// An open channel into a running capsule.
+pub struct Guest {
+    processes: ProcessesClient<Channel>,
+    token: MetadataValue<Ascii>,
+}
+
+/// How a process ended, and what it wrote to its standard output.
+#[derive(Debug)]
+pub struct Ended {
+    pub exit_code: Option<i32>,
+    pub stdout: Vec<u8>,
+}
+
+impl Guest {
+    /// Connects as the agent does: same transport, same settings, the capsule's own token.
+    pub async fn connect(record: &Path) -> Result<Self> {
+        let record = CapsuleRecord::read(record)?;
+        let endpoint = Endpoint::from_shared(format!("http://{}:{ENVD_PORT}", record.guest_address()))?
+            .connect_timeout(Duration::from_secs(5))
+            .initial_stream_window_size(STREAM_WINDOW)
+            .initial_connection_window_size(CONNECTION_WINDOW)
+            .tcp_nodelay(true);
+        let channel = endpoint.connect().await.context("connecting to the guest daemon")?;
+        let token = record.token.parse().context("the capsule's token is not metadata")?;
+        Ok(Self { processes: ProcessesClient::new(channel), token })
+    }
+
+    /// Runs a program to its end.
+    pub async fn exec(&mut self, argv: &[&str]) -> Result<Ended> {
+        let argv = argv.iter().map(|&argument| argument.to_owned()).collect();
+        let mut request = Request::new(StartRequest { argv, close_stdin: true, ..StartRequest::default() });
+        request.metadata_mut().insert(TOKEN, self.token.clone());
+        let mut events = self.processes.exec(request).await.context("starting a process")?.into_inner();
+        let mut stdout = Vec::new();
+        while let Some(event) = events.message().await.context("following a process")? {
+            match event.event {
+                Some(process_event::Event::Output(output)) => stdout.extend_from_slice(&output.data),
+                Some(process_event::Event::Exited(exited)) => {
+                    return Ok(Ended { exit_code: exited.exit_code, stdout });
+                }
+                _ => {}
+            }
+        }
+        bail!("the stream ended without an exit")
+    }
+}

@@ -1,0 +1,328 @@
+//! A whole installation of its own: directory, database, control plane, one host or several.
+
+mod host;
+mod options;
+mod ports;
+mod record;
+mod slots;
+
+use std::ffi::OsString;
+use std::fs;
+use std::os::unix::fs::PermissionsExt;
+use std::panic::AssertUnwindSafe;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+use std::sync::Mutex;
+use std::time::Duration;
+
+use anyhow::{Context, Result, anyhow, bail, ensure};
+use futures_util::FutureExt;
+use serde::Deserialize;
+use serde_json::{Value, json};
+
+pub use host::Host;
+pub use options::{Database, OnStop, StackOptions};
+pub use record::CapsuleRecord;
+
+use crate::daemon::{Daemon, DaemonSpec, tail};
+use crate::graphql::Client;
+use crate::inventory::{HostInventory, Kind, Scope, mount_points};
+use crate::runner::panic_message;
+use crate::{assets, binaries, procfs, wait};
+
+/// The longest a process of the stack may take to serve, or to end.
+const PATIENCE: Duration = Duration::from_secs(60);
+
+/// Lines of each log shown when a test fails.
+const TAIL_LINES: usize = 60;
+
+/// Network slots of each agent.
+const SLOTS_PER_HOST: u16 = 60;
+
+/// A running installation. End it with [`Stack::teardown`], which proves that nothing is left.
+pub struct Stack {
+    root: PathBuf,
+    /// Only in the state between a kill and the next start is there none.
+    api: Mutex<Option<Daemon>>,
+    api_spec: DaemonSpec,
+    hosts: Vec<Host>,
+    client: Client,
+    platform: Client,
+    before: HostInventory,
+    scope: Scope,
+}
+
+/// The line `wrenn-api bootstrap` prints.
+#[derive(Deserialize)]
+#[serde(rename_all = "camelCase")]
+struct Bootstrap {
+    api_key: String,
+    admin_key: String,
+}
+
+impl Stack {
+    /// Starts everything and waits until a capsule could be created.
+    pub async fn start(options: StackOptions<'_>) -> Result<Self> {
+        let root = tempfile::Builder::new().prefix("wrenn-stack-").tempdir()?.keep();
+        fs::set_permissions(&root, fs::Permissions::from_mode(0o755))?;
+        let hosts = u16::try_from(options.hosts)?;
+        let slots = slots::take(hosts * SLOTS_PER_HOST)?;
+        let runtime = (0..options.hosts).map(|index| host::runtime_directory(&host_directory(&root, index)));
+        let scope = Scope { directory: root.clone(), runtime: runtime.collect(), slots: slots.clone() };
+        let before = HostInventory::take(&scope)?.without(Kind::File);
+
+        let base = format!("http://127.0.0.1:{}", ports::free()?);
+        let api_spec = api_spec(&root, &base, &options.database)?;
+        let keys = bootstrap(&api_spec).await?;
+        let api = Daemon::start(api_spec.clone())?;
+        let client = Client::new(&base, Some(&keys.api_key))?;
+        let mut stack = Self {
+            root,
+            api: Mutex::new(Some(api)),
+            api_spec,
+            hosts: Vec::new(),
+            platform: client.with_key(Some(&keys.admin_key)),
+            client,
+            before,
+            scope,
+        };
+        if let Err(error) = stack.complete(&options, *slots.start(), &base).await {
+            let log = stack.log_tail();
+            let swept = stack.teardown().await;
+            return Err(error.context(format!("starting a stack (teardown: {swept:?})\n{log}")));
+        }
+        Ok(stack)
+    }
+
+    async fn complete(&mut self, options: &StackOptions<'_>, first_slot: u16, base: &str) -> Result<()> {
+        self.api_ready().await?;
+        let assets = options.assets.clone().map_or_else(assets::directory, Ok)?;
+        for index in 0..options.hosts {
+            let first = first_slot + u16::try_from(index)? * SLOTS_PER_HOST;
+            let slots = first..=first + SLOTS_PER_HOST - 1;
+            let (id, token) = self.register_host(&format!("host-{index}")).await?;
+            let dir = host_directory(&self.root, index);
+            assets::link_into(&assets, &dir)?;
+            self.hosts.push(Host::new(id, dir, slots, base, options.on_stop)?);
+            let host = self.hosts.last().context("just pushed")?;
+            host.start(Some(&token)).await?;
+            self.host_online(host.id()).await?;
+        }
+        Ok(())
+    }
+
+    /// The key of the team that the tests act for.
+    pub fn client(&self) -> &Client {
+        &self.client
+    }
+
+    /// The key of the platform's team: another team than the client's, and the hosts' administrator.
+    pub fn platform(&self) -> &Client {
+        &self.platform
+    }
+
+    pub fn hosts(&self) -> &[Host] {
+        &self.hosts
+    }
+
+    /// The host of a stack that has one.
+    pub fn host(&self) -> &Host {
+        &self.hosts[0]
+    }
+
+    pub fn scope(&self) -> &Scope {
+        &self.scope
+    }
+
+    pub fn api_pid(&self) -> Result<u32> {
+        let api = self.api.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
+        Ok(api.as_ref().context("the api is not running")?.pid())
+    }
+
+    pub async fn kill9_api(&self) -> Result<()> {
+        self.take_api()?.kill9().await
+    }
+
+    /// Starts the api that was killed again: same port, same database.
+    pub async fn start_api(&self) -> Result<()> {
+        let api = Daemon::start(self.api_spec.clone())?;
+        *self.api.lock().unwrap_or_else(std::sync::PoisonError::into_inner) = Some(api);
+        self.api_ready().await
+    }
+
+    fn take_api(&self) -> Result<Daemon> {
+        let mut api = self.api.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
+        api.take().context("the api is not running")
+    }
+
+    async fn api_ready(&self) -> Result<()> {
+        wait::until_true("the api answering", PATIENCE, async || {
+            Ok(self.client.run("{ __typename }", json!({})).await?["__typename"] == "Query")
+        })
+        .await
+    }
+
+    async fn register_host(&self, name: &str) -> Result<(String, String)> {
+        let query = "mutation($input: CreateHostInput!) { createHost(input: $input) { host { id } token expiresAt } }";
+        let made: Value =
+            self.platform.get("createHost", query, json!({ "input": { "name": name } })).await?;
+        let text = |value: &Value| value.as_str().map(str::to_owned).context("createHost's answer");
+        Ok((text(&made["host"]["id"])?, text(&made["token"])?))
+    }
+
+    /// Waits until the control plane counts on the host.
+    pub async fn host_online(&self, id: &str) -> Result<()> {
+        let query = "query($id: ID!) { node(id: $id) { ... on Host { status } } }";
+        wait::until_true(format!("{id} online"), PATIENCE, async || {
+            let host: Value = self.platform.get("node", query, json!({ "id": id })).await?;
+            Ok(host["status"] == "ONLINE")
+        })
+        .await
+    }
+
+    /// The host that holds a capsule's files.
+    pub fn host_of(&self, capsule: &str) -> Result<&Host> {
+        self.hosts
+            .iter()
+            .find(|host| host.record_path(capsule).exists())
+            .with_context(|| format!("no host has a record of {capsule}"))
+    }
+
+    /// The VMM process that runs a capsule, nothing if none does.
+    pub fn vmm_of(&self, capsule: &str) -> Option<u32> {
+        procfs::processes_of(capsule)
+            .into_iter()
+            .find(|pid| procfs::name(*pid).is_some_and(|name| name.starts_with("qemu")))
+    }
+
+    /// How many VMM processes the stack has.
+    pub fn vmm_count(&self) -> usize {
+        procfs::processes_of(&self.root.to_string_lossy())
+            .into_iter()
+            .filter(|pid| procfs::name(*pid).is_some_and(|name| name.starts_with("qemu")))
+            .count()
+    }
+
+    /// The last lines of every log, for the message of a failed test.
+    pub fn log_tail(&self) -> String {
+        let hosts = self.hosts.iter().map(|host| tail(host.log(), TAIL_LINES));
+        std::iter::once(tail(&self.api_spec.log, TAIL_LINES)).chain(hosts).collect()
+    }
+
+    /// The outcome of a test, with the last lines of the logs where it failed.
+    pub async fn explain(&self, test: impl Future<Output = Result<()>>) -> Result<()> {
+        match AssertUnwindSafe(test).catch_unwind().await {
+            Ok(outcome) => outcome.map_err(|error| anyhow!("{error:#}\n{}", self.log_tail())),
+            Err(panic) => bail!("{}\n{}", panic_message(panic.as_ref()), self.log_tail()),
+        }
+    }
+
+    /// Destroys every capsule through the front door, ends the processes, and insists that the host is as it
+    /// was before. What is left all the same is removed, so that one failure does not become ten.
+    pub async fn teardown(&self) -> Result<()> {
+        let outcome = self.teardown_in_order().await;
+        let swept = self.sweep();
+        outcome.and(swept)
+    }
+
+    async fn teardown_in_order(&self) -> Result<()> {
+        for client in [&self.client, &self.platform] {
+            for capsule in client.capsules(json!({})).await.context("listing what is to be destroyed")? {
+                if capsule.state != "STOPPED" {
+                    client.destroy(&capsule.id).await?;
+                }
+            }
+        }
+        for host in &self.hosts {
+            if host.is_started() {
+                host.terminate(PATIENCE).await?;
+            }
+        }
+        self.take_api()?.terminate(PATIENCE).await?;
+        for host in &self.hosts {
+            host.unmount()?;
+        }
+        let left = HostInventory::take(&self.scope)?.without(Kind::File);
+        self.before.difference(&left).into_result("left on the host after everything had ended")
+    }
+
+    /// Removes by force what is the stack's own; not an error if there is nothing.
+    fn sweep(&self) -> Result<()> {
+        for pid in procfs::processes_of(&self.root.to_string_lossy()) {
+            let pid = nix::unistd::Pid::from_raw(pid.cast_signed());
+            // Gone meanwhile is as good.
+            let _ = nix::sys::signal::kill(pid, nix::sys::signal::Signal::SIGKILL);
+        }
+        for slot in self.scope.slots.clone() {
+            if Path::new(&format!("/run/netns/wrenn-ns-{slot}")).exists() {
+                run("ip", &["netns", "del", &format!("wrenn-ns-{slot}")])?;
+            }
+        }
+        let mut mounted = mount_points()?;
+        mounted.reverse();
+        for point in mounted.iter().filter(|point| Path::new(point).starts_with(&self.root)) {
+            run("umount", &["--lazy", point])?;
+        }
+        for runtime in self.scope.runtime.iter().filter(|runtime| runtime.exists()) {
+            fs::remove_dir_all(runtime).with_context(|| format!("removing {}", runtime.display()))?;
+        }
+        fs::remove_dir_all(&self.root).with_context(|| format!("removing {}", self.root.display()))
+    }
+}
+
+fn host_directory(root: &Path, index: usize) -> PathBuf {
+    root.join(format!("host-{index}"))
+}
+
+fn api_spec(root: &Path, base: &str, database: &Database<'_>) -> Result<DaemonSpec> {
+    let dir = root.join("control");
+    fs::create_dir_all(&dir)?;
+    let listen = base.trim_start_matches("http://");
+    let url = match database {
+        Database::Sqlite => format!("sqlite://{}", dir.join("wrenn.db").display()),
+        Database::Postgres(cluster) => {
+            let name = root.file_name().context("a directory has a name")?.to_string_lossy();
+            cluster.create_database(&name)?
+        }
+    };
+    let environment: [(&str, OsString); 4] = [
+        ("WRENN_DIR", dir.into()),
+        ("WRENN_API_LISTEN", listen.into()),
+        ("WRENN_DATABASE_URL", url.into()),
+        ("WRENN_LOG", log_level()),
+    ];
+    Ok(DaemonSpec {
+        name: "wrenn-api".into(),
+        program: binaries::find("wrenn-api")?,
+        arguments: vec!["serve".into()],
+        environment: environment.map(|(name, value)| (name.to_owned(), value)).to_vec(),
+        log: root.join("api.log"),
+    })
+}
+
+/// What the daemons log; `WRENN_TEST_LOG` makes them say more.
+fn log_level() -> OsString {
+    std::env::var_os("WRENN_TEST_LOG").unwrap_or_else(|| "info".into())
+}
+
+async fn bootstrap(api: &DaemonSpec) -> Result<Bootstrap> {
+    let output = tokio::process::Command::new(&api.program)
+        .arg("bootstrap")
+        .envs(api.environment.iter().map(|(name, value)| (name, value)))
+        .output()
+        .await
+        .context("running wrenn-api bootstrap")?;
+    let (stdout, stderr) = (String::from_utf8_lossy(&output.stdout), String::from_utf8_lossy(&output.stderr));
+    ensure!(output.status.success(), "wrenn-api bootstrap: {}\n{stderr}", output.status);
+    let line = stdout.lines().last().context("wrenn-api bootstrap printed nothing")?;
+    serde_json::from_str(line).with_context(|| format!("the line of wrenn-api bootstrap: {line}"))
+}
+
+fn run(program: &str, arguments: &[&str]) -> Result<()> {
+    let output =
+        Command::new(program).args(arguments).output().with_context(|| format!("running {program}"))?;
+    if !output.status.success() {
+        bail!("{program} {}: {}", arguments.join(" "), String::from_utf8_lossy(&output.stderr).trim_end());
+    }
+    Ok(())
+}

@@ -1,0 +1,42 @@
+//! What kind of stack a test wants.
+
+use std::path::PathBuf;
+
+use crate::postgres::Cluster;
+
+/// Where the control plane keeps its rows.
+pub enum Database<'a> {
+    Sqlite,
+    /// A fresh database of this cluster.
+    Postgres(&'a Cluster),
+}
+
+/// What an agent does with its capsules when it is told to end.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum OnStop {
+    Keep,
+    Pause,
+}
+
+impl OnStop {
+    pub(super) fn as_setting(self) -> &'static str {
+        match self {
+            Self::Keep => "keep",
+            Self::Pause => "pause",
+        }
+    }
+}
+
+pub struct StackOptions<'a> {
+    pub database: Database<'a>,
+    pub hosts: usize,
+    pub on_stop: OnStop,
+    /// Where kernels and images are; what `WRENN_TEST_ASSETS` names if none.
+    pub assets: Option<PathBuf>,
+}
+
+impl Default for StackOptions<'_> {
+    fn default() -> Self {
+        Self { database: Database::Sqlite, hosts: 1, on_stop: OnStop::Keep, assets: None }
+    }
+}
