@@ -73,8 +73,7 @@ impl LoopDevice {
         // SAFETY: the request takes no argument.
         let number = Errno::result(unsafe { libc::ioctl(control.as_raw_fd(), LOOP_CTL_GET_FREE) })?;
         let device = PathBuf::from(format!("/dev/loop{number}"));
-        let open =
-            OpenOptions::new().read(true).write(true).custom_flags(libc::O_CLOEXEC).open(&device)?;
+        let open = OpenOptions::new().read(true).write(true).custom_flags(libc::O_CLOEXEC).open(&device)?;
         // SAFETY: plain data, for which all zeroes is valid: no offset, no limit, the default block size.
         let mut config: LoopConfig = unsafe { std::mem::zeroed() };
         config.fd = image.as_raw_fd().cast_unsigned();

@@ -15,7 +15,7 @@ use std::{
 use async_trait::async_trait;
 use serde::{Deserialize, Serialize};
 
-pub use self::data::{DiskOptions, prepare, unmount};
+pub use self::data::{DiskOptions, prepare, trim, unmount};
 pub(crate) use self::{data::clones_here, sparse::data_ranges};
 use crate::{
     failure::{Doing as _, Failure, blocking},
@@ -72,7 +72,9 @@ impl FromStr for DiskStoreChoice {
 pub enum DiskError {
     #[error(transparent)]
     Io(#[from] Failure),
-    #[error("{0} cannot share blocks between files, and holds data already that a new file system would hide")]
+    #[error(
+        "{0} cannot share blocks between files, and holds data already that a new file system would hide"
+    )]
     DataInTheWay(PathBuf),
     #[error("{program} failed: {output}")]
     Tool { program: &'static str, output: String },
@@ -139,7 +141,8 @@ pub async fn install_image(image: &Path, to: &Path) -> Result<(), DiskError> {
     blocking(move || {
         let partial = partial(&to);
         sparse::copy(&image, &partial)?;
-        Ok(fs::rename(&partial, &to).doing(|| format!("renaming {} to {}", partial.display(), to.display()))?)
+        Ok(fs::rename(&partial, &to)
+            .doing(|| format!("renaming {} to {}", partial.display(), to.display()))?)
     })
     .await
 }

@@ -48,7 +48,8 @@ fn copy_data(source: &File, target: &File, size: u64) -> io::Result<()> {
             let length = usize::try_from(end - position).unwrap_or(usize::MAX).min(64 << 20);
             position += if in_kernel {
                 let (mut from, mut to) = (position.cast_signed(), position.cast_signed());
-                match copy_file_range(source.as_fd(), Some(&mut from), target.as_fd(), Some(&mut to), length) {
+                match copy_file_range(source.as_fd(), Some(&mut from), target.as_fd(), Some(&mut to), length)
+                {
                     // The file has become shorter.
                     Ok(0) => return Err(io::ErrorKind::UnexpectedEof.into()),
                     Ok(copied) => copied as u64,
@@ -81,7 +82,8 @@ pub fn data_ranges(file: &File, size: u64) -> impl Iterator<Item = io::Result<(u
         if position >= size {
             return None;
         }
-        let seek = |from: u64, whence| lseek(file.as_fd(), from.cast_signed(), whence).map(i64::cast_unsigned);
+        let seek =
+            |from: u64, whence| lseek(file.as_fd(), from.cast_signed(), whence).map(i64::cast_unsigned);
         let start = match seek(position, Whence::SeekData) {
             Ok(start) => start,
             // Nothing but a hole to the end.

@@ -59,13 +59,15 @@ impl VmmIdentity {
 
     /// Everything but what is measured.
     pub(crate) fn fixed_parts(&self) -> [String; 6] {
-        let Self { driver, version, accelerator, cpu_model, device_layout, kernel, tsc_khz: _ } = self.clone();
+        let Self { driver, version, accelerator, cpu_model, device_layout, kernel, tsc_khz: _ } =
+            self.clone();
         [driver, version, accelerator, cpu_model, device_layout.to_string(), kernel]
     }
 
     /// `self` is the snapshot's, `host` that of the driver which is to restore it.
     pub fn check_restorable_on(&self, host: &Self) -> Result<(), IdentityMismatch> {
-        const NAMES: [&str; 6] = ["VMM", "VMM version", "accelerator", "CPU model", "device layout", "kernel"];
+        const NAMES: [&str; 6] =
+            ["VMM", "VMM version", "accelerator", "CPU model", "device layout", "kernel"];
         let mut differences: Vec<String> = NAMES
             .iter()
             .zip(self.fixed_parts())

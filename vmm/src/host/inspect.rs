@@ -114,9 +114,12 @@ fn network() -> Vec<Finding> {
 
 fn uplink() -> Finding {
     match default_interface(&fs::read_to_string("/proc/net/route").unwrap_or_default()) {
-        Some(interface) => {
-            finding(Network, Fine, format!("namespaces and nftables, out by {interface}"), "it has the default route")
-        }
+        Some(interface) => finding(
+            Network,
+            Fine,
+            format!("namespaces and nftables, out by {interface}"),
+            "it has the default route",
+        ),
         None => finding(Network, Warning, "no way out", "there is no default route: capsules reach nobody"),
     }
 }

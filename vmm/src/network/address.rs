@@ -184,7 +184,8 @@ mod tests {
         assert_eq!(slot(32767).namespace_address(), Ipv4Addr::new(10, 12, 255, 255));
         assert_eq!(slot(300).guest_address(), Ipv4Addr::new(10, 11, 1, 44));
         assert_eq!(slot(7).host_veth(), "wrenn-veth-7");
-        for stranger in ["wrenn-veth-07", "wrenn-veth--7", "wrenn-veth7", "wrenn-veth-10000", "wrenn-veth-x"] {
+        for stranger in ["wrenn-veth-07", "wrenn-veth--7", "wrenn-veth7", "wrenn-veth-10000", "wrenn-veth-x"]
+        {
             assert_eq!(SlotNumber::of_host_veth(stranger), None, "{stranger}");
         }
     }

@@ -17,9 +17,7 @@ use std::{
 
 use tokio::{sync::Notify, task::JoinHandle};
 
-use super::{
-    NetworkError, NetworkSlot, SlotNumber, SlotRange, namespace, rules,
-};
+use super::{NetworkError, NetworkSlot, SlotNumber, SlotRange, namespace, rules};
 use crate::failure::{Failures, Teardown, blocking};
 
 #[derive(Clone, Debug)]
@@ -66,7 +64,10 @@ impl Shared {
 impl SlotAllocator {
     /// Sets up the host's rules, removes every network in the range that nobody claims, and begins to fill
     /// the pool. Changes two settings of the host and leaves them so: IPv4 forwarding, and the table `wrenn`.
-    pub async fn start(options: NetworkOptions, claimed: &BTreeSet<SlotNumber>) -> Result<Self, NetworkError> {
+    pub async fn start(
+        options: NetworkOptions,
+        claimed: &BTreeSet<SlotNumber>,
+    ) -> Result<Self, NetworkError> {
         let host_rules = rules::host_rules(&options.name_servers);
         blocking(move || {
             namespace::write_sysctl("net/ipv4/ip_forward", "1")?;
@@ -152,7 +153,7 @@ impl SlotAllocator {
         self.shared.sweep().await
     }
 
-    /// How many more can be acquired.
+    /// How many more can be acquired; one that is being made ahead is not counted until it is made.
     pub fn free(&self) -> usize {
         let state = self.shared.state();
         state.idle.len() + state.pooled.len()

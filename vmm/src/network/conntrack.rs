@@ -22,8 +22,12 @@ pub fn flush() -> Result<(), Failure> {
 }
 
 fn flush_here() -> io::Result<()> {
-    let socket: OwnedFd =
-        socket(AddressFamily::Netlink, SockType::Raw, SockFlag::SOCK_CLOEXEC, SockProtocol::NetlinkNetFilter)?;
+    let socket: OwnedFd = socket(
+        AddressFamily::Netlink,
+        SockType::Raw,
+        SockFlag::SOCK_CLOEXEC,
+        SockProtocol::NetlinkNetFilter,
+    )?;
     let flags = (libc::NLM_F_REQUEST | libc::NLM_F_ACK) as u16;
     let mut message = Vec::with_capacity(LENGTH as usize);
     message.extend(LENGTH.to_ne_bytes());

@@ -11,13 +11,13 @@ use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 
 use nftables::helper::NftablesError;
 
+use self::namespace::Enter as _;
 pub use self::{
     address::{
         GUEST_ADDRESS, GUEST_MAC, InvalidRange, InvalidSlot, NAMESPACE_ADDRESS, SlotNumber, SlotRange,
     },
     allocator::{NetworkOptions, SlotAllocator, remove_host_rules},
 };
-use self::namespace::Enter as _;
 use crate::failure::{Failure, Failures};
 
 #[derive(Debug, thiserror::Error)]
@@ -85,5 +85,47 @@ impl NetworkSlot {
             drop(tap::open(namespace::TAP)?);
             Ok(conntrack::flush()?)
         })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::{
+        fs,
+        net::{SocketAddr, TcpStream},
+        time::Duration,
+    };
+
+    use super::*;
+    use crate::failure::Doing as _;
+
+    /// Tests of slots on the real host are in `tests/network.rs`; this one looks inside.
+    #[test]
+    fn a_slot_is_clean_once_its_tap_is_free_and_forgets_connections() {
+        assert!(nix::unistd::geteuid().is_root(), "network slots need root");
+        let number = SlotNumber::try_from(31_199).unwrap();
+        let slot = NetworkSlot::create(number).unwrap();
+        let tap = slot.open_tap().unwrap();
+        let busy = slot.open_tap().unwrap_err();
+        assert!(
+            matches!(&busy, NetworkError::Io(f) if f.source.raw_os_error() == Some(libc::EBUSY)),
+            "{busy:?}"
+        );
+        assert!(slot.clean().is_err(), "somebody has the TAP");
+
+        // Nobody answers, but the attempt is remembered.
+        let guest = SocketAddr::from((slot.guest_address(), 9));
+        TcpStream::connect_timeout(&guest, Duration::from_millis(50)).unwrap_err();
+        let known = || {
+            slot.namespace.entered(|| {
+                let table = fs::read_to_string("/proc/thread-self/net/nf_conntrack");
+                Ok(table.doing(|| "reading tracked connections")?.lines().count())
+            })
+        };
+        assert_ne!(known().unwrap(), 0);
+        drop(tap);
+        slot.clean().unwrap();
+        assert_eq!(known().unwrap(), 0);
+        namespace::remove(number).unwrap();
     }
 }

@@ -33,9 +33,7 @@ use rtnetlink::{
 
 use super::{
     NetworkError,
-    address::{
-        GUEST_ADDRESS, GUEST_LINK_PREFIX, GUEST_MAC, NAMESPACE_ADDRESS, NAMESPACE_MAC, SlotNumber,
-    },
+    address::{GUEST_ADDRESS, GUEST_LINK_PREFIX, GUEST_MAC, NAMESPACE_ADDRESS, NAMESPACE_MAC, SlotNumber},
     rules, tap,
 };
 use crate::{
@@ -83,7 +81,8 @@ async fn create_here(slot: SlotNumber) -> Result<OwnedFd, NetworkError> {
     }
     inside.link().add(veth(slot, &host_namespace)).execute().await.map_err(step("adding its link"))?;
     tap::create(TAP)?;
-    rules::apply(&rules::namespace_rules()).map_err(|source| NetworkError::Rules { slot: Some(slot), source })?;
+    rules::apply(&rules::namespace_rules())
+        .map_err(|source| NetworkError::Rules { slot: Some(slot), source })?;
 
     bring_up(&inside, "lo").await.map_err(step("bringing up lo"))?;
     let uplink = bring_up(&inside, UPLINK).await.map_err(step("bringing up its link"))?;
@@ -182,7 +181,7 @@ async fn delete_link(name: &str) -> Result<(), Failure> {
     match index_of(&handle, name).await {
         Ok(index) => handle.link().del(index).execute().await.map_err(io::Error::other).doing(doing),
         Err(error) if is_no_device(&error) => Ok(()),
-        Err(error) => Err(error).map_err(io::Error::other).doing(doing),
+        Err(error) => Err(io::Error::other(error)).doing(doing),
     }
 }
 
@@ -214,8 +213,10 @@ fn names_in(directory: &str) -> Result<Vec<String>, Failure> {
 /// A namespace that a thread can enter.
 pub trait Enter {
     /// Runs something in it, on a thread of its own.
-    fn entered<T: Send>(&self, work: impl FnOnce() -> Result<T, NetworkError> + Send)
-    -> Result<T, NetworkError>;
+    fn entered<T: Send>(
+        &self,
+        work: impl FnOnce() -> Result<T, NetworkError> + Send,
+    ) -> Result<T, NetworkError>;
 }
 
 impl<F: std::os::fd::AsFd> Enter for F {
@@ -233,9 +234,7 @@ impl<F: std::os::fd::AsFd> Enter for F {
 
 /// A namespace belongs to a thread: the runtime's own are never moved.
 fn on_own_thread<T: Send>(work: impl FnOnce() -> T + Send) -> T {
-    thread::scope(|scope| {
-        scope.spawn(work).join().unwrap_or_else(|panic| std::panic::resume_unwind(panic))
-    })
+    thread::scope(|scope| scope.spawn(work).join().unwrap_or_else(|panic| std::panic::resume_unwind(panic)))
 }
 
 /// The calling thread may be in a slot's namespace; a new one of the process's leader is not.

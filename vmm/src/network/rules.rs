@@ -89,7 +89,8 @@ pub fn host_rules(name_servers: &[Ipv4Addr]) -> Rules {
     add_hook(&mut batch, "input", NfChainType::Filter, NfHook::Input, PRIORITY_FILTER);
     add_hook(&mut batch, "forward", NfChainType::Filter, NfHook::Forward, PRIORITY_FILTER);
     add_hook(&mut batch, "postrouting", NfChainType::NAT, NfHook::Postrouting, PRIORITY_SNAT);
-    let egress = Chain { family: NfFamily::IP, table: TABLE.into(), name: "egress".into(), ..Chain::default() };
+    let egress =
+        Chain { family: NfFamily::IP, table: TABLE.into(), name: "egress".into(), ..Chain::default() };
     batch.add(NfListObject::Chain(egress));
 
     add_rule(&mut batch, "input", vec![from_guest(), is_answer(), accept()]);
@@ -205,4 +206,46 @@ fn is_answer() -> Stmt {
 
 fn to_address(address: Ipv4Addr) -> NAT<'static> {
     NAT { addr: Some(literal(address)), family: None, port: None, flags: None }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::thread;
+
+    use nftables::{helper::get_current_ruleset, schema::NfObject};
+    use nix::sched::{CloneFlags, unshare};
+
+    use super::*;
+
+    /// Tables, chains and rules of the thread's namespace.
+    fn count() -> (usize, usize, usize) {
+        let mut counts = (0, 0, 0);
+        for object in get_current_ruleset().unwrap().objects.iter() {
+            match object {
+                NfObject::ListObject(NfListObject::Table(_)) => counts.0 += 1,
+                NfObject::ListObject(NfListObject::Chain(_)) => counts.1 += 1,
+                NfObject::ListObject(NfListObject::Rule(_)) => counts.2 += 1,
+                _ => {}
+            }
+        }
+        counts
+    }
+
+    #[test]
+    fn the_hosts_rules_may_be_set_again_and_go_as_one() {
+        assert!(nix::unistd::geteuid().is_root(), "packet filters need root");
+        // In a namespace of its own, so that the host's stay as they are.
+        let inside = || {
+            unshare(CloneFlags::CLONE_NEWNET).unwrap();
+            let servers = [Ipv4Addr::new(10, 0, 0, 53)];
+            apply(&host_rules(&servers)).unwrap();
+            assert_eq!(count(), (1, 4, 12));
+            apply(&host_rules(&[])).unwrap();
+            assert_eq!(count(), (1, 4, 10), "replaced, not added to");
+            apply(&no_host_rules()).unwrap();
+            apply(&no_host_rules()).unwrap();
+            assert_eq!(count(), (0, 0, 0));
+        };
+        thread::scope(|scope| scope.spawn(inside).join().unwrap());
+    }
 }

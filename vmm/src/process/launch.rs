@@ -51,13 +51,13 @@ const OOM_SCORE_ADJUSTMENT: &str = "500";
 
 impl Launch {
     /// Blocks for the few milliseconds it takes; needs a runtime to watch the process with.
-    pub fn start(self) -> Result<VmmProcess, ProcessError> {
+    pub fn start(self) -> Result<Launched, ProcessError> {
         let pid = self.spawn()?;
         let watched = VmmProcess::of_child(pid);
         if watched.is_err() {
             end_child(pid);
         }
-        watched
+        Ok(Launched(Some(watched?)))
     }
 
     fn spawn(self) -> Result<i32, Failure> {
@@ -77,7 +77,8 @@ impl Launch {
     fn start_here(self) -> Result<i32, Failure> {
         let null = fs::File::open("/dev/null").doing(|| "opening /dev/null")?;
         let arguments = Vectors::new(&self.program, &self.arguments)?;
-        let actions = FileActions::new(&null, &self.log, &self.descriptors).doing(|| "listing descriptors")?;
+        let actions =
+            FileActions::new(&null, &self.log, &self.descriptors).doing(|| "listing descriptors")?;
         let attributes = Attributes::new().doing(|| "setting attributes")?;
         setns(&self.namespace, CloneFlags::CLONE_NEWNET).doing(|| "entering the network namespace")?;
         drop_privileges(self.uid, &self.groups)?;
@@ -103,6 +104,36 @@ impl Launch {
             end_child(pid);
         }
         limited.map(|()| pid)
+    }
+}
+
+/// A process that nobody has taken charge of yet: it ends with this value, as when whoever wanted it has
+/// given up meanwhile.
+pub struct Launched(Option<VmmProcess>);
+
+impl Launched {
+    pub fn process(&self) -> &VmmProcess {
+        match &self.0 {
+            Some(process) => process,
+            None => unreachable!("only `keep` takes it out, and consumes this"),
+        }
+    }
+
+    /// From here on it lives on its own.
+    pub fn keep(mut self) -> VmmProcess {
+        let process = self.process().clone();
+        self.0 = None;
+        process
+    }
+}
+
+impl Drop for Launched {
+    fn drop(&mut self) {
+        if let Some(process) = &self.0
+            && let Err(error) = process.signal_end()
+        {
+            tracing::warn!(pid = process.identity().pid, %error, "ending a VMM that nobody took charge of");
+        }
     }
 }
 
@@ -238,7 +269,10 @@ impl Attributes {
             libc::sigfillset(&mut all);
             check(libc::posix_spawnattr_setsigmask(&mut attributes.0, &none))?;
             check(libc::posix_spawnattr_setsigdefault(&mut attributes.0, &all))?;
-            check(libc::posix_spawnattr_setflags(&mut attributes.0, flags as libc::c_short | libc::POSIX_SPAWN_SETSID))?;
+            check(libc::posix_spawnattr_setflags(
+                &mut attributes.0,
+                flags as libc::c_short | libc::POSIX_SPAWN_SETSID,
+            ))?;
         }
         Ok(attributes)
     }

@@ -125,9 +125,13 @@ impl VmmProcess {
 
     /// Kills it, and waits until it is gone. Fine if it has gone already.
     pub async fn kill(&self) -> Result<ProcessExit, ProcessError> {
-        send_signal(&self.0.pidfd, libc::SIGKILL)
-            .doing(|| format!("killing process {}", self.0.identity.pid))?;
+        self.signal_end()?;
         Ok(self.exited().await)
+    }
+
+    /// Kills it without waiting.
+    fn signal_end(&self) -> Result<(), Failure> {
+        send_signal(&self.0.pidfd, libc::SIGKILL).doing(|| format!("killing process {}", self.0.identity.pid))
     }
 }
 
@@ -148,7 +152,8 @@ fn open(pid: i32) -> Result<OwnedFd, ProcessError> {
 fn send_signal(pidfd: &OwnedFd, signal: i32) -> io::Result<()> {
     let information = std::ptr::null::<libc::siginfo_t>();
     // SAFETY: a null information pointer asks for what kill() would send.
-    let sent = unsafe { libc::syscall(libc::SYS_pidfd_send_signal, pidfd.as_raw_fd(), signal, information, 0) };
+    let sent =
+        unsafe { libc::syscall(libc::SYS_pidfd_send_signal, pidfd.as_raw_fd(), signal, information, 0) };
     match Errno::result(sent) {
         Ok(_) | Err(Errno::ESRCH) => Ok(()),
         Err(errno) => Err(errno.into()),
@@ -167,18 +172,18 @@ fn reap(pidfd: impl AsFd) -> io::Result<ProcessExit> {
 
 #[cfg(test)]
 mod tests {
-    use std::process::{Child, Command};
+    use std::process::Command;
 
     use super::*;
 
-    fn sleeper() -> Child {
-        Command::new("sleep").arg("600").spawn().unwrap()
+    /// A child that only the watch under test can reap.
+    fn child(line: &str) -> i32 {
+        Command::new("sh").args(["-c", line]).spawn().unwrap().id() as i32
     }
 
     #[tokio::test]
     async fn a_child_that_is_killed_says_so_to_all_who_wait() {
-        let child = sleeper();
-        let process = VmmProcess::of_child(child.id() as i32).unwrap();
+        let process = VmmProcess::of_child(child("exec sleep 600")).unwrap();
         assert_eq!(process.has_exited(), None);
         let (one, two, killed) = tokio::join!(process.exited(), process.exited(), process.kill());
         assert_eq!((one, two), (ProcessExit::Signal(9), ProcessExit::Signal(9)));
@@ -188,14 +193,13 @@ mod tests {
 
     #[tokio::test]
     async fn an_exit_code_is_reported() {
-        let child = Command::new("sh").args(["-c", "exit 7"]).spawn().unwrap();
-        let process = VmmProcess::of_child(child.id() as i32).unwrap();
+        let process = VmmProcess::of_child(child("read line; exit 7")).unwrap();
         assert_eq!(process.exited().await, ProcessExit::Code(7));
     }
 
     #[tokio::test]
     async fn a_stranger_of_the_same_number_is_neither_adopted_nor_killed() {
-        let mut child = sleeper();
+        let mut child = Command::new("sleep").arg("600").spawn().unwrap();
         let identity = ProcessIdentity::of(child.id() as i32).unwrap();
         VmmProcess::adopt(&identity).unwrap();
 

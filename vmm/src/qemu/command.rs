@@ -3,10 +3,7 @@
 use std::{ffi::OsString, fmt, os::fd::RawFd};
 
 use super::version::QemuVersion;
-use crate::{
-    driver::MachineConfig,
-    network::GUEST_MAC,
-};
+use crate::{driver::MachineConfig, network::GUEST_MAC};
 
 /// Grows with every change of a device below: a snapshot of another layout cannot be restored.
 pub const DEVICE_LAYOUT: u32 = 1;
@@ -88,7 +85,10 @@ pub fn arguments(
         .add("-m", memory_mib.to_string())
         .add(
             "-object",
-            format!("memory-backend-file,id=mem,size={memory_mib}M,mem-path={},{memory_mode}", path_of(*memory)),
+            format!(
+                "memory-backend-file,id=mem,size={memory_mib}M,mem-path={},{memory_mode}",
+                path_of(*memory)
+            ),
         )
         .flag("-nodefaults")
         .flag("-no-user-config")

@@ -31,10 +31,7 @@ use crate::{
     failure::{Doing as _, Failure, Teardown},
     network::{NetworkError, NetworkSlot, SlotNumber},
     paths::CapsulePaths,
-    process::{
-        VmmProcess,
-        launch::{Descriptors, FIRST_DESCRIPTOR, Launch},
-    },
+    process::launch::{Descriptors, FIRST_DESCRIPTOR, Launch, Launched},
 };
 
 /// QEMU's last words are kept up to this many bytes; what comes after is refused to it.
@@ -76,7 +73,7 @@ pub struct Plan {
 
 /// What a started QEMU is known by.
 pub struct Started {
-    pub process: VmmProcess,
+    pub process: Launched,
     pub memory: MemoryRecord,
     pub log: OwnedFd,
     pub state: OwnedFd,

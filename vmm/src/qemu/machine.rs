@@ -28,9 +28,7 @@ use super::{
     qmp::{Qmp, QmpError},
 };
 use crate::{
-    driver::{
-        DriverError, DriverRecord, Machine, MachineConfig, MachineRecord, SaveReport, VmmIdentity,
-    },
+    driver::{DriverError, DriverRecord, Machine, MachineConfig, MachineRecord, SaveReport, VmmIdentity},
     failure::{Doing as _, Failure, Teardown, blocking},
     network::SlotNumber,
     paths::CapsulePaths,
@@ -62,7 +60,7 @@ impl QemuMachine {
     /// Starts it, and waits until its vCPUs run.
     pub async fn start(plan: Plan, identity: VmmIdentity, deadline: Duration) -> Result<Self, DriverError> {
         let (config, slot, home) = (plan.config, plan.slot, plan.home.clone());
-        let t0 = Instant::now(); let started = blocking(move || plan.start()).await; eprintln!("TIME spawned {:?}", t0.elapsed());
+        let started = blocking(move || plan.start()).await;
         let result = match started {
             Ok(started) => Self::take_charge(started, identity, config, slot, home.clone(), deadline).await,
             Err(error) => Err(error),
@@ -88,15 +86,18 @@ impl QemuMachine {
         home: CapsulePaths,
         deadline: Duration,
     ) -> Result<Self, DriverError> {
-        let Started { process, memory, log, state } = started;
+        let Started { process: launched, memory, log, state } = started;
+        let process = launched.process().clone();
         let ready = async {
-            let t0 = Instant::now(); let mut qmp = Qmp::connect(&home.qmp_socket()).await?;
-            eprintln!("TIME greeted {:?}", t0.elapsed()); eprintln!("TIME status {:?}", qmp.status().await);
-            qmp.until_running().await?; eprintln!("TIME running {:?}", t0.elapsed());
+            let mut qmp = Qmp::connect(&home.qmp_socket()).await?;
+            qmp.until_running().await?;
             Ok(qmp)
         };
         match supervise(&process, &log, "starting the machine", deadline, ready).await {
-            Ok(qmp) => Ok(Self { process, qmp, log, state, memory, identity, config, slot, home }),
+            Ok(qmp) => {
+                launched.keep();
+                Ok(Self { process, qmp, log, state, memory, identity, config, slot, home })
+            }
             Err(error) => {
                 process.kill().await?;
                 Err(error)
@@ -243,12 +244,7 @@ async fn supervise<T>(
     }
 }
 
-async fn explain(
-    process: &VmmProcess,
-    log: &OwnedFd,
-    during: &'static str,
-    source: QmpError,
-) -> DriverError {
+async fn explain(process: &VmmProcess, log: &OwnedFd, during: &'static str, source: QmpError) -> DriverError {
     if matches!(source, QmpError::Closed | QmpError::Io(_))
         && let Ok(exit) = timeout(MOMENT, process.exited()).await
     {

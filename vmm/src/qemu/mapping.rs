@@ -4,10 +4,7 @@
 use std::{
     fs::{self, File},
     io,
-    os::{
-        fd::AsRawFd as _,
-        unix::fs::FileExt as _,
-    },
+    os::{fd::AsRawFd as _, unix::fs::FileExt as _},
 };
 
 use nix::errno::Errno;
@@ -50,8 +47,7 @@ impl Mapping {
     pub fn find(pid: i32, inode: u64, bytes: u64) -> Result<Self, DriverError> {
         let path = format!("/proc/{pid}/maps");
         let maps = fs::read_to_string(&path).doing(|| format!("reading {path}"))?;
-        let mut pieces: Vec<Piece> =
-            maps.lines().filter_map(|line| parse(line, inode)).collect();
+        let mut pieces: Vec<Piece> = maps.lines().filter_map(|line| parse(line, inode)).collect();
         pieces.sort_by_key(|piece| piece.offset);
         // The kernel splits a mapping as it likes; together the pieces must be the whole file.
         let mut expected = 0;

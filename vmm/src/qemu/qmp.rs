@@ -150,7 +150,11 @@ impl Qmp {
                 match self.answer().await? {
                     Message::Return { value, id: of } if of == id => return Ok(value),
                     Message::Error { error, id: of } if of == id => {
-                        return Err(QmpError::Refused { command, class: error.class, description: error.desc });
+                        return Err(QmpError::Refused {
+                            command,
+                            class: error.class,
+                            description: error.desc,
+                        });
                     }
                     // To a command whose deadline passed.
                     Message::Return { .. } | Message::Error { .. } => {}
@@ -227,7 +231,8 @@ mod tests {
 
     use super::*;
 
-    const GREETING: &str = r#"{"QMP": {"version": {"qemu": {"micro": 22, "minor": 2, "major": 7}}, "capabilities": []}}"#;
+    const GREETING: &str =
+        r#"{"QMP": {"version": {"qemu": {"micro": 22, "minor": 2, "major": 7}}, "capabilities": []}}"#;
 
     /// A QEMU that greets, agrees to the negotiation, then answers each line by the script.
     async fn fake(script: &'static [&'static str]) -> (tempfile::TempDir, Result<Qmp, QmpError>) {

@@ -127,9 +127,10 @@ mod tests {
         let mut content = vec![0; 8192];
         opened.read_exact_at(&mut content, 0).unwrap();
         assert!(content == vec![7; 8192]);
-        let again = std::fs::OpenOptions::new().read(true).write(true).open(super::super::command::path_of(
-            std::os::fd::AsRawFd::as_raw_fd(&*first),
-        ));
+        let again = std::fs::OpenOptions::new()
+            .read(true)
+            .write(true)
+            .open(super::super::command::path_of(std::os::fd::AsRawFd::as_raw_fd(&*first)));
         let error = again.unwrap().write_all_at(&[1], 0).unwrap_err();
         assert_eq!(error.raw_os_error(), Some(libc::EPERM));
         assert_eq!(opened.set_len(1).unwrap_err().raw_os_error(), Some(libc::EPERM));

@@ -1,13 +1,7 @@
 //! The rate of the time-stamp counter. A guest under software emulation sees the host's counter and has
 //! nothing to measure it by, so it must be told.
 
-use std::{
-    arch::x86_64::_rdtsc,
-    fs,
-    path::Path,
-    thread,
-    time::Duration,
-};
+use std::{arch::x86_64::_rdtsc, fs, path::Path, thread, time::Duration};
 
 use nix::time::{ClockId, clock_gettime};
 use serde::{Deserialize, Serialize};

@@ -145,9 +145,9 @@ impl SnapshotWriter {
                 .chain([&self.partial])
                 .map(|path| scope.spawn(move || sync(path)))
                 .collect();
-            syncs.into_iter().try_for_each(|sync| {
-                sync.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic))
-            })
+            syncs
+                .into_iter()
+                .try_for_each(|sync| sync.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic)))
         })
     }
 
@@ -299,7 +299,8 @@ mod tests {
     async fn a_damaged_one_is_refused_saying_how() {
         let directory = tempfile::tempdir().unwrap();
         let at = directory.path().join("cl-1");
-        let damage: [(&str, &dyn Fn(&Snapshot)); 4] = [
+        type Damage<'a> = &'a dyn Fn(&Snapshot);
+        let damage: [(&str, Damage); 4] = [
             ("memory has 5 bytes instead of 6", &|s| fs::write(s.memory(), "short").unwrap()),
             ("disk.ext4 is missing", &|s| fs::remove_file(s.disk()).unwrap()),
             ("the device state does not match", &|s| fs::write(s.state(), "xyz").unwrap()),

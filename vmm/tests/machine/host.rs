@@ -1,8 +1,8 @@
 //! A host directory of its own for one test, with everything a machine needs, and its removal.
 
 use std::{
-    io::{BufRead as _, BufReader, Write as _},
-    net::{Ipv4Addr, SocketAddr, TcpStream},
+    net::{SocketAddr, TcpStream},
+    os::unix::fs::MetadataExt as _,
     path::PathBuf,
     sync::Arc,
     time::{Duration, Instant},
@@ -11,11 +11,11 @@ use std::{
 use wrenn_vmm::{
     disk::{self, AttachedDisk, DiskOptions, DiskStore},
     driver::{
-        self, BootRequest, Driver, DriverOptions, KernelImage, Machine, MachineConfig, MemorySharing,
-        RestoreRequest,
+        self, BootRequest, Driver, DriverError, DriverOptions, KernelImage, Machine, MachineConfig,
+        MemorySharing, RestoreRequest,
     },
     kvm::KvmPolicy,
-    network::{NetworkOptions, NetworkSlot, SlotAllocator},
+    network::{NetworkOptions, NetworkSlot, SlotAllocator, SlotRange},
     paths::{CapsulePaths, HostPaths},
     snapshot::{Snapshot, SnapshotWriter},
 };
@@ -36,6 +36,14 @@ pub struct Host {
     kernel: KernelImage,
     directory: tempfile::TempDir,
     image: PathBuf,
+    slot_range: SlotRange,
+}
+
+/// What a machine stands on.
+pub struct Parts {
+    pub slot: NetworkSlot,
+    pub disk: AttachedDisk,
+    pub home: CapsulePaths,
 }
 
 /// A running machine with what belongs to it.
@@ -59,6 +67,7 @@ impl Host {
     /// `slots` must not be used by anything else on the machine.
     pub async fn start(slots: &str) -> Self {
         let prepared = prepared();
+        end_strays(&slots.parse().unwrap());
         let kernel = prepared.current_kernel().expect("WRENN_DIR must hold a guest kernel");
         let image = find_image(&prepared.images()).expect("WRENN_DIR must hold a rootfs.ext4");
         let directory = tempfile::Builder::new().prefix("wrenn-vmm-").tempdir_in("/var/tmp").unwrap();
@@ -66,18 +75,19 @@ impl Host {
         let options = DiskOptions { data_size_bytes: Some(8 << 30), ..DiskOptions::default() };
         let store = disk::prepare(&paths, &options).await.unwrap();
         paths.create_all().unwrap();
-        let options =
-            NetworkOptions { slots: slots.parse().unwrap(), pool: 1, name_servers: Vec::new() };
+        let slot_range: SlotRange = slots.parse().unwrap();
+        let options = NetworkOptions { slots: slot_range, pool: 1, name_servers: Vec::new() };
         let slots = SlotAllocator::start(options, &Default::default()).await.unwrap();
-        let options =
-            DriverOptions { kvm: KvmPolicy::Auto, qemu_binary: None, run: paths.run().to_owned() };
+        let options = DriverOptions { kvm: KvmPolicy::Auto, qemu_binary: None, run: paths.run().to_owned() };
         let driver = driver::open(&options).await.unwrap();
-        Self { driver, store, slots, paths, kernel, directory, image }
+        Self { driver, store, slots, paths, kernel, directory, image, slot_range }
     }
 
     /// Removes everything, and checks that it could.
     pub async fn stop(self) {
         self.slots.shutdown().await.unwrap();
+        assert_eq!(std::fs::read_dir(self.paths.capsules()).unwrap().count(), 0, "homes are left");
+        assert_eq!(leftovers(&self.slot_range), Vec::<String>::new());
         disk::unmount(&self.paths).await.unwrap();
         std::fs::remove_dir_all(self.paths.run()).unwrap();
         self.directory.close().unwrap();
@@ -109,21 +119,36 @@ impl Host {
     }
 
     pub async fn restore(&self, name: &str, snapshot: &Snapshot, sharing: MemorySharing) -> Running {
+        let parts = self.parts(name, snapshot).await;
+        let machine = self.try_restore(snapshot, sharing, &parts).await.unwrap();
+        let Parts { slot, disk, home } = parts;
+        Running { machine, slot, disk, home }
+    }
+
+    /// All that a machine needs, for one that is to start from `snapshot`.
+    pub async fn parts(&self, name: &str, snapshot: &Snapshot) -> Parts {
         let home = self.home(name);
         let view = self.store.create(&snapshot.disk(), &home.disk()).await.unwrap();
         let disk = self.store.attach(&view).await.unwrap();
-        let slot = self.slots.acquire().await.unwrap();
+        Parts { slot: self.slots.acquire().await.unwrap(), disk, home }
+    }
+
+    pub async fn try_restore(
+        &self,
+        snapshot: &Snapshot,
+        sharing: MemorySharing,
+        parts: &Parts,
+    ) -> Result<Box<dyn Machine>, DriverError> {
         let request = RestoreRequest {
             snapshot,
             kernel: Some(&self.kernel),
             sharing,
-            disk: &disk,
-            slot: &slot,
-            home: &home,
+            disk: &parts.disk,
+            slot: &parts.slot,
+            home: &parts.home,
             deadline: PATIENCE,
         };
-        let machine = self.driver.restore(request).await.unwrap();
-        Running { machine, slot, disk, home }
+        self.driver.restore(request).await
     }
 
     /// Boots one, waits for its guest, and leaves a snapshot of it.
@@ -148,6 +173,11 @@ impl Host {
     pub async fn end(&self, running: Running) {
         let Running { machine, slot, disk, home } = running;
         machine.terminate().await.unwrap();
+        self.discard(Parts { slot, disk, home }).await;
+    }
+
+    pub async fn discard(&self, parts: Parts) {
+        let Parts { slot, disk, home } = parts;
         self.slots.release(slot).await.unwrap();
         let view = self.store.detach(disk).await.unwrap();
         self.store.remove(view).await.unwrap();
@@ -156,11 +186,45 @@ impl Host {
 }
 
 fn find_image(images: &std::path::Path) -> Option<PathBuf> {
-    let below = |directory: PathBuf| std::fs::read_dir(directory).into_iter().flatten().filter_map(Result::ok);
+    let below =
+        |directory: PathBuf| std::fs::read_dir(directory).into_iter().flatten().filter_map(Result::ok);
     below(images.to_owned())
         .flat_map(|team| below(team.path()))
         .map(|template| template.path().join("rootfs.ext4"))
         .find(|image| image.is_file())
+}
+
+/// Namespaces, links and VMMs of these slots.
+fn leftovers(slots: &SlotRange) -> Vec<String> {
+    let names = |directory: &str| {
+        let entries = std::fs::read_dir(directory).into_iter().flatten().filter_map(Result::ok);
+        entries.filter_map(|entry| entry.file_name().into_string().ok()).collect::<Vec<_>>()
+    };
+    let mut left = Vec::new();
+    for slot in slots.iter() {
+        left.extend(names("/run/netns").into_iter().filter(|name| *name == slot.namespace()));
+        left.extend(names("/sys/class/net").into_iter().filter(|name| *name == slot.host_veth()));
+    }
+    left.extend(processes(slots).map(|pid| format!("process {pid}")));
+    left
+}
+
+/// Of the users of these slots.
+fn processes(slots: &SlotRange) -> impl Iterator<Item = i32> {
+    let slots = *slots;
+    let entries = std::fs::read_dir("/proc").unwrap().filter_map(Result::ok);
+    entries.filter_map(move |entry| {
+        let pid = entry.file_name().to_str()?.parse().ok()?;
+        let owner = entry.metadata().ok()?.uid();
+        slots.iter().any(|slot| slot.uid() == owner).then_some(pid)
+    })
+}
+
+/// VMMs that a failed run of these tests left.
+fn end_strays(slots: &SlotRange) {
+    for pid in processes(slots) {
+        nix::sys::signal::kill(nix::unistd::Pid::from_raw(pid), nix::sys::signal::Signal::SIGKILL).unwrap();
+    }
 }
 
 impl Running {
@@ -180,17 +244,4 @@ impl Running {
             }
         }
     }
-
-    /// Runs a line in the guest; answers its first line of output.
-    pub fn run(&self, line: &str) -> String {
-        let mut stream = self.wait_for_guest();
-        stream.set_read_timeout(Some(PATIENCE)).unwrap();
-        writeln!(stream, "{line}").unwrap();
-        let mut answer = String::new();
-        BufReader::new(stream).read_line(&mut answer).unwrap();
-        answer.trim_end().to_owned()
-    }
 }
-
-/// Whose namespace a guest sees its peer in.
-pub const PEER: Ipv4Addr = wrenn_vmm::network::NAMESPACE_ADDRESS;
