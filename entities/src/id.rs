@@ -24,7 +24,9 @@ pub enum IdError {
 }
 
 /// What all ids have in common.
-pub trait TypedId: Copy + Eq + fmt::Display + std::str::FromStr<Err = IdError> + From<Uuid> + Into<Uuid> {
+pub trait TypedId:
+    Copy + Eq + fmt::Display + std::str::FromStr<Err = IdError> + From<Uuid> + Into<Uuid>
+{
     /// What the wire form begins with, without the dash.
     const PREFIX: &'static str;
 
@@ -181,10 +183,7 @@ mod tests {
             "cl-000000000000000000000000A".parse::<CapsuleId>(),
             Err(IdError::Digit { found: 'A', .. })
         ));
-        assert!(matches!(
-            "cl-f5lxx1zz5pnorynqglhzmsp34".parse::<CapsuleId>(),
-            Err(IdError::Overflow { .. })
-        ));
+        assert!(matches!("cl-f5lxx1zz5pnorynqglhzmsp34".parse::<CapsuleId>(), Err(IdError::Overflow { .. })));
         assert!(matches!("cl-zzzzzzzzzzzzzzzzzzzzzzzzz".parse::<CapsuleId>(), Err(IdError::Overflow { .. })));
     }
 

@@ -51,7 +51,9 @@ async fn up_down_up(db: &DatabaseConnection) {
     assert_eq!(count(db, "templates").await, 1, "the built-in template is seeded");
 
     for step in 0..steps {
-        Migrator::down(db, Some(1)).await.unwrap_or_else(|error| panic!("step {step} from the end goes down: {error}"));
+        Migrator::down(db, Some(1))
+            .await
+            .unwrap_or_else(|error| panic!("step {step} from the end goes down: {error}"));
     }
     assert!(present(db).await.is_empty(), "nothing is left");
 

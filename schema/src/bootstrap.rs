@@ -1,7 +1,10 @@
 //! The first user, team and keys of a fresh installation.
 
 use rand::distr::{Distribution, Uniform};
-use sea_orm::{ActiveModelTrait, ColumnTrait, DatabaseConnection, EntityTrait, PaginatorTrait, QueryFilter, QueryOrder, Set};
+use sea_orm::{
+    ActiveModelTrait, ColumnTrait, DatabaseConnection, EntityTrait, PaginatorTrait, QueryFilter, QueryOrder,
+    Set,
+};
 use secrecy::SecretString;
 use wrenn_entities::{
     TeamId, UserId, api_key,

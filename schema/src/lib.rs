@@ -37,12 +37,7 @@ pub use crate::{
 };
 
 #[derive(MergedObject, Default)]
-pub struct Query(
-    node::NodeQuery,
-    account::ViewerQuery,
-    capsule::CapsuleQuery,
-    template::TemplateQuery,
-);
+pub struct Query(node::NodeQuery, account::ViewerQuery, capsule::CapsuleQuery, template::TemplateQuery);
 
 #[derive(MergedObject, Default)]
 pub struct Mutation(capsule::CapsuleMutation, process::ProcessMutation, host::HostMutation);
@@ -62,9 +57,8 @@ fn builder() -> SchemaBuilder<Query, Mutation, Subscription> {
 /// The schema on top of its services.
 #[must_use]
 pub fn schema(services: Arc<Services>) -> WrennSchema {
-    let mut builder = builder()
-        .limit_depth(services.config.depth_limit)
-        .limit_complexity(services.config.complexity_limit);
+    let mut builder =
+        builder().limit_depth(services.config.depth_limit).limit_complexity(services.config.complexity_limit);
     if !services.config.introspection {
         builder = builder.disable_introspection();
     }
@@ -74,5 +68,7 @@ pub fn schema(services: Arc<Services>) -> WrennSchema {
 /// The schema in its definition language, as it is checked in under `codegen/schema.graphql`.
 #[must_use]
 pub fn sdl() -> String {
-    builder().finish().sdl_with_options(SDLExportOptions::new().sorted_fields().sorted_arguments().sorted_enum_items())
+    builder()
+        .finish()
+        .sdl_with_options(SDLExportOptions::new().sorted_fields().sorted_arguments().sorted_enum_items())
 }

@@ -1,35 +1,209 @@
-//! Rows that many parents point at, read once for all of them.
+//! What many fields of one operation point at, read once for all of them.
 //!
-//! Loaders only gather what is asked at the same moment; they keep nothing, because an operation may live for days.
+//! Whoever makes a list announces what its items point at; the first field that really asks reads everything announced
+//! in one go, and the others find it there. So a list costs the same number of statements however long it is, and
+//! nothing waits for others to come. What was read is kept until [`Loaders::forget`]: between the events of a
+//! subscription and between the fields of a mutation nothing is.
 
-use std::{collections::HashMap, sync::Arc};
+use std::{
+    collections::{HashMap, HashSet},
+    hash::Hash,
+    sync::{Arc, Mutex, PoisonError},
+};
 
-use async_graphql::dataloader::Loader;
 use sea_orm::{ColumnTrait, EntityTrait, QueryFilter};
-use wrenn_entities::{HostId, TeamId, TemplateId, host, team, template};
+use wrenn_entities::{
+    CapsuleId, HostId, TeamId, TemplateId,
+    capsule::{self, CapsuleState},
+    host, team, template,
+};
 
-use crate::{Error, Services};
+use crate::{
+    Error, Services,
+    access::RequestId,
+    process::{self, Process},
+};
 
-/// Reads rows by their id.
-pub(crate) struct Rows(pub Arc<Services>);
-
-macro_rules! by_id {
-    ($id:ty, $entity:ident) => {
-        impl Loader<$id> for Rows {
-            type Value = $entity::Model;
-            type Error = Error;
-
-            async fn load(&self, ids: &[$id]) -> Result<HashMap<$id, $entity::Model>, Error> {
-                let rows = $entity::Entity::find()
-                    .filter($entity::Column::Id.is_in(ids.iter().copied()))
-                    .all(&self.0.db)
-                    .await?;
-                Ok(rows.into_iter().map(|row| (row.id, row)).collect())
-            }
-        }
-    };
+/// Things of one kind.
+struct Batch<K, V> {
+    announced: Mutex<HashSet<K>>,
+    /// What is there and what is known not to be; or why it could not be read.
+    known: tokio::sync::Mutex<Result<HashMap<K, Option<V>>, Error>>,
 }
 
-by_id!(TeamId, team);
-by_id!(TemplateId, template);
-by_id!(HostId, host);
+impl<K, V> Default for Batch<K, V> {
+    fn default() -> Self {
+        Self { announced: Mutex::default(), known: tokio::sync::Mutex::new(Ok(HashMap::new())) }
+    }
+}
+
+impl<K: Copy + Eq + Hash, V: Clone> Batch<K, V> {
+    fn announce(&self, key: K) {
+        self.announced.lock().unwrap_or_else(PoisonError::into_inner).insert(key);
+    }
+
+    async fn get<F>(&self, key: K, read: impl FnOnce(Vec<K>) -> F) -> Result<Option<V>, Error>
+    where
+        F: Future<Output = Result<HashMap<K, V>, Error>>,
+    {
+        // Held while reading: whoever comes meanwhile waits for this reading instead of beginning another.
+        let mut guard = self.known.lock().await;
+        let known = guard.as_mut().map_err(|error| error.clone())?;
+        if let Some(value) = known.get(&key) {
+            return Ok(value.clone());
+        }
+        let mut wanted = std::mem::take(&mut *self.announced.lock().unwrap_or_else(PoisonError::into_inner));
+        wanted.insert(key);
+        wanted.retain(|key| !known.contains_key(key));
+        match read(wanted.iter().copied().collect()).await {
+            Ok(mut found) => {
+                known.extend(wanted.into_iter().map(|key| (key, found.remove(&key))));
+                Ok(known.get(&key).cloned().flatten())
+            }
+            Err(error) => {
+                // One try an operation: a hundred fields do not wait for a database that is away one after the other.
+                *guard = Err(error.clone());
+                Err(error)
+            }
+        }
+    }
+
+    async fn forget(&self) {
+        *self.known.lock().await = Ok(HashMap::new());
+    }
+}
+
+/// The loaders of one operation.
+pub(crate) struct Loaders {
+    services: Arc<Services>,
+    request_id: RequestId,
+    templates: Batch<TemplateId, template::Model>,
+    teams: Batch<TeamId, team::Model>,
+    hosts: Batch<HostId, host::Model>,
+    /// Each with an answer of its own: that one host is away is not the failure of another.
+    processes: Batch<(HostId, CapsuleId), Result<Vec<Process>, Error>>,
+}
+
+impl Loaders {
+    pub(crate) fn new(services: Arc<Services>, request_id: RequestId) -> Self {
+        Self {
+            services,
+            request_id,
+            templates: Batch::default(),
+            teams: Batch::default(),
+            hosts: Batch::default(),
+            processes: Batch::default(),
+        }
+    }
+
+    /// What fields of this capsule may ask for.
+    pub(crate) fn announce_capsule(&self, row: &capsule::Model) {
+        self.templates.announce(row.template_id);
+        self.teams.announce(row.team_id);
+        if let Some(host) = row.host_id {
+            self.hosts.announce(host);
+            if row.state == CapsuleState::Running {
+                self.processes.announce((host, row.id));
+            }
+        }
+    }
+
+    /// What fields of this template may ask for.
+    pub(crate) fn announce_template(&self, row: &template::Model) {
+        self.teams.announce(row.team_id);
+    }
+
+    pub(crate) async fn template(&self, id: TemplateId) -> Result<Option<template::Model>, Error> {
+        self.templates
+            .get(id, async |ids| {
+                let rows = template::Entity::find()
+                    .filter(template::Column::Id.is_in(ids))
+                    .all(&self.services.db)
+                    .await?;
+                rows.iter().for_each(|row| self.announce_template(row));
+                Ok(rows.into_iter().map(|row| (row.id, row)).collect())
+            })
+            .await
+    }
+
+    pub(crate) async fn team(&self, id: TeamId) -> Result<Option<team::Model>, Error> {
+        self.teams
+            .get(id, async |ids| {
+                let rows =
+                    team::Entity::find().filter(team::Column::Id.is_in(ids)).all(&self.services.db).await?;
+                Ok(rows.into_iter().map(|row| (row.id, row)).collect())
+            })
+            .await
+    }
+
+    pub(crate) async fn host(&self, id: HostId) -> Result<Option<host::Model>, Error> {
+        self.hosts
+            .get(id, async |ids| {
+                let rows =
+                    host::Entity::find().filter(host::Column::Id.is_in(ids)).all(&self.services.db).await?;
+                Ok(rows.into_iter().map(|row| (row.id, row)).collect())
+            })
+            .await
+    }
+
+    pub(crate) async fn processes(&self, host: HostId, id: CapsuleId) -> Result<Vec<Process>, Error> {
+        let list = self
+            .processes
+            .get((host, id), async |capsules| {
+                Ok(process::lists(&self.services, &self.request_id, capsules).await)
+            })
+            .await?;
+        list.unwrap_or_else(|| Ok(Vec::new()))
+    }
+
+    /// Whatever is asked for from now on is read afresh.
+    pub(crate) async fn forget(&self) {
+        self.templates.forget().await;
+        self.teams.forget().await;
+        self.hosts.forget().await;
+        self.processes.forget().await;
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::atomic::{AtomicUsize, Ordering};
+
+    use super::*;
+
+    #[tokio::test]
+    async fn what_was_announced_is_read_at_once() {
+        let batch: Batch<u8, u8> = Batch::default();
+        let reads = AtomicUsize::new(0);
+        (0..100).for_each(|key| batch.announce(key));
+        let read = async |keys: Vec<u8>| {
+            reads.fetch_add(1, Ordering::SeqCst);
+            Ok(keys.into_iter().filter(|key| *key != 7).map(|key| (key, key)).collect())
+        };
+        let all = futures_util::future::join_all((0..100).map(|key| batch.get(key, read))).await;
+        assert_eq!(reads.load(Ordering::SeqCst), 1);
+        for (key, value) in (0u8..).zip(all) {
+            assert_eq!(value.expect("is read"), (key != 7).then_some(key));
+        }
+        batch.forget().await;
+        assert_eq!(batch.get(1, read).await.expect("is read"), Some(1));
+        assert_eq!(reads.load(Ordering::SeqCst), 2);
+    }
+
+    #[tokio::test]
+    async fn a_failure_is_not_tried_again_by_every_field() {
+        let batch: Batch<u8, u8> = Batch::default();
+        let reads = AtomicUsize::new(0);
+        let read = async |_: Vec<u8>| {
+            reads.fetch_add(1, Ordering::SeqCst);
+            Err(Error::unavailable("away"))
+        };
+        for key in 0..10 {
+            batch.get(key, read).await.expect_err("is away");
+        }
+        assert_eq!(reads.load(Ordering::SeqCst), 1);
+        batch.forget().await;
+        batch.get(1, read).await.expect_err("is away");
+        assert_eq!(reads.load(Ordering::SeqCst), 2);
+    }
+}

@@ -84,7 +84,12 @@ impl Arguments {
         let cursor = |field: &str, text: &Option<String>| {
             text.as_deref().map(|text| Cursor::decode(field, text)).transpose()
         };
-        Ok(Window { after: cursor("after", &self.after)?, before: cursor("before", &self.before)?, limit, backwards })
+        Ok(Window {
+            after: cursor("after", &self.after)?,
+            before: cursor("before", &self.before)?,
+            limit,
+            backwards,
+        })
     }
 }
 
@@ -119,40 +124,26 @@ where
     let column = |column: E::Column| Expr::col((E::default(), column));
     let mut rows = select.clone();
     if let Some(after) = window.after {
-        rows = rows.filter(
-            Condition::any().add(column(created_at).gt(after.created_at)).add(
-                Condition::all()
-                    .add(column(created_at).eq(after.created_at))
-                    .add(column(id).gt(after.id)),
-            ),
-        );
+        rows =
+            rows.filter(Condition::any().add(column(created_at).gt(after.created_at)).add(
+                Condition::all().add(column(created_at).eq(after.created_at)).add(column(id).gt(after.id)),
+            ));
     }
     if let Some(before) = window.before {
-        rows = rows.filter(
-            Condition::any().add(column(created_at).lt(before.created_at)).add(
-                Condition::all()
-                    .add(column(created_at).eq(before.created_at))
-                    .add(column(id).lt(before.id)),
-            ),
-        );
+        rows = rows.filter(Condition::any().add(column(created_at).lt(before.created_at)).add(
+            Condition::all().add(column(created_at).eq(before.created_at)).add(column(id).lt(before.id)),
+        ));
     }
     let order = if window.backwards { Order::Desc } else { Order::Asc };
-    let mut rows = rows
-        .order_by(created_at, order.clone())
-        .order_by(id, order)
-        .limit(window.limit + 1)
-        .all(db)
-        .await?;
+    let mut rows =
+        rows.order_by(created_at, order.clone()).order_by(id, order).limit(window.limit + 1).all(db).await?;
     let more = rows.len() as u64 > window.limit;
     rows.truncate(usize::try_from(window.limit).unwrap_or(MAX));
     if window.backwards {
         rows.reverse();
     }
-    let (has_previous, has_next) = if window.backwards {
-        (more, window.before.is_some())
-    } else {
-        (window.after.is_some(), more)
-    };
+    let (has_previous, has_next) =
+        if window.backwards { (more, window.before.is_some()) } else { (window.after.is_some(), more) };
     let db = db.clone();
     let count = Box::new(move || -> BoxFuture<'static, Result<u64, Error>> {
         let (select, db) = (select.clone(), db.clone());
@@ -183,7 +174,10 @@ mod tests {
     #[test]
     fn bounds_are_checked() {
         let arguments = Arguments { first: Some(201), ..Default::default() };
-        assert_eq!(arguments.window().err().and_then(|e| e.field().map(str::to_owned)).as_deref(), Some("first"));
+        assert_eq!(
+            arguments.window().err().and_then(|e| e.field().map(str::to_owned)).as_deref(),
+            Some("first")
+        );
         let arguments = Arguments { first: Some(1), last: Some(1), ..Default::default() };
         assert!(arguments.window().is_err());
         assert_eq!(cost(Some(1_000_000), None), MAX);

@@ -15,14 +15,12 @@ pub struct BigInt(pub u64);
 impl ScalarType for BigInt {
     fn parse(value: Value) -> InputValueResult<Self> {
         match &value {
-            Value::String(text) => text
-                .parse()
-                .map(Self)
-                .map_err(|_| InputValueError::custom(format!("`{text}` is no whole number from 0 to 2^64-1"))),
-            Value::Number(number) => number
-                .as_u64()
-                .map(Self)
-                .ok_or_else(|| InputValueError::custom(format!("{number} is no whole number from 0 to 2^64-1"))),
+            Value::String(text) => text.parse().map(Self).map_err(|_| {
+                InputValueError::custom(format!("`{text}` is no whole number from 0 to 2^64-1"))
+            }),
+            Value::Number(number) => number.as_u64().map(Self).ok_or_else(|| {
+                InputValueError::custom(format!("{number} is no whole number from 0 to 2^64-1"))
+            }),
             _ => Err(InputValueError::expected_type(value)),
         }
     }

@@ -66,7 +66,10 @@ impl Services {
         self.stopping.cancel();
         self.tasks.close();
         if tokio::time::timeout(SHUTDOWN, self.tasks.wait()).await.is_err() {
-            tracing::warn!(left = self.tasks.len(), "operations are left to the reconciler of the next start");
+            tracing::warn!(
+                left = self.tasks.len(),
+                "operations are left to the reconciler of the next start"
+            );
         }
     }
 

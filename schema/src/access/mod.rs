@@ -10,9 +10,11 @@ use std::{
     time::{Duration, Instant},
 };
 
-use async_graphql::{Context, Request, dataloader::DataLoader};
+use async_graphql::{Context, Request};
 use chrono::TimeDelta;
-use sea_orm::{ColumnTrait, Condition, DatabaseConnection, EntityTrait, QueryFilter, QuerySelect, QueryTrait};
+use sea_orm::{
+    ColumnTrait, Condition, DatabaseConnection, EntityTrait, QueryFilter, QuerySelect, QueryTrait,
+};
 use secrecy::{ExposeSecret, SecretString};
 use wrenn_entities::{ApiKeyId, HostId, TeamId, api_key, team, time::now};
 
@@ -20,7 +22,7 @@ pub(crate) use self::{
     guard::{HostAgent, Member, PlatformAdmin},
     live::while_allowed,
 };
-use crate::{Error, Services, host, key, loader::Rows, process::ProcessLists, secret};
+use crate::{Error, Services, host, key, loader::Loaders, secret};
 
 /// How long an accepted key is taken at its word without asking the database again.
 const CACHED: Duration = Duration::from_secs(5);
@@ -108,7 +110,7 @@ pub(crate) fn key_caller<'a>(ctx: &Context<'a>) -> Result<&'a KeyCaller, Error> 
     }
 }
 
-pub(crate) fn loader<'a, T: Send + Sync + 'static>(ctx: &Context<'a>) -> Result<&'a DataLoader<T>, Error> {
+pub(crate) fn loaders<'a>(ctx: &Context<'a>) -> Result<&'a Arc<Loaders>, Error> {
     ctx.data_opt().ok_or(Error::Context("loaders"))
 }
 
@@ -120,9 +122,8 @@ pub fn request_data(
     caller: Caller,
     request_id: RequestId,
 ) -> Request {
-    let rows = DataLoader::new(Rows(services.clone()), tokio::spawn);
-    let processes = DataLoader::new(ProcessLists::new(services.clone(), request_id.clone()), tokio::spawn);
-    request.data(caller).data(request_id).data(rows).data(processes)
+    let loaders = Arc::new(Loaders::new(services.clone(), request_id.clone()));
+    request.data(caller).data(request_id).data(loaders)
 }
 
 /// Says who the credentials belong to. None at all is [`Caller::Anonymous`]; wrong ones are `UNAUTHENTICATED`.
@@ -132,7 +133,9 @@ pub async fn authenticate(services: &Services, credentials: &Credentials) -> Res
     }
     match &credentials.bearer {
         None => Ok(Caller::Anonymous),
-        Some(bearer) if bearer.expose_secret().starts_with(key::PREFIX) => authenticate_key(services, bearer).await,
+        Some(bearer) if bearer.expose_secret().starts_with(key::PREFIX) => {
+            authenticate_key(services, bearer).await
+        }
         Some(bearer) => Ok(Caller::Host(host::authenticate(&services.db, bearer).await?)),
     }
 }

@@ -7,9 +7,8 @@ use wrenn_entities::{api_key, user};
 
 use crate::{
     Error,
-    access::{Member, key_caller, loader, services},
+    access::{Member, key_caller, loaders, services},
     key::ApiKey,
-    loader::Rows,
     team::Team,
 };
 
@@ -59,7 +58,7 @@ impl ViewerQuery {
             Some(id) => user::Entity::find_by_id(id).one(db).await?,
             None => None,
         };
-        let team = loader::<Rows>(ctx)?.load_one(caller.team_id).await?;
+        let team = loaders(ctx)?.team(caller.team_id).await?;
         Ok(Viewer { user: user.map(User), team: team.map(Team), api_key: key.map(ApiKey) })
     }
 }

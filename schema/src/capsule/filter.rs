@@ -97,10 +97,7 @@ impl Resolved {
 
 fn has_label(backend: DbBackend, name: &str, value: &str) -> sea_orm::sea_query::SimpleExpr {
     if backend == DbBackend::Postgres {
-        Expr::cust_with_values(
-            r#""capsules"."labels" ->> $1 = $2"#,
-            [name.to_owned(), value.to_owned()],
-        )
+        Expr::cust_with_values(r#""capsules"."labels" ->> $1 = $2"#, [name.to_owned(), value.to_owned()])
     } else {
         Expr::cust_with_values(
             r#"EXISTS (SELECT 1 FROM json_each("capsules"."labels") AS "label" WHERE "label"."key" = ? AND "label"."value" = ?)"#,

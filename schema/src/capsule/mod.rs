@@ -5,11 +5,13 @@ mod filter;
 mod mutation;
 mod operation;
 mod query;
+mod record;
 pub(crate) mod rules;
 pub(crate) mod settle;
 pub(crate) mod state;
 mod subscription;
 mod timing;
+mod wanted;
 
 use std::sync::Arc;
 
@@ -20,14 +22,7 @@ use wrenn_entities::{CapsuleId, TeamId, capsule};
 
 pub use self::{mutation::CapsuleMutation, query::CapsuleQuery, subscription::CapsuleSubscription};
 use crate::{
-    Error,
-    access::loader,
-    host::Host,
-    loader::Rows,
-    process::{Process, ProcessLists},
-    scalar::Labels,
-    team::Team,
-    template::Template,
+    Error, access::loaders, host::Host, process::Process, scalar::Labels, team::Team, template::Template,
 };
 
 /// One microVM with its disk, network and lifecycle.
@@ -97,19 +92,19 @@ impl Capsule {
     }
 
     async fn template(&self, ctx: &Context<'_>) -> Result<Template, Error> {
-        let template = loader::<Rows>(ctx)?.load_one(self.0.template_id).await?;
+        let template = loaders(ctx)?.template(self.0.template_id).await?;
         template.map(Template).ok_or_else(|| Error::not_found("the capsule's template is gone"))
     }
 
     async fn team(&self, ctx: &Context<'_>) -> Result<Team, Error> {
-        let team = loader::<Rows>(ctx)?.load_one(self.0.team_id).await?;
+        let team = loaders(ctx)?.team(self.0.team_id).await?;
         team.map(Team).ok_or_else(|| Error::not_found("the capsule's team is gone"))
     }
 
     /// Where it runs, once that is decided.
     async fn host(&self, ctx: &Context<'_>) -> Result<Option<Host>, Error> {
         match self.0.host_id {
-            Some(id) => Ok(loader::<Rows>(ctx)?.load_one(id).await?.map(Host)),
+            Some(id) => Ok(loaders(ctx)?.host(id).await?.map(Host)),
             None => Ok(None),
         }
     }
@@ -152,10 +147,7 @@ impl Capsule {
     #[graphql(complexity = "10 * child_complexity + 1")]
     async fn processes(&self, ctx: &Context<'_>) -> Result<Vec<Process>, Error> {
         match (self.0.state, self.0.host_id) {
-            (capsule::CapsuleState::Running, Some(host)) => {
-                let list = loader::<ProcessLists>(ctx)?.load_one((host, self.0.id)).await?;
-                list.unwrap_or_else(|| Ok(Vec::new()))
-            }
+            (capsule::CapsuleState::Running, Some(host)) => loaders(ctx)?.processes(host, self.0.id).await,
             _ => Ok(Vec::new()),
         }
     }

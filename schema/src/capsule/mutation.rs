@@ -1,6 +1,9 @@
 //! Changing capsules.
 
+use std::sync::Arc;
+
 use async_graphql::{Context, ID, InputObject, Object, SimpleObject};
+use wrenn_entities::capsule;
 
 use super::{
     Capsule, create,
@@ -9,7 +12,7 @@ use super::{
 };
 use crate::{
     Error,
-    access::{Actor, Member, services},
+    access::{Actor, Member, loaders, services},
     error::parse_id,
     process::EnvVarInput,
     scalar::Labels,
@@ -44,9 +47,12 @@ pub struct CapsuleMutation;
 impl CapsuleMutation {
     /// Makes a capsule and answers when it runs.
     #[graphql(guard = "Member")]
-    async fn create_capsule(&self, ctx: &Context<'_>, input: CreateCapsuleInput) -> Result<CapsulePayload, Error> {
-        let capsule = create::create(services(ctx)?, Actor::of(ctx)?, input).await?.into();
-        Ok(CapsulePayload { capsule })
+    async fn create_capsule(
+        &self,
+        ctx: &Context<'_>,
+        input: CreateCapsuleInput,
+    ) -> Result<CapsulePayload, Error> {
+        payload(ctx, create::create(services(ctx)?, Actor::of(ctx)?, input).await?).await
     }
 
     /// Puts it to disk with everything in its memory. One that is paused stays so.
@@ -70,8 +76,7 @@ impl CapsuleMutation {
     /// Counts as activity.
     #[graphql(guard = "Member")]
     async fn ping_capsule(&self, ctx: &Context<'_>, id: ID) -> Result<CapsulePayload, Error> {
-        let capsule = timing::ping(services(ctx)?, &Actor::of(ctx)?, parse_id("id", &id)?).await?.into();
-        Ok(CapsulePayload { capsule })
+        payload(ctx, timing::ping(services(ctx)?, &Actor::of(ctx)?, parse_id("id", &id)?).await?).await
     }
 
     /// Sets after how long without activity it is paused; 0 = never.
@@ -83,12 +88,16 @@ impl CapsuleMutation {
         timeout_sec: i32,
     ) -> Result<CapsulePayload, Error> {
         let id = parse_id("id", &id)?;
-        let capsule = timing::set_timeout(services(ctx)?, &Actor::of(ctx)?, id, timeout_sec).await?.into();
-        Ok(CapsulePayload { capsule })
+        payload(ctx, timing::set_timeout(services(ctx)?, &Actor::of(ctx)?, id, timeout_sec).await?).await
     }
 }
 
 async fn change(ctx: &Context<'_>, id: &ID, verb: Verb) -> Result<CapsulePayload, Error> {
-    let capsule = carry_out(services(ctx)?, &Actor::of(ctx)?, parse_id("id", id)?, verb).await?.into();
-    Ok(CapsulePayload { capsule })
+    payload(ctx, carry_out(services(ctx)?, &Actor::of(ctx)?, parse_id("id", id)?, verb).await?).await
+}
+
+/// What a field before this one has read may have changed since.
+async fn payload(ctx: &Context<'_>, row: Arc<capsule::Model>) -> Result<CapsulePayload, Error> {
+    loaders(ctx)?.forget().await;
+    Ok(CapsulePayload { capsule: row.into() })
 }

@@ -105,7 +105,8 @@ pub(crate) async fn carry_out(
         .clone()
         .run_tracked(async move {
             let began = Instant::now();
-            let row = advance(&services, &row, from, Step::to(through)).await?.ok_or_else(|| state::lost(id))?;
+            let row =
+                advance(&services, &row, from, Step::to(through)).await?.ok_or_else(|| state::lost(id))?;
             let result = drive(&services, &actor, &row, verb, to).await;
             metrics::histogram!("wrenn_capsule_operation_seconds", "operation" => verb.name())
                 .record(began.elapsed().as_secs_f64());

@@ -9,7 +9,7 @@ use wrenn_entities::capsule;
 use super::{Capsule, filter::CapsuleFilter, find};
 use crate::{
     Error,
-    access::{Actor, Member, services},
+    access::{Actor, Member, loaders, services},
     error::parse_id,
     page::{self, Arguments, Cursor, Total},
 };
@@ -38,14 +38,17 @@ impl CapsuleQuery {
         filter: Option<CapsuleFilter>,
     ) -> Result<Connection<String, Capsule, Total, EmptyFields>, Error> {
         let actor = Actor::of(ctx)?;
-        let db = &services(ctx)?.db;
+        let (db, loaders) = (&services(ctx)?.db, loaders(ctx)?);
         let filter = filter.unwrap_or_default().resolve(db, actor.team_id).await?;
         page::read(
             db,
             filter.select(db, actor.team_id),
             (capsule::Column::CreatedAt, capsule::Column::Id),
             &Arguments { first, after, last, before },
-            |row| (Cursor { created_at: row.created_at, id: row.id.into() }, row.into()),
+            |row| {
+                loaders.announce_capsule(&row);
+                (Cursor { created_at: row.created_at, id: row.id.into() }, row.into())
+            },
         )
         .await
     }

@@ -27,7 +27,9 @@ pub(crate) fn name(field: &str, text: &str) -> Result<(), Error> {
     } else {
         Err(Error::invalid(
             field,
-            format!("`{field}` is 1 to {NAME} of a-z, 0-9, `.`, `_`, `-` and begins with a letter or a digit"),
+            format!(
+                "`{field}` is 1 to {NAME} of a-z, 0-9, `.`, `_`, `-` and begins with a letter or a digit"
+            ),
         ))
     }
 }
@@ -54,14 +56,23 @@ pub(crate) fn timeout(value: i32) -> Result<i32, Error> {
 
 pub(crate) fn labels(labels: &BTreeMap<String, String>) -> Result<(), Error> {
     if labels.len() > LABELS {
-        return Err(Error::invalid("labels", format!("a capsule has {LABELS} labels at most, not {}", labels.len())));
+        return Err(Error::invalid(
+            "labels",
+            format!("a capsule has {LABELS} labels at most, not {}", labels.len()),
+        ));
     }
     for (name, value) in labels {
         if name.is_empty() || name.len() > LABEL_NAME || name.contains('\0') {
-            return Err(Error::invalid("labels", format!("the name of a label is 1 to {LABEL_NAME} bytes long")));
+            return Err(Error::invalid(
+                "labels",
+                format!("the name of a label is 1 to {LABEL_NAME} bytes long"),
+            ));
         }
         if value.len() > LABEL_VALUE || value.contains('\0') {
-            return Err(Error::invalid("labels", format!("the value of a label is at most {LABEL_VALUE} bytes long")));
+            return Err(Error::invalid(
+                "labels",
+                format!("the value of a label is at most {LABEL_VALUE} bytes long"),
+            ));
         }
     }
     Ok(())

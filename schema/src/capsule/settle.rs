@@ -62,19 +62,21 @@ pub(crate) fn verdict(row: &Model, truth: Truth<'_>) -> Verdict {
             Row::Stopping => Verdict::Become(Row::Stopped, None),
             Row::Pending | Row::Starting => Verdict::Become(
                 Row::Error,
-                Some(Cause::new(CREATE_INTERRUPTED, "the creation was cut off before the host had the capsule")),
+                Some(Cause::new(
+                    CREATE_INTERRUPTED,
+                    "the creation was cut off before the host had the capsule",
+                )),
             ),
-            Row::Running
-            | Row::Pausing
-            | Row::Paused
-            | Row::Resuming
-            | Row::Snapshotting
-            | Row::Missing => Verdict::Become(Row::Stopped, Some(lost())),
+            Row::Running | Row::Pausing | Row::Paused | Row::Resuming | Row::Snapshotting | Row::Missing => {
+                Verdict::Become(Row::Stopped, Some(lost()))
+            }
         };
     };
     let cause = truth.cause.clone().map(Cause::from);
     match (truth.state(), row.state) {
-        (Host::Starting | Host::Pausing | Host::Resuming | Host::Stopping | Host::Unspecified, _) => Verdict::Wait,
+        (Host::Starting | Host::Pausing | Host::Resuming | Host::Stopping | Host::Unspecified, _) => {
+            Verdict::Wait
+        }
         (Host::Stopped, Row::Stopped | Row::Error) => Verdict::Agree,
         (Host::Stopped, Row::Stopping) => Verdict::Become(Row::Stopped, None),
         (Host::Stopped, Row::Starting) => Verdict::Become(Row::Error, Some(cause.unwrap_or_else(lost))),
@@ -82,7 +84,9 @@ pub(crate) fn verdict(row: &Model, truth: Truth<'_>) -> Verdict {
         // What nobody is told of any more, or never could use, is taken away.
         (_, Row::Stopped | Row::Stopping) => Verdict::Remove,
         (_, Row::Error) if row.started_at.is_none() => Verdict::Remove,
-        (Host::Running, Row::Running) | (Host::Paused, Row::Paused) | (Host::Error, Row::Error) => Verdict::Agree,
+        (Host::Running, Row::Running) | (Host::Paused, Row::Paused) | (Host::Error, Row::Error) => {
+            Verdict::Agree
+        }
         (Host::Running, _) => Verdict::Become(Row::Running, None),
         (Host::Paused, _) => Verdict::Become(Row::Paused, cause),
         (Host::Error, _) => Verdict::Become(
@@ -117,7 +121,8 @@ pub(crate) async fn settle(
     };
     let mut step = Step::to(to).because(cause);
     if let Some(truth) = truth {
-        let started = row.started_at.or_else(|| time::from_nanos(truth.started_at_ns)).or_else(|| Some(now()));
+        let started =
+            row.started_at.or_else(|| time::from_nanos(truth.started_at_ns)).or_else(|| Some(now()));
         step = step
             .started(started.filter(|_| matches!(to, CapsuleState::Running | CapsuleState::Paused)))
             .active(time::from_nanos(truth.last_active_at_ns));
@@ -129,9 +134,14 @@ pub(crate) async fn settle(
 }
 
 /// Asks the host how the capsule is.
-pub(crate) async fn ask(services: &Services, host: HostId, id: CapsuleId) -> Result<Option<agent::Capsule>, Error> {
+pub(crate) async fn ask(
+    services: &Services,
+    host: HostId,
+    id: CapsuleId,
+) -> Result<Option<agent::Capsule>, Error> {
     let mut client = services.hosts.get(host).await?;
-    let request = requested(agent::CapsuleRef { capsule_id: id.to_string() }, &RequestId(format!("ask-{id}")));
+    let request =
+        requested(agent::CapsuleRef { capsule_id: id.to_string() }, &RequestId(format!("ask-{id}")));
     match answer("GetCapsule", ASK, client.get_capsule(request)).await {
         Ok(capsule) => Ok(Some(capsule)),
         Err(error) if error.code() == Code::NotFound => Ok(None),
@@ -153,7 +163,11 @@ pub(crate) async fn remove(
 }
 
 /// Notes activity that the host knows of, when the row is far enough behind.
-pub(crate) async fn note_activity(services: &Services, row: &Model, truth: &agent::Capsule) -> Result<(), Error> {
+pub(crate) async fn note_activity(
+    services: &Services,
+    row: &Model,
+    truth: &agent::Capsule,
+) -> Result<(), Error> {
     let Some(active) = time::from_nanos(truth.last_active_at_ns) else { return Ok(()) };
     if row.last_active_at.is_some_and(|known| active - known < ACTIVITY_EVERY) {
         return Ok(());
@@ -225,7 +239,10 @@ mod tests {
                 agent::CapsuleState::Stopped,
             ] {
                 let verdict = verdict(&row(state, true), Some(&says(host)));
-                assert!(matches!(verdict, Verdict::Become(..) | Verdict::Remove), "{state:?}, {host:?}: {verdict:?}");
+                assert!(
+                    matches!(verdict, Verdict::Become(..) | Verdict::Remove),
+                    "{state:?}, {host:?}: {verdict:?}"
+                );
             }
         }
     }
@@ -255,6 +272,8 @@ mod tests {
         let row = row(CapsuleState::Missing, true);
         let running = says(agent::CapsuleState::Running);
         assert_eq!(verdict(&row, Some(&running)), Verdict::Become(CapsuleState::Running, None));
-        assert!(matches!(verdict(&row, None), Verdict::Become(CapsuleState::Stopped, Some(cause)) if cause.code == LOST_BY_HOST));
+        assert!(
+            matches!(verdict(&row, None), Verdict::Become(CapsuleState::Stopped, Some(cause)) if cause.code == LOST_BY_HOST)
+        );
     }
 }

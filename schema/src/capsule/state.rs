@@ -206,7 +206,9 @@ pub(crate) fn lost(id: wrenn_entities::CapsuleId) -> Error {
 pub(crate) fn unfit(row: &Model) -> Error {
     let id = row.id;
     match row.state {
-        CapsuleState::Paused => Error::failed_precondition(format!("the capsule {id} is paused; resume it first")),
+        CapsuleState::Paused => {
+            Error::failed_precondition(format!("the capsule {id} is paused; resume it first"))
+        }
         CapsuleState::Stopped => Error::failed_precondition(format!("the capsule {id} is stopped")),
         CapsuleState::Running => Error::failed_precondition(format!("the capsule {id} is running")),
         CapsuleState::Missing => {

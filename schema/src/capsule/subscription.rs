@@ -17,9 +17,10 @@ use super::{
 };
 use crate::{
     Error, Services,
-    access::{Actor, Member, caller, services, while_allowed},
+    access::{Actor, Member, caller, loaders, services, while_allowed},
     bus::{Change, Received},
     error::parse_id,
+    loader::Loaders,
 };
 
 /// Rows read at once for the present state.
@@ -55,7 +56,8 @@ impl CapsuleSubscription {
         id: ID,
     ) -> Result<impl Stream<Item = Result<Capsule, Error>> + use<>, Error> {
         let services = services(ctx)?.clone();
-        let inner = one(services.clone(), Actor::of(ctx)?.team_id, parse_id("id", &id)?);
+        let loaders = loaders(ctx)?.clone();
+        let inner = one(services.clone(), loaders, Actor::of(ctx)?.team_id, parse_id("id", &id)?);
         Ok(while_allowed(services, caller(ctx)?.clone(), inner))
     }
 
@@ -69,7 +71,8 @@ impl CapsuleSubscription {
         let services = services(ctx)?.clone();
         let team_id = Actor::of(ctx)?.team_id;
         let filter = filter.unwrap_or_default().resolve(&services.db, team_id).await?;
-        Ok(while_allowed(services.clone(), caller(ctx)?.clone(), many(services, team_id, filter)))
+        let inner = many(services.clone(), loaders(ctx)?.clone(), team_id, filter);
+        Ok(while_allowed(services, caller(ctx)?.clone(), inner))
     }
 }
 
@@ -82,6 +85,7 @@ fn version(row: &Model) -> Version {
 
 fn one(
     services: Arc<Services>,
+    loaders: Arc<Loaders>,
     team_id: TeamId,
     id: CapsuleId,
 ) -> impl Stream<Item = Result<Capsule, Error>> + Send {
@@ -91,6 +95,7 @@ fn one(
         loop {
             let shown = version(&row);
             let last = row.state == CapsuleState::Stopped;
+            loaders.forget().await;
             yield Capsule::from(row);
             if last {
                 break;
@@ -115,6 +120,7 @@ fn one(
 
 fn many(
     services: Arc<Services>,
+    loaders: Arc<Loaders>,
     team_id: TeamId,
     filter: Resolved,
 ) -> impl Stream<Item = Result<CapsuleChange, Error>> + Send {
@@ -131,6 +137,8 @@ fn many(
                     let rows = chunk(&services, team_id, &filter, after).await?;
                     let Some(last) = rows.last() else { break };
                     after = Some((last.created_at, last.id));
+                    loaders.forget().await;
+                    rows.iter().for_each(|row| loaders.announce_capsule(row));
                     for row in rows {
                         let known = before.remove(&row.id);
                         shown.insert(row.id, version(&row));
@@ -152,6 +160,7 @@ fn many(
                     }
                     if filter.matches(&row) {
                         shown.insert(row.id, version(&row));
+                        loaders.forget().await;
                         yield CapsuleChange::now(row);
                     } else if shown.remove(&row.id).is_some() {
                         yield CapsuleChange::removed(row.id);
@@ -185,10 +194,5 @@ async fn chunk(
                 .add(Condition::all().add(Column::CreatedAt.eq(created_at)).add(Column::Id.gt(id))),
         );
     }
-    Ok(select
-        .order_by_asc(Column::CreatedAt)
-        .order_by_asc(Column::Id)
-        .limit(CHUNK)
-        .all(&services.db)
-        .await?)
+    Ok(select.order_by_asc(Column::CreatedAt).order_by_asc(Column::Id).limit(CHUNK).all(&services.db).await?)
 }

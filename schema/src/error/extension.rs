@@ -38,7 +38,8 @@ impl Extension for PerRequest {
         request: Request,
         next: NextPrepareRequest<'_>,
     ) -> ServerResult<Request> {
-        let id = request.data.get(&TypeId::of::<RequestId>()).and_then(|data| data.downcast_ref::<RequestId>());
+        let id =
+            request.data.get(&TypeId::of::<RequestId>()).and_then(|data| data.downcast_ref::<RequestId>());
         if let Some(id) = id {
             // Only ever set here, once a request.
             let _ = self.id.set(id.clone());

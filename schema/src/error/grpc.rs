@@ -30,7 +30,11 @@ impl Error {
             Grpc::DeadlineExceeded => Code::DeadlineExceeded,
             Grpc::PermissionDenied => Code::Forbidden,
             // That the host does not accept the control plane is no fault of the caller's.
-            Grpc::Ok | Grpc::Unknown | Grpc::Unimplemented | Grpc::Internal | Grpc::DataLoss
+            Grpc::Ok
+            | Grpc::Unknown
+            | Grpc::Unimplemented
+            | Grpc::Internal
+            | Grpc::DataLoss
             | Grpc::Unauthenticated => return Self::HostAgent { call, status },
         };
         Self::Refused(Refusal {

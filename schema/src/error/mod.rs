@@ -196,7 +196,9 @@ impl Error {
             }
             _ => {
                 tracing::error!(request_id = %request_id, error = %self.chain(), "a request failed");
-                format!("something went wrong on the server; its log has the details under request {request_id}")
+                format!(
+                    "something went wrong on the server; its log has the details under request {request_id}"
+                )
             }
         };
         let mut extensions = ErrorExtensionValues::default();

@@ -14,8 +14,8 @@ use std::{
 
 use arc_swap::ArcSwap;
 use rcgen::{
-    BasicConstraints, CertificateParams, CertificateSigningRequestParams, DnType, ExtendedKeyUsagePurpose, IsCa,
-    Issuer, KeyPair, KeyUsagePurpose, SanType,
+    BasicConstraints, CertificateParams, CertificateSigningRequestParams, DnType, ExtendedKeyUsagePurpose,
+    IsCa, Issuer, KeyPair, KeyUsagePurpose, SanType,
 };
 use rustls::{
     pki_types::{CertificateDer, PrivateKeyDer, PrivatePkcs8KeyDer, pem::PemObject},
@@ -100,8 +100,8 @@ impl Authority {
         };
         let (key_pem, ca_pem) = (read(KEY_FILE)?, read(CERTIFICATE_FILE)?);
         let key = KeyPair::from_pem(&key_pem).map_err(certificate("read the authority's key"))?;
-        let issuer =
-            Issuer::from_ca_cert_pem(&ca_pem, key).map_err(certificate("read the authority's certificate"))?;
+        let issuer = Issuer::from_ca_cert_pem(&ca_pem, key)
+            .map_err(certificate("read the authority's certificate"))?;
         let ca_der = CertificateDer::from_pem_slice(ca_pem.as_bytes())
             .map_err(|_| AuthorityError::Malformed { path: directory.join(CERTIFICATE_FILE) })?;
         let client = ArcSwap::from_pointee(client_certificate(&issuer)?);
@@ -130,8 +130,9 @@ impl Authority {
     /// Signs the server certificate of a host's agent. Of the request only the public key is taken over: names, uses
     /// and validity are the authority's to decide.
     pub(crate) fn sign_host(&self, id: HostId, address: IpAddr, csr_pem: &str) -> Result<String, Error> {
-        let request = CertificateSigningRequestParams::from_pem(csr_pem)
-            .map_err(|error| Error::invalid("csrPem", format!("not a usable certificate request: {error}")))?;
+        let request = CertificateSigningRequestParams::from_pem(csr_pem).map_err(|error| {
+            Error::invalid("csrPem", format!("not a usable certificate request: {error}"))
+        })?;
         let mut params = leaf(HOST_LIFE, &server_name(id), ExtendedKeyUsagePurpose::ServerAuth)?;
         params.subject_alt_names.push(SanType::IpAddress(address));
         let signed = params
@@ -144,7 +145,8 @@ impl Authority {
 /// Writes a new authority aside and puts it in place at once, so that nobody ever sees half of one. Of two that start
 /// together the slower one uses what the faster one made.
 fn make(directory: &Path) -> Result<(), AuthorityError> {
-    let key = KeyPair::generate_for(&rcgen::PKCS_ECDSA_P256_SHA256).map_err(certificate("make the authority's key"))?;
+    let key = KeyPair::generate_for(&rcgen::PKCS_ECDSA_P256_SHA256)
+        .map_err(certificate("make the authority's key"))?;
     let mut params = CertificateParams::default();
     params.is_ca = IsCa::Ca(BasicConstraints::Constrained(0));
     params.key_usages = vec![KeyUsagePurpose::KeyCertSign, KeyUsagePurpose::CrlSign];
@@ -212,7 +214,8 @@ fn leaf(
 }
 
 fn client_certificate(issuer: &Issuer<'static, KeyPair>) -> Result<CertifiedKey, AuthorityError> {
-    let key = KeyPair::generate_for(&rcgen::PKCS_ECDSA_P256_SHA256).map_err(certificate("make the client key"))?;
+    let key =
+        KeyPair::generate_for(&rcgen::PKCS_ECDSA_P256_SHA256).map_err(certificate("make the client key"))?;
     let signed = leaf(DAY, CONTROL_PLANE_NAME, ExtendedKeyUsagePurpose::ClientAuth)?
         .signed_by(&key, issuer)
         .map_err(certificate("sign the client certificate"))?;

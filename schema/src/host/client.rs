@@ -10,7 +10,7 @@ use std::{
 use hyper_util::rt::TokioIo;
 use rustls::{
     ClientConfig, RootCertStore, SignatureScheme,
-    client::{Resumption, ResolvesClientCert},
+    client::{ResolvesClientCert, Resumption},
     pki_types::ServerName,
     sign::CertifiedKey,
 };
@@ -108,7 +108,11 @@ impl HostClients {
     }
 }
 
-async fn connect(tls: TlsConnector, name: ServerName<'static>, address: &str) -> io::Result<TlsStream<TcpStream>> {
+async fn connect(
+    tls: TlsConnector,
+    name: ServerName<'static>,
+    address: &str,
+) -> io::Result<TlsStream<TcpStream>> {
     let connecting = async {
         let stream = TcpStream::connect(address).await?;
         stream.set_nodelay(true)?;

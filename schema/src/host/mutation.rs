@@ -4,7 +4,9 @@ use std::net::SocketAddr;
 
 use async_graphql::{Context, ID, InputObject, Object, SimpleObject};
 use chrono::{DateTime, Utc};
-use sea_orm::{ActiveModelTrait, ColumnTrait, ConnectionTrait, EntityTrait, IntoActiveModel, QueryFilter, Set};
+use sea_orm::{
+    ActiveModelTrait, ColumnTrait, ConnectionTrait, EntityTrait, IntoActiveModel, QueryFilter, Set,
+};
 use secrecy::{ExposeSecret, SecretString};
 use wrenn_entities::{
     HostId,
@@ -121,11 +123,16 @@ fn parse_address(text: &str) -> Result<SocketAddr, Error> {
     text.parse::<SocketAddr>()
         .ok()
         .filter(|address| address.port() != 0 && !address.ip().is_unspecified())
-        .ok_or_else(|| Error::invalid("address", format!("`{text}` is no address that can be reached as `ip:port`")))
+        .ok_or_else(|| {
+            Error::invalid("address", format!("`{text}` is no address that can be reached as `ip:port`"))
+        })
 }
 
 async fn find(db: &impl ConnectionTrait, id: HostId) -> Result<host::Model, Error> {
-    host::Entity::find_by_id(id).one(db).await?.ok_or_else(|| Error::not_found(format!("there is no host {id}")))
+    host::Entity::find_by_id(id)
+        .one(db)
+        .await?
+        .ok_or_else(|| Error::not_found(format!("there is no host {id}")))
 }
 
 #[derive(Default)]
@@ -136,10 +143,15 @@ impl HostMutation {
     /// Makes a host and a token with which an agent becomes it. For a host that nobody has registered as yet, a new
     /// token takes the place of the old one.
     #[graphql(guard = "PlatformAdmin")]
-    async fn create_host(&self, ctx: &Context<'_>, input: CreateHostInput) -> Result<CreateHostPayload, Error> {
+    async fn create_host(
+        &self,
+        ctx: &Context<'_>,
+        input: CreateHostInput,
+    ) -> Result<CreateHostPayload, Error> {
         rules::name("name", &input.name)?;
         let transaction = database::begin(&services(ctx)?.db).await?;
-        let existing = host::Entity::find().filter(host::Column::Name.eq(&input.name)).one(&transaction).await?;
+        let existing =
+            host::Entity::find().filter(host::Column::Name.eq(&input.name)).one(&transaction).await?;
         let host = match existing {
             Some(host) if host.status == HostStatus::Pending => {
                 host_credential::Entity::delete_many()
@@ -175,7 +187,8 @@ impl HostMutation {
         let address = parse_address(&input.address)?;
         let transaction = database::begin(&services.db).await?;
         let token = SecretString::from(input.token);
-        let Some(token) = credential::redeem(&transaction, &token, CredentialKind::Registration).await? else {
+        let Some(token) = credential::redeem(&transaction, &token, CredentialKind::Registration).await?
+        else {
             tracing::warn!(%address, "a registration token was refused");
             return Err(Error::unauthenticated("the registration token is unknown, was used or has expired"));
         };

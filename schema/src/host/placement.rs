@@ -33,9 +33,15 @@ fn headroom(total: f64, placed: i64, demand: i64) -> f64 {
 }
 
 /// The tightest resource of `host` after the demand, and how much of it would be left.
-fn tightest(host: &host::Model, placed: Demand, demand: Demand, config: &SchemaConfig) -> (&'static str, f64) {
+fn tightest(
+    host: &host::Model,
+    placed: Demand,
+    demand: Demand,
+    config: &SchemaConfig,
+) -> (&'static str, f64) {
     let cpu = headroom(f64::from(host.cpus) * config.cpu_overcommit, placed.vcpus, demand.vcpus);
-    let memory = headroom(f64::from(host.memory_mib) * config.memory_overcommit, placed.memory_mib, demand.memory_mib);
+    let memory =
+        headroom(f64::from(host.memory_mib) * config.memory_overcommit, placed.memory_mib, demand.memory_mib);
     let disk = headroom(f64::from(host.disk_mib) * config.disk_overcommit, placed.disk_mib, demand.disk_mib);
     // The books may say yes while the machine is full with something else: its own figures must allow it too, and
     // the disk must be able to take the memory when the capsule is paused.
@@ -71,7 +77,8 @@ pub(crate) async fn choose(
     }
     let placed = placed(db).await?;
     let rated = online.iter().map(|host| {
-        let (resource, left) = tightest(host, placed.get(&host.id).copied().unwrap_or_default(), demand, config);
+        let (resource, left) =
+            tightest(host, placed.get(&host.id).copied().unwrap_or_default(), demand, config);
         (host.id, resource, left)
     });
     match rated.max_by(|a, b| a.2.total_cmp(&b.2)) {
@@ -83,9 +90,12 @@ pub(crate) async fn choose(
     }
 }
 
+/// Host, state, and the vCPUs, MiB of memory and MiB of disk of the capsules of both.
+type Sum = (HostId, CapsuleState, Option<i64>, Option<i64>, Option<i64>);
+
 /// What is given out on each host. A paused capsule takes only its disk.
 async fn placed(db: &impl ConnectionTrait) -> Result<HashMap<HostId, Demand>, Error> {
-    let sums: Vec<(HostId, CapsuleState, Option<i64>, Option<i64>, Option<i64>)> = capsule::Entity::find()
+    let sums: Vec<Sum> = capsule::Entity::find()
         .select_only()
         .column(capsule::Column::HostId)
         .column(capsule::Column::State)

@@ -53,7 +53,8 @@ impl HostMonitor {
                 _ => CapsuleState::Missing,
             };
             let cause = Cause::new(HOST_UNREACHABLE, "its host is not heard from");
-            advance(&self.services, row, &[row.state], Step::to(to).because(Some(cause)).only_if_free()).await?;
+            advance(&self.services, row, &[row.state], Step::to(to).because(Some(cause)).only_if_free())
+                .await?;
         }
         Ok(())
     }

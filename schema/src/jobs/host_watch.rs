@@ -110,7 +110,9 @@ async fn keep_watching(services: Arc<Services>, host: HostId, stop: Cancellation
     while !stop.is_cancelled() {
         let began = Instant::now();
         match stop.run_until_cancelled(watch(&services, host)).await {
-            Some(Err(error)) => tracing::info!(%host, error = %error.chain(), "a host's stream of changes broke"),
+            Some(Err(error)) => {
+                tracing::info!(%host, error = %error.chain(), "a host's stream of changes broke");
+            }
             Some(Ok(())) => tracing::debug!(%host, "a host ended its stream of changes"),
             None => break,
         }
@@ -204,10 +206,8 @@ async fn examine(
     id: CapsuleId,
     hint: Option<&agent::Capsule>,
 ) -> Result<Examined, Error> {
-    let row = capsule::Entity::find_by_id(id)
-        .filter(capsule::Column::HostId.eq(host))
-        .one(&services.db)
-        .await?;
+    let row =
+        capsule::Entity::find_by_id(id).filter(capsule::Column::HostId.eq(host)).one(&services.db).await?;
     let Some(row) = row else { return Ok(Examined::Done) };
     if is_held(&row) {
         return Ok(Examined::Held);

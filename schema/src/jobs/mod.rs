@@ -24,7 +24,7 @@ pub(crate) trait Job: Send + Sync + 'static {
 
     /// Done at once when this ends, without waiting for the period.
     async fn woken(&self) {
-        std::future::pending().await
+        std::future::pending::<()>().await;
     }
 
     /// One round. Is to return soon once `stop` is cancelled.

@@ -101,7 +101,11 @@ async fn compare(services: &Services, host: HostId) -> Result<(), Error> {
 
 /// Takes from a host what should not be there. A row is always written before a host is told, so what has no row now,
 /// after the host named it, never had one that counts.
-pub(super) async fn surplus(services: &Services, host: HostId, capsule: &agent::Capsule) -> Result<(), Error> {
+pub(super) async fn surplus(
+    services: &Services,
+    host: HostId,
+    capsule: &agent::Capsule,
+) -> Result<(), Error> {
     if capsule.state() == agent::CapsuleState::Stopped {
         return Ok(());
     }
@@ -143,7 +147,8 @@ impl Job for Reconciler {
             (host.id, result.unwrap_or(Ok(())))
         }))
         .await;
-        let failed = compared.into_iter().filter_map(|(host, result)| result.err().map(|error| (host, error)));
+        let failed =
+            compared.into_iter().filter_map(|(host, result)| result.err().map(|error| (host, error)));
         let mut first = Ok(());
         for (host, error) in failed {
             tracing::debug!(%host, error = %error.chain(), "a host could not be compared");

@@ -1,4 +1,6 @@
-//! Runs the jobs: again after their period, again with growing pauses after a panic or an error, until stopped.
+//! Runs the jobs: again after their period, with growing pauses after panics, until stopped.
+//!
+//! An error is shown and changes nothing else: one host that is away must not slow down what is done for the others.
 
 use std::{
     sync::{Arc, Mutex, PoisonError},
@@ -14,7 +16,7 @@ use wrenn_entities::time::now;
 use super::{Job, all};
 use crate::Services;
 
-/// The longest pause after failures in a row.
+/// The longest pause after panics in a row.
 const LONGEST_PAUSE: Duration = Duration::from_secs(60);
 
 /// How a job fares.
@@ -99,7 +101,7 @@ fn lock(status: &Mutex<JobStatus>) -> std::sync::MutexGuard<'_, JobStatus> {
 }
 
 async fn keep_running(job: Arc<dyn Job>, status: Arc<Mutex<JobStatus>>, stop: CancellationToken) {
-    let mut failures_in_a_row = 0u32;
+    let mut panics_in_a_row = 0u32;
     while !stop.is_cancelled() {
         let began = Instant::now();
         {
@@ -112,12 +114,13 @@ async fn keep_running(job: Arc<dyn Job>, status: Arc<Mutex<JobStatus>>, stop: Ca
             let (job, stop) = (job.clone(), stop.clone());
             async move { job.activate(&stop).await }
         });
-        let error = match round.await {
+        let ended = round.await;
+        panics_in_a_row = if ended.is_err() { panics_in_a_row.saturating_add(1) } else { 0 };
+        let error = match ended {
             Ok(Ok(())) => None,
             Ok(Err(error)) => Some(error.chain()),
             Err(panic) => Some(panic.to_string()),
         };
-        failures_in_a_row = if error.is_some() { failures_in_a_row.saturating_add(1) } else { 0 };
         if let Some(error) = &error {
             tracing::warn!(job = job.name(), error, "a job failed; it will be tried again");
         }
@@ -130,21 +133,21 @@ async fn keep_running(job: Arc<dyn Job>, status: Arc<Mutex<JobStatus>>, stop: Ca
             status.last_duration_ms = Some(millis(began.elapsed()));
             status.last_error = error;
         }
-        let pause = pause(job.period(), failures_in_a_row);
+        let pause = pause(job.period(), panics_in_a_row);
         tokio::select! {
             () = stop.cancelled() => {}
             () = tokio::time::sleep(pause) => {}
-            // A job that fails is not driven on by what wakes it.
-            () = job.woken(), if failures_in_a_row == 0 => {}
+            // A job that panics is not driven on by what wakes it.
+            () = job.woken(), if panics_in_a_row == 0 => {}
         }
     }
 }
 
-/// The period; after failures twice as long for each more of them, to a bound.
-fn pause(period: Duration, failures_in_a_row: u32) -> Duration {
-    match failures_in_a_row {
-        0 | 1 => period,
-        more => period.saturating_mul(1 << (more - 1).min(16)).min(LONGEST_PAUSE.max(period)),
+/// The period; after panics in a row twice as long for each, to a bound.
+fn pause(period: Duration, panics_in_a_row: u32) -> Duration {
+    match panics_in_a_row {
+        0 => period,
+        panics => period.saturating_mul(1 << panics.min(16)).min(LONGEST_PAUSE.max(period)),
     }
 }
 
@@ -206,7 +209,7 @@ mod tests {
     fn pauses_grow_to_a_bound() {
         let period = Duration::from_secs(5);
         assert_eq!(pause(period, 0), period);
-        assert_eq!(pause(period, 3), Duration::from_secs(20));
+        assert_eq!(pause(period, 2), Duration::from_secs(20));
         assert_eq!(pause(period, 1000), LONGEST_PAUSE);
         assert_eq!(pause(Duration::from_secs(3600), 9), Duration::from_secs(3600));
     }

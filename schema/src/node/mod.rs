@@ -3,7 +3,8 @@
 use async_graphql::{Context, ID, Interface, Object};
 use sea_orm::{ColumnTrait, EntityTrait, QueryFilter};
 use wrenn_entities::{
-    ApiKeyId, CapsuleId, HostId, TeamId, TemplateId, UserId, api_key, host, id::TypedId, membership, team, user,
+    ApiKeyId, CapsuleId, HostId, TeamId, TemplateId, UserId, api_key, host, id::TypedId, membership, team,
+    user,
 };
 
 use crate::{

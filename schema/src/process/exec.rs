@@ -126,7 +126,11 @@ impl Kept {
 }
 
 /// Runs a process to its end.
-pub(super) async fn run(services: &Services, actor: &Actor, input: super::ExecInput) -> Result<ExecResult, Error> {
+pub(super) async fn run(
+    services: &Services,
+    actor: &Actor,
+    input: super::ExecInput,
+) -> Result<ExecResult, Error> {
     use envd::process_event::Event;
     let began = Instant::now();
     let mut wire = open(services, actor, input, true).await?;

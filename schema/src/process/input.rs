@@ -63,10 +63,11 @@ impl ExecInput {
         if let Some(tag) = &self.tag {
             check_tag(tag)?;
         }
-        for (field, text) in
-            argv.iter().map(|text| ("argv", text)).chain(self.cwd.iter().map(|text| ("cwd", text))).chain(
-                self.user.iter().map(|text| ("user", text)),
-            )
+        for (field, text) in argv
+            .iter()
+            .map(|text| ("argv", text))
+            .chain(self.cwd.iter().map(|text| ("cwd", text)))
+            .chain(self.user.iter().map(|text| ("user", text)))
         {
             if text.contains('\0') {
                 return Err(Error::invalid(field, format!("`{field}` has a zero byte")));
@@ -98,7 +99,11 @@ pub(super) fn bounded_input(field: &str, length: usize) -> Result<(), Error> {
 }
 
 fn check_tag(tag: &str) -> Result<(), Error> {
-    if tag.is_empty() || tag.len() > TAG || tag.bytes().all(|byte| byte.is_ascii_digit()) || tag.contains('\0') {
+    if tag.is_empty()
+        || tag.len() > TAG
+        || tag.bytes().all(|byte| byte.is_ascii_digit())
+        || tag.contains('\0')
+    {
         return Err(Error::invalid("tag", format!("`tag` is 1 to {TAG} bytes long and not all digits")));
     }
     Ok(())
@@ -108,7 +113,9 @@ fn check_tag(tag: &str) -> Result<(), Error> {
 pub(super) fn selector(text: &str) -> Result<envd::Selector, Error> {
     use envd::selector::By;
     let by = if !text.is_empty() && text.bytes().all(|byte| byte.is_ascii_digit()) {
-        let pid = text.parse().map_err(|_| Error::invalid("selector", format!("`{text}` is too large for a pid")))?;
+        let pid = text
+            .parse()
+            .map_err(|_| Error::invalid("selector", format!("`{text}` is too large for a pid")))?;
         By::Pid(pid)
     } else if text.is_empty() || text.len() > TAG {
         return Err(Error::invalid("selector", format!("`selector` is a pid, or a tag of 1 to {TAG} bytes")));
@@ -141,7 +148,8 @@ mod tests {
 
     #[test]
     fn a_line_goes_to_the_shell() {
-        let (_, request) = ExecInput { command: Some("echo a".into()), ..input() }.check(true).expect("is fine");
+        let (_, request) =
+            ExecInput { command: Some("echo a".into()), ..input() }.check(true).expect("is fine");
         assert_eq!(request.argv, ["/bin/sh", "-c", "echo a"]);
         assert!(request.close_stdin);
     }

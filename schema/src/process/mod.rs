@@ -15,7 +15,7 @@ use wrenn_entities::{
 };
 use wrenn_proto::envd::v1 as envd;
 
-pub(crate) use self::list::ProcessLists;
+pub(crate) use self::list::lists;
 pub use self::{
     input::{EnvVarInput, ExecInput},
     mutation::ProcessMutation,
@@ -134,9 +134,11 @@ impl ProcessEvent {
                 sequence: BigInt(output.sequence),
                 data: Base64(output.data),
             }),
-            Event::Gap(gap) => {
-                Self::Gap(ProcessGap { stream: gap.stream().into(), from: BigInt(gap.from), to: BigInt(gap.to) })
-            }
+            Event::Gap(gap) => Self::Gap(ProcessGap {
+                stream: gap.stream().into(),
+                from: BigInt(gap.from),
+                to: BigInt(gap.to),
+            }),
             Event::Exited(exited) => Self::Exited(ProcessExited {
                 exit_code: exited.exit_code,
                 signal: exited.signal,

@@ -106,7 +106,8 @@ impl ProcessMutation {
         let keep_awake = input.keep_awake.unwrap_or(false);
         let (id, process) = input.check(false)?;
         let mut client = agent_of(ctx, &actor, id).await?;
-        let message = agent::StartProcessRequest { capsule_id: id.to_string(), process: Some(process), keep_awake };
+        let message =
+            agent::StartProcessRequest { capsule_id: id.to_string(), process: Some(process), keep_awake };
         let started =
             answer("StartProcess", CALL, client.start_process(requested(message, &actor.request_id))).await?;
         payload(started.process)
@@ -123,11 +124,13 @@ impl ProcessMutation {
     ) -> Result<ProcessPayload, Error> {
         let actor = Actor::of(ctx)?;
         let id = parse_id("capsuleId", &capsule_id)?;
-        let process = envd::SignalRequest { selector: Some(selector(&of)?), signal: signal.name().to_owned() };
+        let process =
+            envd::SignalRequest { selector: Some(selector(&of)?), signal: signal.name().to_owned() };
         let mut client = agent_of(ctx, &actor, id).await?;
         let message = agent::SignalProcessRequest { capsule_id: id.to_string(), process: Some(process) };
         let signalled =
-            answer("SignalProcess", CALL, client.signal_process(requested(message, &actor.request_id))).await?;
+            answer("SignalProcess", CALL, client.signal_process(requested(message, &actor.request_id)))
+                .await?;
         payload(signalled.process)
     }
 
@@ -148,7 +151,8 @@ impl ProcessMutation {
             envd::WriteInputRequest { selector: Some(selector(&of)?), sequence: sequence.0, data: data.0 };
         let mut client = agent_of(ctx, &actor, id).await?;
         let message = agent::WriteInputRequest { capsule_id: id.to_string(), input: Some(input) };
-        let written = answer("WriteInput", CALL, client.write_input(requested(message, &actor.request_id))).await?;
+        let written =
+            answer("WriteInput", CALL, client.write_input(requested(message, &actor.request_id))).await?;
         Ok(InputPayload { next_sequence: BigInt(written.next_sequence) })
     }
 
@@ -165,7 +169,8 @@ impl ProcessMutation {
         let input = envd::CloseInputRequest { selector: Some(selector(&of)?) };
         let mut client = agent_of(ctx, &actor, id).await?;
         let message = agent::CloseInputRequest { capsule_id: id.to_string(), input: Some(input) };
-        let closed = answer("CloseInput", CALL, client.close_input(requested(message, &actor.request_id))).await?;
+        let closed =
+            answer("CloseInput", CALL, client.close_input(requested(message, &actor.request_id))).await?;
         Ok(InputPayload { next_sequence: BigInt(closed.next_sequence) })
     }
 }

@@ -10,9 +10,8 @@ use wrenn_entities::{TeamId, TemplateId, id::DIGITS, template};
 
 use crate::{
     Error,
-    access::{Actor, Member, loader, services},
+    access::{Actor, Member, loaders, services},
     error::parse_id,
-    loader::Rows,
     page::{self, Arguments, Cursor, Total},
     team::Team,
 };
@@ -46,7 +45,7 @@ impl Template {
 
     /// Whose it is; the platform's can be used by every team.
     async fn team(&self, ctx: &Context<'_>) -> Result<Team, Error> {
-        let team = loader::<Rows>(ctx)?.load_one(self.0.team_id).await?;
+        let team = loaders(ctx)?.team(self.0.team_id).await?;
         team.map(Team).ok_or_else(|| Error::not_found("the template's team is gone"))
     }
 
@@ -154,6 +153,7 @@ impl TemplateQuery {
         filter: Option<TemplateFilter>,
     ) -> Result<Connection<String, Template, Total, EmptyFields>, Error> {
         let actor = Actor::of(ctx)?;
+        let loaders = loaders(ctx)?;
         let mut select = visible(actor.team_id);
         if let Some(search) = filter.and_then(|filter| filter.search) {
             select = select.filter(Condition::all().add(name_contains(&search)));
@@ -163,7 +163,10 @@ impl TemplateQuery {
             select,
             (template::Column::CreatedAt, template::Column::Id),
             &Arguments { first, after, last, before },
-            |row| (Cursor { created_at: row.created_at, id: row.id.into() }, Template(row)),
+            |row| {
+                loaders.announce_template(&row);
+                (Cursor { created_at: row.created_at, id: row.id.into() }, Template(row))
+            },
         )
         .await
     }

@@ -26,7 +26,9 @@ on_both_databases!(
 
 async fn fields_are_guarded(world: &World) {
     let agent = world.host("one").await;
-    for query in ["{ viewer { team { id } } }", "{ capsules { totalCount } }", "{ node(id: \"cl-1\") { id } }"] {
+    for query in
+        ["{ viewer { team { id } } }", "{ capsules { totalCount } }", "{ node(id: \"cl-1\") { id } }"]
+    {
         assert_eq!(refused(world.execute(None, query, json!({})).await).code, "UNAUTHENTICATED");
         assert_eq!(refused(world.execute(Some(&agent.token), query, json!({})).await).code, "FORBIDDEN");
     }
@@ -34,7 +36,8 @@ async fn fields_are_guarded(world: &World) {
     assert_eq!(error.code, "UNAUTHENTICATED");
     let create = "mutation { createHost(input: {name: \"x\"}) { token } }";
     assert_eq!(world.refused(create, json!({})).await.code, "FORBIDDEN");
-    let heartbeat = "mutation($specs: HostSpecsInput!) { hostHeartbeat(input: {specs: $specs}) { host { id } } }";
+    let heartbeat =
+        "mutation($specs: HostSpecsInput!) { hostHeartbeat(input: {specs: $specs}) { host { id } } }";
     let specs = json!({"specs": crate::agent::specs(1)});
     assert_eq!(world.refused(heartbeat, specs.clone()).await.code, "FORBIDDEN");
     assert_eq!(refused(world.execute(None, heartbeat, specs).await).code, "UNAUTHENTICATED");
@@ -52,7 +55,9 @@ async fn wrong_keys_are_refused(world: &World) {
     let none = authenticate(&world.services, &Credentials::default()).await.expect("is nobody");
     assert!(matches!(none, Caller::Anonymous));
     let bearer = Credentials { api_key: None, bearer: Some(world.key.clone()) };
-    assert!(matches!(authenticate(&world.services, &bearer).await, Ok(Caller::Key(key)) if key.team_id == world.team));
+    assert!(
+        matches!(authenticate(&world.services, &bearer).await, Ok(Caller::Key(key)) if key.team_id == world.team)
+    );
 }
 
 async fn key_of(world: &World, secret: &SecretString) -> (Caller, api_key::Model) {
@@ -96,7 +101,8 @@ async fn use_is_noted_once_a_minute(world: &World) {
 }
 
 async fn the_viewer_is_shown(world: &World) {
-    let seen = world.ask("{ viewer { user { name email } team { name } apiKey { name prefix } } }", json!({})).await;
+    let seen =
+        world.ask("{ viewer { user { name email } team { name } apiKey { name prefix } } }", json!({})).await;
     assert_eq!(seen["viewer"]["user"], json!({"name": "Ada", "email": "ada@example.org"}));
     assert_eq!(seen["viewer"]["team"]["name"], "First");
     assert_eq!(seen["viewer"]["apiKey"]["name"], "test");
@@ -134,14 +140,14 @@ async fn nodes_are_found_by_their_ids(world: &World) {
     );
     let error = world.refused("{ template { id } }", json!({})).await;
     assert_eq!(error.brief(), ("INVALID_INPUT", Some("id")));
-    let listed = world.ask("{ templates(filter: {search: \"INI\"}) { nodes { name } totalCount } }", json!({})).await;
+    let listed =
+        world.ask("{ templates(filter: {search: \"INI\"}) { nodes { name } totalCount } }", json!({})).await;
     assert_eq!(listed["templates"], json!({"nodes": [{"name": "minimal"}], "totalCount": 1}));
 }
 
 async fn limits_are_said(world: &World) {
-    let wide = (0..60)
-        .map(|n| format!("a{n}: capsules(first: 200) {{ nodes {{ id }} }} "))
-        .collect::<String>();
+    let wide =
+        (0..60).map(|n| format!("a{n}: capsules(first: 200) {{ nodes {{ id }} }} ")).collect::<String>();
     let error = world.refused(&format!("{{ {wide} }}"), json!({})).await;
     assert_eq!(error.code, "INVALID_INPUT");
     assert!(error.message.to_lowercase().contains("complex"), "{error:?}");

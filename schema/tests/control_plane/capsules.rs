@@ -73,7 +73,12 @@ async fn lives_and_dies(world: &World) {
     assert!(agent.capsules().is_empty());
     assert!(world.row(id).await.operation_until.is_none());
 
-    let found = world.ask("query($id: ID!) { capsule(id: $id) { state processes { pid } } }", json!({"id": id.to_string()})).await;
+    let found = world
+        .ask(
+            "query($id: ID!) { capsule(id: $id) { state processes { pid } } }",
+            json!({"id": id.to_string()}),
+        )
+        .await;
     assert_eq!(found["capsule"], json!({"state": "STOPPED", "processes": []}));
     for verb in ["pauseCapsule", "resumeCapsule", "pingCapsule"] {
         let query = format!("mutation($id: ID!) {{ {verb}(id: $id) {{ capsule {{ id }} }} }}");
@@ -211,7 +216,10 @@ async fn a_failure_on_the_host_is_told_and_undone(world: &World) {
     assert_eq!(world.rows().await.len(), 1);
 
     let gone = world
-        .ask("mutation($id: ID!) { destroyCapsule(id: $id) { capsule { state } } }", json!({"id": row.id.to_string()}))
+        .ask(
+            "mutation($id: ID!) { destroyCapsule(id: $id) { capsule { state } } }",
+            json!({"id": row.id.to_string()}),
+        )
         .await;
     assert_eq!(gone["destroyCapsule"]["capsule"]["state"], "STOPPED");
 }
@@ -221,7 +229,10 @@ async fn what_the_host_cannot_pause_stays_running(world: &World) {
     let id = world.create().await;
     agent.refuse_next("pause", Status::resource_exhausted("no room on the disk"));
     let error = world
-        .refused("mutation($id: ID!) { pauseCapsule(id: $id) { capsule { id } } }", json!({"id": id.to_string()}))
+        .refused(
+            "mutation($id: ID!) { pauseCapsule(id: $id) { capsule { id } } }",
+            json!({"id": id.to_string()}),
+        )
         .await;
     assert_eq!((error.code.as_str(), error.message.as_str()), ("RESOURCE_EXHAUSTED", "no room on the disk"));
     assert_eq!(world.row(id).await.state, CapsuleState::Running);
@@ -230,7 +241,10 @@ async fn what_the_host_cannot_pause_stays_running(world: &World) {
     agent.refuse_next("pause", Status::internal("the VMM died"));
     agent.forget(id);
     let error = world
-        .refused("mutation($id: ID!) { pauseCapsule(id: $id) { capsule { id } } }", json!({"id": id.to_string()}))
+        .refused(
+            "mutation($id: ID!) { pauseCapsule(id: $id) { capsule { id } } }",
+            json!({"id": id.to_string()}),
+        )
         .await;
     assert_eq!(error.code, "INTERNAL");
     let row = world.row(id).await;

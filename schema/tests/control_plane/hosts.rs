@@ -32,9 +32,7 @@ const REFRESH: &str = "mutation($input: RefreshHostCredentialsInput!) {
 
 async fn a_registration_token_works_once(world: &World) {
     let token = registration_token(world, "one").await;
-    let input = |token: &str, csr: &str, address: &str| {
-        json!({"input": {"token": token, "csrPem": csr, "address": address, "specs": specs(1024)}})
-    };
+    let input = |token: &str, csr: &str, address: &str| json!({"input": {"token": token, "csrPem": csr, "address": address, "specs": specs(1024)}});
     let (_, csr) = csr();
     for (variables, code, field) in [
         (input("wrnreg_wrong", &csr, "127.0.0.1:1"), "UNAUTHENTICATED", None),
@@ -53,7 +51,13 @@ async fn a_registration_token_works_once(world: &World) {
     assert_eq!(again.code, "UNAUTHENTICATED");
 
     let taken = refused(
-        world.execute(Some(&world.admin), "mutation { createHost(input: {name: \"one\"}) { token } }", json!({})).await,
+        world
+            .execute(
+                Some(&world.admin),
+                "mutation { createHost(input: {name: \"one\"}) { token } }",
+                json!({}),
+            )
+            .await,
     );
     assert_eq!(taken.brief(), ("CONFLICT", Some("name")));
 }
@@ -63,9 +67,7 @@ async fn a_host_that_never_came_gets_another_token(world: &World) {
     let second = registration_token(world, "one").await;
     assert_eq!(host::Entity::find().all(&world.db).await.expect("reads").len(), 1);
     let (_, csr) = csr();
-    let input = |token: &str| {
-        json!({"input": {"token": token, "csrPem": csr, "address": "127.0.0.1:1", "specs": specs(1024)}})
-    };
+    let input = |token: &str| json!({"input": {"token": token, "csrPem": csr, "address": "127.0.0.1:1", "specs": specs(1024)}});
     assert_eq!(refused(world.execute(None, REGISTER, input(&first)).await).code, "UNAUTHENTICATED");
 
     let row = host_credential::Entity::find().one(&world.db).await.expect("reads").expect("is there");
@@ -120,8 +122,7 @@ async fn a_heartbeat_brings_a_host_back(world: &World) {
     let mut row = row.into_active_model();
     row.status = Set(HostStatus::Unreachable);
     row.update(&world.db).await.expect("writes");
-    let query =
-        "mutation($specs: HostSpecsInput!) { hostHeartbeat(input: {specs: $specs}) { host { id status memoryMib } } }";
+    let query = "mutation($specs: HostSpecsInput!) { hostHeartbeat(input: {specs: $specs}) { host { id status memoryMib } } }";
     let done = world.execute(Some(&agent.token), query, json!({"specs": specs(4096)})).await;
     assert_eq!(
         done.data.into_json().expect("is JSON")["hostHeartbeat"]["host"],

@@ -10,7 +10,11 @@ use crate::{
     world::{CREATE, World, id_of},
 };
 
-on_both_databases!(a_repeat_is_the_same_capsule, at_the_same_moment_too, a_failed_first_attempt_frees_the_key);
+on_both_databases!(
+    a_repeat_is_the_same_capsule,
+    at_the_same_moment_too,
+    a_failed_first_attempt_frees_the_key
+);
 
 async fn a_repeat_is_the_same_capsule(world: &World) {
     let agent = world.host("one").await;
@@ -24,7 +28,8 @@ async fn a_repeat_is_the_same_capsule(world: &World) {
     assert_eq!(error.brief(), ("CONFLICT", Some("idempotencyKey")));
 
     let (_, other) = world.other_team().await;
-    let theirs = world.execute(Some(&other), CREATE, json!({"input": {"name": "b", "idempotencyKey": "k"}})).await;
+    let theirs =
+        world.execute(Some(&other), CREATE, json!({"input": {"name": "b", "idempotencyKey": "k"}})).await;
     assert!(theirs.errors.is_empty(), "keys of one team say nothing to another: {theirs:?}");
     assert_eq!(world.rows().await.len(), 2);
 }

@@ -127,7 +127,10 @@ async fn what_happens_on_a_host_is_learned(world: &World) {
     assert_eq!(row.cause_message.as_deref(), Some("the disk cannot be read"));
 
     let resumed = world
-        .ask("mutation($id: ID!) { resumeCapsule(id: $id) { capsule { state cause { code } } } }", json!({"id": idle.to_string()}))
+        .ask(
+            "mutation($id: ID!) { resumeCapsule(id: $id) { capsule { state cause { code } } } }",
+            json!({"id": idle.to_string()}),
+        )
         .await;
     assert_eq!(resumed["resumeCapsule"]["capsule"], json!({"state": "RUNNING", "cause": null}));
     agent.forget(idle);

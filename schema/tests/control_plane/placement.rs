@@ -63,10 +63,12 @@ async fn hosts_are_not_promised_twice(world: &World) {
     let agent = world.host_with("small", 1024).await;
     let gate = agent.gate("create");
     let input = || json!({"input": {"memoryMib": 600}});
-    let both = async { tokio::join!(
-        world.execute(Some(&world.key), CREATE, input()),
-        world.execute(Some(&world.key), CREATE, input()),
-    ) };
+    let both = async {
+        tokio::join!(
+            world.execute(Some(&world.key), CREATE, input()),
+            world.execute(Some(&world.key), CREATE, input()),
+        )
+    };
     let opened = async {
         arrived(&agent, "create", 1).await;
         gate.add_permits(2);

@@ -40,9 +40,7 @@ async fn one_is_shown_and_then_its_changes(world: &World) {
     }
     assert!(next(&mut seen).await.is_none(), "it ends with the capsule");
 
-    let mut none = Box::pin(
-        world.subscribe(query, json!({"id": "cl-0000000000000000000000000"})).await,
-    );
+    let mut none = Box::pin(world.subscribe(query, json!({"id": "cl-0000000000000000000000000"})).await);
     let error = Refused::of(&next(&mut none).await.expect("an answer").errors[0]);
     assert_eq!(error.code, "NOT_FOUND");
 }
@@ -74,7 +72,8 @@ async fn who_falls_behind_sees_the_present(world: &World) {
     let mut seen = Box::pin(world.subscribe(CHANGES, json!({})).await);
     assert_eq!(next_data(&mut seen).await["capsules"]["capsule"]["timeoutSec"], 0);
     let other = world.plant_held(CapsuleState::Running, Some(agent.host), None).await;
-    let query = "mutation($id: ID!, $s: Int!) { setCapsuleTimeout(id: $id, timeoutSec: $s) { capsule { id } } }";
+    let query =
+        "mutation($id: ID!, $s: Int!) { setCapsuleTimeout(id: $id, timeoutSec: $s) { capsule { id } } }";
     // More changes than the queue of a subscriber holds.
     for second in 1..=1100 {
         world.ask(query, json!({"id": id.to_string(), "s": second})).await;

@@ -84,8 +84,9 @@ impl World {
         Migrator::up(&db, None).await.expect("migrates");
         assert!(bootstrap(&db, "Ada", "ada@example.org", "First").await.expect("bootstraps"));
         let keys = replace_keys(&db, "test").await.expect("issues keys");
-        let services =
-            Services::start(SchemaConfig::new(directory.path()), db.clone()).await.expect("the services start");
+        let services = Services::start(SchemaConfig::new(directory.path()), db.clone())
+            .await
+            .expect("the services start");
         Self {
             schema: schema(services.clone()),
             services,
@@ -114,12 +115,15 @@ impl World {
 
     /// Another control plane on the same database, as after a restart.
     pub async fn another(&self) -> Arc<Services> {
-        Services::start(SchemaConfig::new(self.directory.path()), self.db.clone()).await.expect("starts again")
+        Services::start(SchemaConfig::new(self.directory.path()), self.db.clone())
+            .await
+            .expect("starts again")
     }
 
-    /// The statements that were carried out since the last time.
-    pub fn statements(&self) -> Vec<String> {
-        std::mem::take(&mut *self.statements.lock().expect("nobody panics here"))
+    /// What was read from the database since the last time. (That a key was used is written aside, at any time.)
+    pub fn reads(&self) -> Vec<String> {
+        let all = std::mem::take(&mut *self.statements.lock().expect("nobody panics here"));
+        all.into_iter().filter(|sql| sql.starts_with("SELECT")).collect()
     }
 
     /// A second team, and its key.
@@ -153,7 +157,12 @@ impl World {
         (id, secret.into())
     }
 
-    pub async fn request(&self, secret: Option<&SecretString>, query: &str, variables: serde_json::Value) -> Request {
+    pub async fn request(
+        &self,
+        secret: Option<&SecretString>,
+        query: &str,
+        variables: serde_json::Value,
+    ) -> Request {
         let caller = match secret {
             None => Caller::Anonymous,
             Some(secret) if secret.expose_secret().starts_with("wrn_") => {
@@ -191,7 +200,11 @@ impl World {
         refused(self.execute(Some(&self.key), query, variables).await)
     }
 
-    pub async fn subscribe(&self, query: &str, variables: serde_json::Value) -> impl Stream<Item = Response> + use<> {
+    pub async fn subscribe(
+        &self,
+        query: &str,
+        variables: serde_json::Value,
+    ) -> impl Stream<Item = Response> + use<> {
         let request = self.request(Some(&self.key), query, variables).await;
         self.schema.execute_stream(request)
     }
@@ -269,8 +282,7 @@ impl World {
     }
 }
 
-pub const CREATE: &str =
-    "mutation($input: CreateCapsuleInput!) { createCapsule(input: $input) { capsule { id state name cause { code message } } } }";
+pub const CREATE: &str = "mutation($input: CreateCapsuleInput!) { createCapsule(input: $input) { capsule { id state name cause { code message } } } }";
 
 pub fn id_of(capsule: &serde_json::Value) -> CapsuleId {
     capsule["id"].as_str().expect("an id").parse().expect("a capsule's id")

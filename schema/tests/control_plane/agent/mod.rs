@@ -1,0 +1,186 @@
+//! A host agent whose capsules are played: the real contract over real mutual TLS, and nothing behind it.
+
+mod guest;
+mod service;
+mod wire;
+
+use std::{
+    collections::HashMap,
+    sync::{Arc, Mutex, PoisonError},
+    time::Duration,
+};
+
+use rcgen::{CertificateParams, KeyPair};
+use secrecy::SecretString;
+use serde_json::json;
+use tokio::{
+    net::TcpListener,
+    sync::{Semaphore, broadcast},
+};
+use tokio_rustls::TlsAcceptor;
+use tokio_util::sync::CancellationToken;
+use tonic::Status;
+use wrenn_entities::{CapsuleId, HostId};
+use wrenn_proto::{
+    agent::v1::{self as agent, Capsule, CapsuleState},
+    envd::v1 as envd,
+};
+
+use self::{
+    service::Service,
+    wire::{serve, server_config},
+};
+use crate::world::World;
+
+/// What the agent and the tests share.
+#[derive(Default)]
+struct Stage {
+    capsules: HashMap<String, Capsule>,
+    /// What the next call of this name answers instead.
+    refusals: HashMap<&'static str, Status>,
+    /// Calls of this name wait here.
+    gates: HashMap<&'static str, Arc<Semaphore>>,
+    calls: Vec<&'static str>,
+    created: Vec<agent::CreateCapsuleRequest>,
+}
+
+pub struct PlayedAgent {
+    pub host: HostId,
+    pub token: SecretString,
+    pub refresh_token: SecretString,
+    stage: Arc<Mutex<Stage>>,
+    events: broadcast::Sender<Capsule>,
+    stop: CancellationToken,
+}
+
+impl Drop for PlayedAgent {
+    fn drop(&mut self) {
+        self.stop.cancel();
+    }
+}
+
+pub fn specs(memory_mib: i32) -> serde_json::Value {
+    json!({
+        "arch": "x86_64", "cpus": 4, "memoryMib": memory_mib, "memoryAvailableMib": memory_mib, "diskMib": 102_400,
+        "diskAvailableMib": 102_400, "vmm": "played", "diskStore": "played", "agentVersion": "0",
+    })
+}
+
+pub const REGISTER: &str = "mutation($input: RegisterHostInput!) {
+    registerHost(input: $input) { hostId certificatePem caPem token tokenExpiresAt refreshToken }
+}";
+
+/// A certificate request, and the key that stays.
+pub fn csr() -> (KeyPair, String) {
+    let key = KeyPair::generate().expect("a key");
+    let request = CertificateParams::default().serialize_request(&key).expect("a request");
+    (key, request.pem().expect("as PEM"))
+}
+
+pub async fn registration_token(world: &World, name: &str) -> String {
+    let made = world
+        .execute(
+            Some(&world.admin),
+            "mutation($input: CreateHostInput!) { createHost(input: $input) { host { id status } token expiresAt } }",
+            json!({"input": {"name": name}}),
+        )
+        .await;
+    assert!(made.errors.is_empty(), "{:?}", made.errors);
+    let made = made.data.into_json().expect("is JSON");
+    assert_eq!(made["createHost"]["host"]["status"], "PENDING");
+    made["createHost"]["token"].as_str().expect("a token").to_owned()
+}
+
+impl PlayedAgent {
+    /// Goes the whole way: host created by the platform, registered with a token and a certificate request.
+    pub async fn register(world: &World, name: &str, memory_mib: i32) -> Self {
+        let listener = TcpListener::bind("127.0.0.1:0").await.expect("binds");
+        let address = listener.local_addr().expect("has an address").to_string();
+        let token = registration_token(world, name).await;
+        let (key, csr_pem) = csr();
+        let input =
+            json!({"token": token, "csrPem": csr_pem, "address": address, "specs": specs(memory_mib)});
+        let answer = world.execute(None, REGISTER, json!({"input": input})).await;
+        assert!(answer.errors.is_empty(), "{:?}", answer.errors);
+        let answer = answer.data.into_json().expect("is JSON");
+        let answer = &answer["registerHost"];
+        let text = |name: &str| answer[name].as_str().expect(name).to_owned();
+        let stage = Arc::new(Mutex::new(Stage::default()));
+        let events = broadcast::channel(1024).0;
+        let stop = CancellationToken::new();
+        let tls = server_config(&text("certificatePem"), &text("caPem"), &key);
+        let service = Service { stage: stage.clone(), events: events.clone() };
+        tokio::spawn(serve(listener, TlsAcceptor::from(Arc::new(tls)), service, stop.clone()));
+        Self {
+            host: text("hostId").parse().expect("a host's id"),
+            token: text("token").into(),
+            refresh_token: text("refreshToken").into(),
+            stage,
+            events,
+            stop,
+        }
+    }
+
+    fn stage(&self) -> std::sync::MutexGuard<'_, Stage> {
+        self.stage.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// The machine is gone, all connections with it.
+    pub fn kill(&self) {
+        self.stop.cancel();
+    }
+
+    pub fn refuse_next(&self, call: &'static str, status: Status) {
+        self.stage().refusals.insert(call, status);
+    }
+
+    /// Calls of this name wait until the gate is opened by [`Semaphore::add_permits`].
+    pub fn gate(&self, call: &'static str) -> Arc<Semaphore> {
+        self.stage().gates.entry(call).or_insert_with(|| Arc::new(Semaphore::new(0))).clone()
+    }
+
+    pub fn calls(&self, call: &str) -> usize {
+        self.stage().calls.iter().filter(|name| **name == call).count()
+    }
+
+    pub fn created(&self) -> Vec<agent::CreateCapsuleRequest> {
+        self.stage().created.clone()
+    }
+
+    pub fn capsules(&self) -> Vec<Capsule> {
+        self.stage().capsules.values().cloned().collect()
+    }
+
+    /// What the host has, without telling anybody.
+    pub fn put(&self, id: CapsuleId, state: CapsuleState) {
+        let capsule =
+            Capsule { id: id.to_string(), state: state.into(), started_at_ns: 1, ..Default::default() };
+        self.stage().capsules.insert(capsule.id.clone(), capsule);
+    }
+
+    pub fn forget(&self, id: CapsuleId) {
+        self.stage().capsules.remove(&id.to_string());
+    }
+
+    /// Something happens to a capsule, and watchers are told.
+    pub fn happen(&self, id: CapsuleId, state: CapsuleState, cause: Option<(&str, &str)>) {
+        let mut stage = self.stage();
+        let capsule = stage.capsules.get_mut(&id.to_string()).expect("the host has it");
+        capsule.state = state.into();
+        capsule.revision += 1;
+        capsule.cause =
+            cause.map(|(code, message)| envd::Cause { code: code.into(), message: message.into() });
+        let told = capsule.clone();
+        drop(stage);
+        // That nobody watches at the moment is fine.
+        let _ = self.events.send(told);
+    }
+}
+/// Waits until a call of this name has arrived so many times.
+pub async fn arrived(agent: &PlayedAgent, call: &str, times: usize) {
+    let deadline = std::time::Instant::now() + crate::world::PATIENCE;
+    while agent.calls(call) < times {
+        assert!(std::time::Instant::now() < deadline, "{call} did not come {times} times");
+        tokio::time::sleep(Duration::from_millis(5)).await;
+    }
+}

@@ -1,0 +1,278 @@
+//! The contract, answered from what the stage holds.
+
+use std::sync::{Arc, Mutex, PoisonError};
+
+use tokio::sync::{broadcast, mpsc};
+use tokio_stream::wrappers::ReceiverStream;
+use tonic::{Request, Response, Status};
+use wrenn_proto::{
+    FIELD,
+    agent::v1::{
+        self as agent, Capsule, CapsuleRef, CapsuleState, agent_server::Agent, capsule_event::Event,
+    },
+    envd::v1::{self as envd, process_event},
+};
+
+use super::{
+    Stage,
+    guest::{Events, exited, output, play, process},
+};
+
+#[derive(Clone)]
+pub struct Service {
+    pub stage: Arc<Mutex<Stage>>,
+    pub events: broadcast::Sender<Capsule>,
+}
+
+impl Service {
+    fn stage(&self) -> std::sync::MutexGuard<'_, Stage> {
+        self.stage.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    async fn enter(&self, call: &'static str) -> Result<(), Status> {
+        let gate = {
+            let mut stage = self.stage();
+            stage.calls.push(call);
+            if let Some(status) = stage.refusals.remove(call) {
+                return Err(status);
+            }
+            stage.gates.get(call).cloned()
+        };
+        if let Some(gate) = gate {
+            gate.acquire().await.expect("the gate stays").forget();
+        }
+        Ok(())
+    }
+
+    fn change(&self, id: &str, state: CapsuleState) -> Result<Response<Capsule>, Status> {
+        let mut stage = self.stage();
+        let capsule =
+            stage.capsules.get_mut(id).ok_or_else(|| Status::not_found(format!("no capsule {id}")))?;
+        if capsule.state() != state {
+            capsule.set_state(state);
+            capsule.revision += 1;
+        }
+        capsule.last_active_at_ns += 120_000_000_000;
+        let capsule = capsule.clone();
+        drop(stage);
+        let _ = self.events.send(capsule.clone());
+        Ok(Response::new(capsule))
+    }
+
+    fn running(&self, id: &str) -> Result<(), Status> {
+        match self.stage().capsules.get(id).map(Capsule::state) {
+            Some(CapsuleState::Running) => Ok(()),
+            Some(_) => Err(Status::failed_precondition("the capsule is not running")),
+            None => Err(Status::not_found(format!("no capsule {id}"))),
+        }
+    }
+}
+
+#[tonic::async_trait]
+impl Agent for Service {
+    type WatchCapsulesStream = ReceiverStream<Result<agent::CapsuleEvent, Status>>;
+    type ExecStream = Events;
+    type FollowProcessStream = Events;
+
+    async fn info(&self, _: Request<agent::InfoRequest>) -> Result<Response<agent::HostInfo>, Status> {
+        Ok(Response::new(agent::HostInfo::default()))
+    }
+
+    async fn create_capsule(
+        &self,
+        request: Request<agent::CreateCapsuleRequest>,
+    ) -> Result<Response<Capsule>, Status> {
+        assert!(request.metadata().contains_key(wrenn_proto::REQUEST_ID), "the request's id comes along");
+        self.enter("create").await?;
+        let request = request.into_inner();
+        let capsule = Capsule {
+            id: request.capsule_id.clone(),
+            team_id: request.team_id.clone(),
+            template_id: request.template_id.clone(),
+            vcpus: request.vcpus,
+            memory_mib: request.memory_mib,
+            disk_mib: request.disk_mib,
+            timeout_sec: request.timeout_sec,
+            revision: 1,
+            started_at_ns: chrono::Utc::now().timestamp_nanos_opt().expect("a sane clock"),
+            ..Default::default()
+        };
+        {
+            let mut stage = self.stage();
+            stage.capsules.entry(capsule.id.clone()).or_insert(capsule);
+            stage.created.push(request.clone());
+        }
+        self.change(&request.capsule_id, CapsuleState::Running)
+    }
+
+    async fn get_capsule(&self, request: Request<CapsuleRef>) -> Result<Response<Capsule>, Status> {
+        self.enter("get").await?;
+        let id = request.into_inner().capsule_id;
+        let found = self.stage().capsules.get(&id).cloned();
+        found.map(Response::new).ok_or_else(|| Status::not_found(format!("no capsule {id}")))
+    }
+
+    async fn list_capsules(
+        &self,
+        _: Request<agent::ListCapsulesRequest>,
+    ) -> Result<Response<agent::ListCapsulesResponse>, Status> {
+        self.enter("list").await?;
+        let capsules = self.stage().capsules.values().cloned().collect();
+        Ok(Response::new(agent::ListCapsulesResponse { capsules }))
+    }
+
+    async fn watch_capsules(
+        &self,
+        _: Request<agent::WatchCapsulesRequest>,
+    ) -> Result<Response<Self::WatchCapsulesStream>, Status> {
+        self.enter("watch").await?;
+        let mut changes = self.events.subscribe();
+        let present: Vec<Capsule> = self.stage().capsules.values().cloned().collect();
+        let (sender, receiver) = mpsc::channel(16);
+        tokio::spawn(async move {
+            let event = |event| Ok(agent::CapsuleEvent { event: Some(event) });
+            for capsule in present {
+                if sender.send(event(Event::Capsule(capsule))).await.is_err() {
+                    return;
+                }
+            }
+            let mut last = sender.send(event(Event::Synced(agent::Synced {}))).await;
+            while last.is_ok() {
+                let changed = tokio::select! {
+                    changed = changes.recv() => changed,
+                    () = sender.closed() => return,
+                };
+                let Ok(capsule) = changed else { return };
+                last = sender.send(event(Event::Capsule(capsule))).await;
+            }
+        });
+        Ok(Response::new(ReceiverStream::new(receiver)))
+    }
+
+    async fn pause_capsule(&self, request: Request<CapsuleRef>) -> Result<Response<Capsule>, Status> {
+        self.enter("pause").await?;
+        self.change(&request.into_inner().capsule_id, CapsuleState::Paused)
+    }
+
+    async fn resume_capsule(&self, request: Request<CapsuleRef>) -> Result<Response<Capsule>, Status> {
+        self.enter("resume").await?;
+        self.change(&request.into_inner().capsule_id, CapsuleState::Running)
+    }
+
+    async fn destroy_capsule(
+        &self,
+        request: Request<CapsuleRef>,
+    ) -> Result<Response<agent::DestroyCapsuleResponse>, Status> {
+        self.enter("destroy").await?;
+        self.stage().capsules.remove(&request.into_inner().capsule_id);
+        Ok(Response::new(agent::DestroyCapsuleResponse {}))
+    }
+
+    async fn ping_capsule(&self, request: Request<CapsuleRef>) -> Result<Response<Capsule>, Status> {
+        self.enter("ping").await?;
+        let id = request.into_inner().capsule_id;
+        self.running(&id)?;
+        self.change(&id, CapsuleState::Running)
+    }
+
+    async fn set_timeout(
+        &self,
+        request: Request<agent::SetTimeoutRequest>,
+    ) -> Result<Response<Capsule>, Status> {
+        self.enter("set_timeout").await?;
+        let request = request.into_inner();
+        let mut stage = self.stage();
+        let capsule =
+            stage.capsules.get_mut(&request.capsule_id).ok_or_else(|| Status::not_found("no capsule"))?;
+        capsule.timeout_sec = request.timeout_sec;
+        Ok(Response::new(capsule.clone()))
+    }
+
+    async fn exec(&self, request: Request<agent::StartProcessRequest>) -> Result<Response<Events>, Status> {
+        self.enter("exec").await?;
+        let request = request.into_inner();
+        self.running(&request.capsule_id)?;
+        let process = request.process.unwrap_or_default();
+        if process.argv.first().is_some_and(|program| program == "/no/such/program") {
+            let mut status = Status::not_found("there is no program /no/such/program");
+            status.metadata_mut().insert(FIELD, "argv".parse().expect("a value"));
+            return Err(status);
+        }
+        let line = process.argv.last().cloned().unwrap_or_default();
+        Ok(Response::new(play(line, process.stdin.to_vec())))
+    }
+
+    async fn start_process(
+        &self,
+        request: Request<agent::StartProcessRequest>,
+    ) -> Result<Response<envd::StartResponse>, Status> {
+        self.enter("start").await?;
+        self.running(&request.into_inner().capsule_id)?;
+        Ok(Response::new(envd::StartResponse { process: Some(process()) }))
+    }
+
+    async fn follow_process(
+        &self,
+        request: Request<agent::FollowProcessRequest>,
+    ) -> Result<Response<Events>, Status> {
+        self.enter("follow").await?;
+        let after = request.into_inner().process.and_then(|process| process.after).unwrap_or_default();
+        let (sender, receiver) = mpsc::channel(4);
+        let from = after.stdout.unwrap_or(0);
+        tokio::spawn(async move {
+            let gap = envd::ProcessGap { stream: envd::OutputStream::Stdout.into(), from, to: from + 5 };
+            let gap = envd::ProcessEvent { event: Some(process_event::Event::Gap(gap)) };
+            let events =
+                [gap, output(envd::OutputStream::Stdout, from + 5, b"tail".to_vec()), exited(Some(0), None)];
+            for event in events {
+                if sender.send(Ok(event)).await.is_err() {
+                    return;
+                }
+            }
+        });
+        Ok(Response::new(ReceiverStream::new(receiver)))
+    }
+
+    async fn list_processes(
+        &self,
+        request: Request<CapsuleRef>,
+    ) -> Result<Response<envd::ListResponse>, Status> {
+        self.enter("processes").await?;
+        self.running(&request.into_inner().capsule_id)?;
+        Ok(Response::new(envd::ListResponse { processes: vec![process()] }))
+    }
+
+    async fn signal_process(
+        &self,
+        request: Request<agent::SignalProcessRequest>,
+    ) -> Result<Response<envd::SignalResponse>, Status> {
+        self.enter("signal").await?;
+        let signal = request.into_inner().process.unwrap_or_default();
+        let selector = signal.selector.and_then(|selector| selector.by);
+        if selector != Some(envd::selector::By::Pid(7)) {
+            let mut status = Status::not_found("there is no such process");
+            status.metadata_mut().insert(FIELD, "selector".parse().expect("a value"));
+            return Err(status);
+        }
+        let process = envd::Process { running: false, signal: Some(signal.signal), ..process() };
+        Ok(Response::new(envd::SignalResponse { process: Some(process) }))
+    }
+
+    async fn write_input(
+        &self,
+        request: Request<agent::WriteInputRequest>,
+    ) -> Result<Response<envd::InputResponse>, Status> {
+        self.enter("write").await?;
+        let input = request.into_inner().input.unwrap_or_default();
+        let next_sequence = input.sequence + input.data.len() as u64;
+        Ok(Response::new(envd::InputResponse { next_sequence }))
+    }
+
+    async fn close_input(
+        &self,
+        _: Request<agent::CloseInputRequest>,
+    ) -> Result<Response<envd::InputResponse>, Status> {
+        self.enter("close").await?;
+        Ok(Response::new(envd::InputResponse { next_sequence: 9 }))
+    }
+}
