@@ -22,7 +22,9 @@ use wrenn_vmm::paths::{HostPaths, PathError};
 
 use crate::capsule::{Admission, AdoptError, CapsuleRegistry, Engine, Goldens, Leftovers, Limits};
 use crate::config::{Config, OnStop};
-use crate::control::{ControlClient, ControlError, Credentials, CredentialsError, CredentialsFile, HostLink, LinkError};
+use crate::control::{
+    ControlClient, ControlError, Credentials, CredentialsError, CredentialsFile, HostLink, LinkError,
+};
 use crate::grpc::{AgentService, ServerTls, TlsError};
 use crate::host::{self, HostProbe};
 use crate::lock::{DirectoryLock, LockError};
@@ -110,7 +112,8 @@ impl Agent {
 
         let Host { engine, probe, leftovers } = Host::open(&config, &paths).await?;
         let client = ControlClient::new(&config.api_url)?;
-        let offer = Offer { client: &client, file: &file, probe: &probe, address: config.advertised(address) };
+        let offer =
+            Offer { client: &client, file: &file, probe: &probe, address: config.advertised(address) };
         let credentials = offer.enrol(stored, register).await?;
         let tls = Arc::new(ServerTls::new(&credentials)?);
         let capsules = Arc::new(CapsuleRegistry::new(engine.clone()));
@@ -189,7 +192,8 @@ struct Host {
 
 impl Host {
     async fn open(config: &Config, paths: &HostPaths) -> Result<Self, AgentError> {
-        let options = DiskOptions { choice: config.disk_store, data_size_bytes: config.store_size.map(Size::bytes) };
+        let options =
+            DiskOptions { choice: config.disk_store, data_size_bytes: config.store_size.map(Size::bytes) };
         let disks = disk::prepare(paths, &options).await?;
         paths.create_all()?;
         let options = DriverOptions { kvm: config.kvm, qemu_binary: None, run: paths.run().to_owned() };
@@ -197,13 +201,13 @@ impl Host {
         let leftovers = Leftovers::inspect(paths, vmm.as_ref(), &config.slots).await?;
         let name_servers = if config.dns.is_empty() { dns::host_name_servers() } else { config.dns.clone() };
         let options = NetworkOptions {
-            slots: config.slots.clone(),
+            slots: config.slots,
             pool: config.slot_pool,
             name_servers: name_servers.clone(),
         };
         let slots = SlotAllocator::start(options, leftovers.slots()).await?;
         let probe = Arc::new(HostProbe {
-            data: paths.data(),
+            rooms: vec![paths.data(), paths.root().to_owned()],
             vmm: vmm.summary(),
             disk_store: disks.kind().to_string(),
         });
@@ -266,7 +270,12 @@ async fn listen(address: SocketAddr) -> Result<TcpListener, AgentError> {
     TcpListener::bind(address).await.map_err(|source| AgentError::Listen { address, source })
 }
 
-async fn serve_grpc(listener: TcpListener, tls: Arc<ServerTls>, service: AgentService, stop: CancellationToken) {
+async fn serve_grpc(
+    listener: TcpListener,
+    tls: Arc<ServerTls>,
+    service: AgentService,
+    stop: CancellationToken,
+) {
     let incoming = grpc::accept(listener, tls, stop.clone());
     let service = AgentServer::new(service).max_decoding_message_size(LARGEST_REQUEST);
     let served = Server::builder()

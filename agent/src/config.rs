@@ -37,7 +37,11 @@ pub const SETTINGS: &[Setting] = &[
     setting("WRENN_DIR", "/var/lib/wrenn", "everything the agent keeps"),
     setting("WRENN_API_URL", "http://127.0.0.1:8080", "the control plane"),
     setting("WRENN_AGENT_LISTEN", "127.0.0.1:7070", "gRPC for the control plane, mutual TLS"),
-    setting("WRENN_AGENT_ADVERTISE", "", "address the control plane reaches that at; the listen address if empty"),
+    setting(
+        "WRENN_AGENT_ADVERTISE",
+        "",
+        "address the control plane reaches that at; the listen address if empty",
+    ),
     setting("WRENN_AGENT_HTTP_LISTEN", "127.0.0.1:7071", "plain HTTP: /health and /metrics"),
     setting("WRENN_SLOTS", "1-999", "network slots this agent may use, within 1-32767"),
     setting("WRENN_SLOT_POOL", "2", "network slots kept ready"),
@@ -45,10 +49,18 @@ pub const SETTINGS: &[Setting] = &[
     setting("WRENN_VMM", "auto", "auto, qemu or firecracker"),
     setting("WRENN_KVM", "auto", "auto (use it where it is sound), force or off"),
     setting("WRENN_DISK_STORE", "auto", "auto, reflink or copy"),
-    setting("WRENN_STORE_SIZE", "", "size of the XFS file made where the file system cannot reflink; 64Gi or what fits"),
+    setting(
+        "WRENN_STORE_SIZE",
+        "",
+        "size of the XFS file made where the file system cannot reflink; 64Gi or what fits",
+    ),
     setting("WRENN_DEFAULT_ROOTFS_SIZE", "5Gi", "disk of a capsule that asks for no size"),
     setting("WRENN_GOLDEN_TIMEOUT", "120", "seconds a template may take to boot once"),
-    setting("WRENN_RECONNECT_GRACE", "10", "seconds a capsule may take to answer after a restore or an adoption"),
+    setting(
+        "WRENN_RECONNECT_GRACE",
+        "10",
+        "seconds a capsule may take to answer after a restore or an adoption",
+    ),
     setting("WRENN_ON_STOP", "keep", "capsules at SIGTERM: keep (leave them running) or pause"),
     setting("WRENN_LOG", "info", "log filter, as `info,wrenn_agent=debug`"),
 ];
@@ -134,13 +146,18 @@ impl Config {
             api_url: values.get("WRENN_API_URL", url)?,
             listen: values.parse("WRENN_AGENT_LISTEN", "an address such as 127.0.0.1:7070 is wanted")?,
             advertise: values.get("WRENN_AGENT_ADVERTISE", advertised)?,
-            http_listen: values.parse("WRENN_AGENT_HTTP_LISTEN", "an address such as 127.0.0.1:7071 is wanted")?,
+            http_listen: values
+                .parse("WRENN_AGENT_HTTP_LISTEN", "an address such as 127.0.0.1:7071 is wanted")?,
             slots: values.parse("WRENN_SLOTS", "a range within 1-32767 is wanted, such as 1-999")?,
             slot_pool: values.parse("WRENN_SLOT_POOL", "a whole number is wanted")?,
             dns: values.get("WRENN_DNS", addresses)?,
             vmm: values.one_of(
                 "WRENN_VMM",
-                &[("auto", VmmChoice::Auto), ("qemu", VmmChoice::Qemu), ("firecracker", VmmChoice::Firecracker)],
+                &[
+                    ("auto", VmmChoice::Auto),
+                    ("qemu", VmmChoice::Qemu),
+                    ("firecracker", VmmChoice::Firecracker),
+                ],
             )?,
             kvm: values.parse("WRENN_KVM", "one of auto, force, off is wanted")?,
             disk_store: values.parse("WRENN_DISK_STORE", "one of auto, reflink, copy is wanted")?,
@@ -192,7 +209,11 @@ impl Values {
         }
     }
 
-    fn get<T>(&self, name: &'static str, read: impl FnOnce(&str) -> Result<T, String>) -> Result<T, ConfigError> {
+    fn get<T>(
+        &self,
+        name: &'static str,
+        read: impl FnOnce(&str) -> Result<T, String>,
+    ) -> Result<T, ConfigError> {
         let value = self.text(name);
         read(&value).map_err(|reason| ConfigError::Value { name, value, reason })
     }
@@ -215,10 +236,9 @@ fn scalar(value: &Value) -> String {
     match value {
         Value::String(_, text) => text.clone(),
         Value::Bool(_, flag) => flag.to_string(),
-        Value::Num(_, number) => number.to_i128().map_or_else(
-            || number.to_f64().map(|n| n.to_string()).unwrap_or_default(),
-            |n| n.to_string(),
-        ),
+        Value::Num(_, number) => number
+            .to_i128()
+            .map_or_else(|| number.to_f64().map(|n| n.to_string()).unwrap_or_default(), |n| n.to_string()),
         _ => String::new(),
     }
 }
@@ -239,7 +259,8 @@ fn advertised(text: &str) -> Result<Option<String>, String> {
     if text.is_empty() {
         return Ok(None);
     }
-    let whole = text.rsplit_once(':').is_some_and(|(host, port)| !host.is_empty() && port.parse::<u16>().is_ok());
+    let whole =
+        text.rsplit_once(':').is_some_and(|(host, port)| !host.is_empty() && port.parse::<u16>().is_ok());
     if whole { Ok(Some(text.to_owned())) } else { Err("host:port is wanted".into()) }
 }
 
@@ -322,7 +343,11 @@ mod tests {
     fn the_environment_wins_over_the_file() {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("agent.toml");
-        std::fs::write(&path, "WRENN_SLOTS = \"5-9\"\nWRENN_SLOT_POOL = 4\nWRENN_DNS = [\"9.9.9.9\", \"1.1.1.1\"]\n").unwrap();
+        std::fs::write(
+            &path,
+            "WRENN_SLOTS = \"5-9\"\nWRENN_SLOT_POOL = 4\nWRENN_DNS = [\"9.9.9.9\", \"1.1.1.1\"]\n",
+        )
+        .unwrap();
         let config = load(&[("WRENN_CONFIG", path.to_str().unwrap()), ("WRENN_SLOTS", "7-8")]).unwrap();
         assert_eq!(config.slots.len(), 2);
         assert_eq!(config.slot_pool, 4);

@@ -34,7 +34,8 @@ mod tests {
 
     #[test]
     fn what_a_guest_cannot_reach_is_left_out() {
-        let text = "# local\nnameserver 127.0.0.53\nnameserver 10.0.0.2\nnameserver fe80::1\n nameserver 9.9.9.9\n";
+        let text =
+            "# local\nnameserver 127.0.0.53\nnameserver 10.0.0.2\nnameserver fe80::1\n nameserver 9.9.9.9\n";
         assert_eq!(parse(text), [Ipv4Addr::new(10, 0, 0, 2), Ipv4Addr::new(9, 9, 9, 9)]);
     }
 }

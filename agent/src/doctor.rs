@@ -18,8 +18,16 @@ pub struct Diagnosis {
 /// Looks at the host; changes nothing.
 pub async fn diagnose(config: &Config) -> Result<Diagnosis, PathError> {
     let paths = HostPaths::new(&config.dir)?;
-    let report = HostReport::inspect(&paths, &HostOptions { kvm: config.kvm, disk_store: config.disk_store }).await;
+    let report =
+        HostReport::inspect(&paths, &HostOptions { kvm: config.kvm, disk_store: config.disk_store }).await;
     let mut text = report.to_string();
-    let _ = writeln!(text, "slots    {} network slots, {} kept ready", config.slots.len(), config.slot_pool);
+    let _ = writeln!(
+        text,
+        "{:<8} {:<8} slots: {} for capsules, {} kept ready",
+        "ok",
+        "network",
+        config.slots.len(),
+        config.slot_pool
+    );
     Ok(Diagnosis { text, usable: report.is_usable() })
 }

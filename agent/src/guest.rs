@@ -14,7 +14,10 @@ use tonic::{Request, Status};
 use tower::service_fn;
 use wrenn_proto::envd::v1::guest_client::GuestClient;
 use wrenn_proto::envd::v1::processes_client::ProcessesClient;
-use wrenn_proto::envd::v1::{HealthRequest, HealthResponse, PrepareSnapshotRequest, PostRestoreRequest, PostRestoreResponse};
+use wrenn_proto::envd::v1::{
+    ConfigureRequest, HealthRequest, HealthResponse, PostRestoreRequest, PostRestoreResponse,
+    PrepareSnapshotRequest,
+};
 use wrenn_proto::{CONNECTION_WINDOW, ENVD_PORT, STREAM_WINDOW, TOKEN};
 
 use crate::request_id::RequestId;
@@ -60,10 +63,11 @@ impl Guest {
     ) -> Result<Self, GuestError> {
         let address = SocketAddr::from((address, ENVD_PORT));
         let started = Instant::now();
-        let mut first = Some(reach(address, deadline).await.ok_or_else(|| GuestError::Unreachable {
-            address,
-            waited: started.elapsed(),
-        })?);
+        let mut first = Some(
+            reach(address, deadline)
+                .await
+                .ok_or_else(|| GuestError::Unreachable { address, waited: started.elapsed() })?,
+        );
         let connector = service_fn(move |_: Uri| {
             let ready = first.take();
             async move {
@@ -103,6 +107,15 @@ impl Guest {
     pub async fn health(&self, within: Duration) -> Result<HealthResponse, GuestError> {
         let request = self.request(HealthRequest {}, &RequestId::new());
         bounded(within, GuestClient::new(self.channel.clone()).health(request)).await
+    }
+
+    /// What every capsule of this host will be told, told before there is one: it need not be written again.
+    pub async fn configure_golden(&self, name_servers: &[Ipv4Addr]) -> Result<(), GuestError> {
+        let name_servers = name_servers.iter().map(ToString::to_string).collect();
+        let request =
+            self.request(ConfigureRequest { name_servers, ..Default::default() }, &RequestId::new());
+        bounded(PREPARE_TIMEOUT, GuestClient::new(self.channel.clone()).configure(request)).await?;
+        Ok(())
     }
 
     /// The last call before vCPUs stop: file systems are synced.
@@ -167,7 +180,8 @@ mod tests {
     #[tokio::test]
     async fn a_guest_that_is_not_there_is_given_up_in_time() {
         let start = Instant::now();
-        let error = Guest::connect(Ipv4Addr::LOCALHOST, None, start + Duration::from_millis(200)).await.unwrap_err();
+        let error =
+            Guest::connect(Ipv4Addr::LOCALHOST, None, start + Duration::from_millis(200)).await.unwrap_err();
         assert!(matches!(error, GuestError::Unreachable { .. }), "{error}");
         assert!(start.elapsed() < Duration::from_secs(2));
     }

@@ -30,8 +30,8 @@ pub struct Memory {
 /// Looks at the machine whenever asked.
 #[derive(Debug)]
 pub struct HostProbe {
-    /// A directory of the file system that capsules' disks and memory lie on.
-    pub data: PathBuf,
+    /// The file systems that capsules' disks and memory lie in: one may be a sparse file on the other.
+    pub rooms: Vec<PathBuf>,
     pub vmm: String,
     pub disk_store: String,
 }
@@ -52,12 +52,13 @@ impl HostProbe {
         }
     }
 
-    /// Size and free space of the data file system, in MiB; zeros when it cannot be asked.
+    /// Size and free space in MiB, of the tightest room; zeros when none can be asked.
     pub fn disk(&self) -> (u64, u64) {
-        statvfs(&self.data).map_or((0, 0), |fs| {
+        let rooms = self.rooms.iter().filter_map(|room| statvfs(room).ok()).map(|fs| {
             let unit = fs.fragment_size();
             ((fs.blocks() * unit) >> 20, (fs.blocks_available() * unit) >> 20)
-        })
+        });
+        rooms.reduce(|one, other| (one.0.min(other.0), one.1.min(other.1))).unwrap_or_default()
     }
 }
 

@@ -54,9 +54,7 @@ pub async fn serve(
         .route("/health", get(health))
         .route("/metrics", get(render))
         .with_state(Operators { capsules, recorder });
-    axum::serve(listener, routes)
-        .with_graceful_shutdown(stop.cancelled_owned())
-        .await
+    axum::serve(listener, routes).with_graceful_shutdown(stop.cancelled_owned()).await
 }
 
 async fn health(State(operators): State<Operators>) -> impl IntoResponse {

@@ -135,7 +135,13 @@ mod tests {
 
     #[test]
     fn what_could_make_a_path_is_refused() {
-        for text in ["", "cl-", "cl-../../etc/passwd", "cl-00000000000000000000000A0", "cl-0000000000000000000000000\n"] {
+        for text in [
+            "",
+            "cl-",
+            "cl-../../etc/passwd",
+            "cl-00000000000000000000000A0",
+            "cl-0000000000000000000000000\n",
+        ] {
             assert!(text.parse::<CapsuleId>().is_err(), "{text:?}");
         }
     }

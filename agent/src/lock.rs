@@ -43,7 +43,10 @@ impl DirectoryLock {
             Err((mut file, Errno::EWOULDBLOCK)) => {
                 let mut holder = String::new();
                 file.read_to_string(&mut holder).map_err(failed)?;
-                return Err(LockError::Held { directory: directory.to_owned(), holder: holder.trim().to_owned() });
+                return Err(LockError::Held {
+                    directory: directory.to_owned(),
+                    holder: holder.trim().to_owned(),
+                });
             }
             Err((_, errno)) => return Err(failed(errno.into())),
         };

@@ -20,7 +20,10 @@ impl RequestId {
 
     /// The caller's, or one of our own.
     pub fn from_metadata(metadata: &MetadataMap) -> Self {
-        metadata.get(REQUEST_ID).filter(|id| id.len() <= LONGEST).map_or_else(Self::new, |id| Self(id.clone()))
+        metadata
+            .get(REQUEST_ID)
+            .filter(|id| id.len() <= LONGEST)
+            .map_or_else(Self::new, |id| Self(id.clone()))
     }
 
     pub fn put_into(&self, metadata: &mut MetadataMap) {

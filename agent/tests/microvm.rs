@@ -77,7 +77,11 @@ async fn collect(mut events: Streaming<envd::ProcessEvent>) -> (String, envd::Pr
 }
 
 fn vmms(site: &Site) -> Vec<i32> {
-    records(site).iter().filter_map(|record| record["machine"]["process"]["pid"].as_i64()).map(|p| p as i32).collect()
+    records(site)
+        .iter()
+        .filter_map(|record| record["machine"]["process"]["pid"].as_i64())
+        .map(|p| p as i32)
+        .collect()
 }
 
 fn records(site: &Site) -> Vec<serde_json::Value> {
@@ -115,7 +119,7 @@ async fn until(what: &str, mut holds: impl AsyncFnMut() -> bool) {
 #[tokio::test(flavor = "multi_thread")]
 async fn a_capsule_lives_is_paused_resumed_and_destroyed() {
     let (_turn, site) = site().await;
-    let (agent, mut client) = site.start(&[("WRENN_RECONNECT_GRACE","40")]).await;
+    let (agent, mut client) = site.start(&[("WRENN_RECONNECT_GRACE", "40")]).await;
     let id = new_id();
 
     let made = client.create_capsule(create(&id)).await.unwrap().into_inner();
@@ -151,7 +155,10 @@ async fn a_capsule_lives_is_paused_resumed_and_destroyed() {
             Err(status) => break status,
         }
     };
-    assert_eq!((end.code(), end.metadata().get(CAUSE).unwrap().as_bytes()), (Code::Unavailable, &b"CAPSULE_PAUSED"[..]));
+    assert_eq!(
+        (end.code(), end.metadata().get(CAUSE).unwrap().as_bytes()),
+        (Code::Unavailable, &b"CAPSULE_PAUSED"[..])
+    );
     let refused = client.exec(sh(&id, "true")).await.unwrap_err();
     assert_eq!(refused.code(), Code::FailedPrecondition);
     assert_eq!(client.pause_capsule(capsule(&id)).await.unwrap().into_inner().state(), CapsuleState::Paused);
@@ -181,6 +188,7 @@ async fn a_capsule_lives_is_paused_resumed_and_destroyed() {
     assert_eq!((gone.state(), gone.cause.unwrap().code.as_str()), (CapsuleState::Stopped, "DESTROYED"));
     agent.stop().await;
     assert_eq!(leftovers(&site), BTreeSet::new());
+    site.close().await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -204,10 +212,14 @@ async fn a_capsule_outlives_its_agent() {
     agent.stop().await;
 
     let (agent, mut client) = site.start(&[]).await;
-    assert_eq!(client.resume_capsule(capsule(&id)).await.unwrap().into_inner().state(), CapsuleState::Running);
+    assert_eq!(
+        client.resume_capsule(capsule(&id)).await.unwrap().into_inner().state(),
+        CapsuleState::Running
+    );
     client.destroy_capsule(capsule(&id)).await.unwrap();
     agent.stop().await;
     assert_eq!(leftovers(&site), BTreeSet::new());
+    site.close().await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -219,7 +231,8 @@ async fn a_vmm_that_is_killed_takes_nothing_with_it_but_its_capsule() {
     let mut events = client.exec(sh(&id, "echo up; sleep 1000")).await.unwrap().into_inner();
     while !matches!(events.message().await.unwrap().unwrap().event, Some(Event::Output(_))) {}
     let killed = Instant::now();
-    nix::sys::signal::kill(nix::unistd::Pid::from_raw(vmms(&site)[0]), nix::sys::signal::Signal::SIGKILL).unwrap();
+    nix::sys::signal::kill(nix::unistd::Pid::from_raw(vmms(&site)[0]), nix::sys::signal::Signal::SIGKILL)
+        .unwrap();
     let (_, exited) = collect(events).await;
     let cause = exited.cause.unwrap();
     assert_eq!(cause.code, "VMM_DIED");
@@ -232,6 +245,7 @@ async fn a_vmm_that_is_killed_takes_nothing_with_it_but_its_capsule() {
     assert_eq!(client.exec(sh(&id, "true")).await.unwrap_err().code(), Code::FailedPrecondition);
     agent.stop().await;
     assert_eq!(leftovers(&site), BTreeSet::new());
+    site.close().await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -257,21 +271,27 @@ async fn an_idle_capsule_is_paused_and_one_in_use_is_not() {
     }
     agent.stop().await;
     assert_eq!(leftovers(&site), BTreeSet::new());
+    site.close().await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn what_is_wrong_with_a_request_is_said_and_changes_nothing() {
     let (_turn, site) = site().await;
     let (agent, mut client) = site.start(&[]).await;
-    let field = |status: &tonic::Status| status.metadata().get(wrenn_proto::FIELD).unwrap().to_str().unwrap().to_owned();
+    let field = |status: &tonic::Status| {
+        status.metadata().get(wrenn_proto::FIELD).unwrap().to_str().unwrap().to_owned()
+    };
 
     let id = new_id();
-    let unknown = agent::CreateCapsuleRequest { template_id: TemplateId::from_u128(99).to_string(), ..create(&id) };
+    let unknown =
+        agent::CreateCapsuleRequest { template_id: TemplateId::from_u128(99).to_string(), ..create(&id) };
     let status = client.create_capsule(unknown).await.unwrap_err();
     assert_eq!((status.code(), field(&status).as_str()), (Code::NotFound, "template"));
-    let status = client.create_capsule(agent::CreateCapsuleRequest { vcpus: 0, ..create(&id) }).await.unwrap_err();
+    let status =
+        client.create_capsule(agent::CreateCapsuleRequest { vcpus: 0, ..create(&id) }).await.unwrap_err();
     assert_eq!((status.code(), field(&status).as_str()), (Code::InvalidArgument, "vcpus"));
-    let status = client.create_capsule(agent::CreateCapsuleRequest { disk_mib: 1, ..create(&id) }).await.unwrap_err();
+    let status =
+        client.create_capsule(agent::CreateCapsuleRequest { disk_mib: 1, ..create(&id) }).await.unwrap_err();
     assert_eq!((status.code(), field(&status).as_str()), (Code::InvalidArgument, "diskMib"));
     let status = client.get_capsule(capsule(&new_id())).await.unwrap_err();
     assert_eq!(status.code(), Code::NotFound);
@@ -291,4 +311,5 @@ async fn what_is_wrong_with_a_request_is_said_and_changes_nothing() {
     }
     agent.stop().await;
     assert_eq!(leftovers(&site), BTreeSet::new());
+    site.close().await;
 }

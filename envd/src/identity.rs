@@ -57,6 +57,19 @@ pub fn check(identity: &Identity) -> Result<(), Invalid> {
     Ok(())
 }
 
+/// Nobody's, of the length that every capsule's has: what replaces it is written over it.
+#[must_use]
+pub fn placeholder() -> Identity {
+    let zeros = |length| "0".repeat(length);
+    let capsule_id = format!("cl-{}", zeros(25));
+    Identity {
+        hostname: capsule_id.clone(),
+        capsule_id,
+        template_id: format!("tpl-{}", zeros(25)),
+        machine_id: zeros(32),
+    }
+}
+
 /// Makes the machine be `identity`. What already is as it should be is not written again.
 ///
 /// # Errors

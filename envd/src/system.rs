@@ -3,6 +3,7 @@
 use std::fmt::Debug;
 use std::io;
 use std::path::Path;
+use std::process::{Command, Stdio};
 use std::time::Duration;
 
 use nix::sys::time::TimeSpec;
@@ -39,6 +40,9 @@ pub trait System: Debug + Send + Sync + 'static {
 
     /// Writes everything dirty to the disks. May take long.
     fn sync(&self);
+
+    /// Runs once what every capsule runs first, a shell line, so that a snapshot holds the code for it.
+    fn warm_up(&self) {}
 
     /// The directory of `hostname`, `hosts`, `machine-id`, `resolv.conf`.
     fn etc(&self) -> &Path;
@@ -93,6 +97,13 @@ impl System for ThisMachine {
 
     fn sync(&self) {
         nix::unistd::sync();
+    }
+
+    fn warm_up(&self) {
+        let mut shell = Command::new("/bin/sh");
+        shell.args(["-c", "true"]).stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null());
+        // An image without a shell has nothing to be warmed up.
+        let _ = shell.status();
     }
 
     fn etc(&self) -> &Path {

@@ -44,7 +44,8 @@ impl Activity {
 
     /// The last sign of use, nanoseconds since the Unix epoch.
     pub fn last_ns(&self) -> i64 {
-        let idle = if self.attached.load(Ordering::Relaxed) > 0 { Duration::ZERO } else { self.last().elapsed() };
+        let idle =
+            if self.attached.load(Ordering::Relaxed) > 0 { Duration::ZERO } else { self.last().elapsed() };
         crate::clock::now_ns() - i64::try_from(idle.as_nanos()).unwrap_or(0)
     }
 

@@ -64,7 +64,7 @@ mod tests {
     use super::*;
 
     fn admission() -> Admission {
-        let probe = HostProbe { data: "/".into(), vmm: String::new(), disk_store: String::new() };
+        let probe = HostProbe { rooms: vec!["/".into()], vmm: String::new(), disk_store: String::new() };
         Admission::new(Arc::new(probe))
     }
 
@@ -73,7 +73,9 @@ mod tests {
         let admission = admission();
         let most = u32::try_from(host::memory().available_mib * 2 / 3).unwrap();
         // The disk may be the tighter one on the machine this runs on.
-        let Ok(first) = admission.admit(most / 64, 0) else { panic!("no room for a sixty-fourth of the memory") };
+        let Ok(first) = admission.admit(most / 64, 0) else {
+            panic!("no room for a sixty-fourth of the memory")
+        };
         admission.promised_mib.fetch_add(u64::from(most), Ordering::Relaxed);
         match admission.admit(most, 0) {
             Err(CapsuleError::Exhausted { resource, .. }) => assert_eq!(resource, "memory"),

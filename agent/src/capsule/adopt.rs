@@ -114,7 +114,9 @@ impl Leftovers {
             .found
             .iter()
             .map(|found| match found {
-                Found::Live(record, _) | Found::Lost(record, _) | Found::Still(record) => record.spec.id.to_string(),
+                Found::Live(record, _) | Found::Lost(record, _) | Found::Still(record) => {
+                    record.spec.id.to_string()
+                }
             })
             .collect();
         join_all(self.found.into_iter().map(|found| async move {
@@ -134,7 +136,12 @@ impl Leftovers {
     }
 }
 
-async fn settle_live(engine: &Engine, registry: &CapsuleRegistry, mut record: Record, machine: Box<dyn Machine>) {
+async fn settle_live(
+    engine: &Engine,
+    registry: &CapsuleRegistry,
+    mut record: Record,
+    machine: Box<dyn Machine>,
+) {
     let id = record.spec.id;
     let mut parts = Parts { machine: Some(machine), ..Parts::default() };
     if record.state == State::Pausing
@@ -148,7 +155,7 @@ async fn settle_live(engine: &Engine, registry: &CapsuleRegistry, mut record: Re
         record.enter(State::Paused, None);
         store(engine, &record).await;
         tracing::info!(capsule = %id, "its pause was complete");
-        return registry.adopt(record, Body::Paused(PausedCapsule { snapshot }));
+        return registry.adopt(record, Body::Paused(PausedCapsule { snapshot: Box::new(snapshot) }));
     }
     match revive(engine, &record, parts).await {
         Ok(running) => {
@@ -238,29 +245,32 @@ async fn reconnect(engine: &Engine, record: &Record, parts: &mut Parts) -> Resul
 async fn settle_still(engine: &Engine, registry: &CapsuleRegistry, mut record: Record) {
     let id = record.spec.id;
     match record.state {
-        State::Paused | State::Resuming => match Snapshot::open(&engine.paths.snapshot(&record.spec.name())).await {
-            Ok(snapshot) => {
-                clear_half_made(engine, &record);
-                if record.state == State::Resuming {
-                    record.enter(State::Paused, None);
-                    store(engine, &record).await;
+        State::Paused | State::Resuming => {
+            match Snapshot::open(&engine.paths.snapshot(&record.spec.name())).await {
+                Ok(snapshot) => {
+                    clear_half_made(engine, &record);
+                    if record.state == State::Resuming {
+                        record.enter(State::Paused, None);
+                        store(engine, &record).await;
+                    }
+                    registry.adopt(record, Body::Paused(PausedCapsule { snapshot: Box::new(snapshot) }));
                 }
-                registry.adopt(record, Body::Paused(PausedCapsule { snapshot }));
+                Err(error) => {
+                    tracing::error!(capsule = %id, error = %crate::report(&error), "its snapshot is not usable");
+                    record.enter(State::Error, Some(Cause::new("SNAPSHOT_UNUSABLE", crate::report(&error))));
+                    store(engine, &record).await;
+                    registry.adopt(record, Body::Broken);
+                }
             }
-            Err(error) => {
-                tracing::error!(capsule = %id, error = %crate::report(&error), "its snapshot is not usable");
-                record.enter(State::Error, Some(Cause::new("SNAPSHOT_UNUSABLE", crate::report(&error))));
-                store(engine, &record).await;
-                registry.adopt(record, Body::Broken);
-            }
-        },
+        }
         State::Error => registry.adopt(record, Body::Broken),
         // Whoever asked for it was told nothing yet, and asks again.
         State::Starting => remove_files(engine, id).await,
         // `running` without a machine is not written by anybody.
         State::Stopping | State::Stopped | State::Running | State::Pausing => {
             remove_files(engine, id).await;
-            let cause = record.cause.take().unwrap_or_else(|| Cause::new("DESTROYED", "the capsule was destroyed"));
+            let cause =
+                record.cause.take().unwrap_or_else(|| Cause::new("DESTROYED", "the capsule was destroyed"));
             record.enter(State::Stopped, Some(cause));
             registry.remember(record);
         }

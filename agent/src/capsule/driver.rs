@@ -27,14 +27,30 @@ pub type Reply = oneshot::Sender<Result<Arc<CapsuleView>, CapsuleError>>;
 
 /// What a driver may be asked.
 pub enum Request {
-    Pause { cause: Option<Cause>, request: RequestId, reply: Reply },
-    Resume { request: RequestId, reply: Reply },
-    Destroy { reply: Reply },
-    SetTimeout { timeout_sec: u32, reply: Reply },
+    Pause {
+        cause: Option<Cause>,
+        request: RequestId,
+        reply: Reply,
+    },
+    Resume {
+        request: RequestId,
+        reply: Reply,
+    },
+    Destroy {
+        reply: Reply,
+    },
+    SetTimeout {
+        timeout_sec: u32,
+        reply: Reply,
+    },
     /// A process that counts as activity while it runs.
-    KeepAwake { pid: u32 },
+    KeepAwake {
+        pid: u32,
+    },
     /// The agent stops: write down what is, and let the machine run.
-    Leave { reply: Reply },
+    Leave {
+        reply: Reply,
+    },
 }
 
 /// What a capsule is made of at the moment; its state's name is in the record.
@@ -204,7 +220,8 @@ impl Driver {
         if self.record.timeout_sec != timeout_sec {
             self.record.timeout_sec = timeout_sec;
             self.record.revision += 1;
-            let durability = if matches!(body, Body::Running(_)) { Durability::Process } else { Durability::Power };
+            let durability =
+                if matches!(body, Body::Running(_)) { Durability::Process } else { Durability::Power };
             self.store(durability).await;
             self.publish(handle_of(body), None);
         }
@@ -259,7 +276,9 @@ impl Driver {
             let id = self.spec.id;
             match request {
                 Request::Destroy { reply } | Request::Leave { reply } => self.answer(reply, Ok(())),
-                Request::Pause { reply, .. } | Request::Resume { reply, .. } | Request::SetTimeout { reply, .. } => {
+                Request::Pause { reply, .. }
+                | Request::Resume { reply, .. }
+                | Request::SetTimeout { reply, .. } => {
                     let (state, cause) = (self.record.state, self.record.cause.clone());
                     self.answer(reply, Err(CapsuleError::WrongState { id, state, cause }));
                 }

@@ -87,7 +87,10 @@ impl Plan {
         if u64::from(spec.disk_mib) < least_mib {
             return Err(CapsuleError::Invalid {
                 field: "diskMib",
-                message: format!("the template's image needs a disk of {least_mib} MiB or more, not {}", spec.disk_mib),
+                message: format!(
+                    "the template's image needs a disk of {least_mib} MiB or more, not {}",
+                    spec.disk_mib
+                ),
             });
         }
         let kernel = engine.paths.current_kernel().map_err(CapsuleError::step("finding the guest kernel"))?;
@@ -109,7 +112,8 @@ struct Fingerprint {
 fn image_fingerprint(image: &Path) -> Option<Fingerprint> {
     use std::os::unix::fs::MetadataExt;
     let metadata = std::fs::metadata(image).ok().filter(std::fs::Metadata::is_file)?;
-    let text = format!("{}:{}:{}.{}", metadata.ino(), metadata.len(), metadata.mtime(), metadata.mtime_nsec());
+    let text =
+        format!("{}:{}:{}.{}", metadata.ino(), metadata.len(), metadata.mtime(), metadata.mtime_nsec());
     Some(Fingerprint { bytes: metadata.len(), text })
 }
 
@@ -209,7 +213,7 @@ async fn boot_and_save(
 
     let exit = machine.process().clone();
     let ready = tokio::select! {
-        ready = get_ready(slot.guest_address(), deadline) => ready,
+        ready = get_ready(slot.guest_address(), &engine.name_servers, deadline) => ready,
         exit = exit.exited() => Err(vmm_died(exit)),
     };
     if let Err(error) = ready {
@@ -233,7 +237,11 @@ async fn boot_and_save(
     Ok(snapshot)
 }
 
-async fn install_disk(engine: &Engine, plan: &Plan, home: &CapsulePaths) -> Result<AttachedDisk, CapsuleError> {
+async fn install_disk(
+    engine: &Engine,
+    plan: &Plan,
+    home: &CapsulePaths,
+) -> Result<AttachedDisk, CapsuleError> {
     let path = home.disk();
     disk::install_image(&plan.image, &path).await.map_err(CapsuleError::step("copying the image"))?;
     disk::extend(&path, plan.disk_mib).await.map_err(CapsuleError::step("growing the disk"))?;
@@ -242,23 +250,32 @@ async fn install_disk(engine: &Engine, plan: &Plan, home: &CapsulePaths) -> Resu
 
 /// Waits for envd, then lets it prepare: it syncs, and runs once what every capsule runs first, so that the
 /// code for it lies in memory.
-async fn get_ready(address: Ipv4Addr, deadline: Instant) -> Result<(), CapsuleError> {
-    let guest =
-        Guest::connect(address, None, deadline).await.map_err(|_| CapsuleError::GuestTimeout { step: "its boot" })?;
+async fn get_ready(
+    address: Ipv4Addr,
+    name_servers: &[Ipv4Addr],
+    deadline: Instant,
+) -> Result<(), CapsuleError> {
+    let guest = Guest::connect(address, None, deadline)
+        .await
+        .map_err(|_| CapsuleError::GuestTimeout { step: "its boot" })?;
     guest.health(HEALTH_TIMEOUT).await.map_err(CapsuleError::step("asking the guest's health"))?;
+    guest.configure_golden(name_servers).await.map_err(CapsuleError::step("configuring the guest"))?;
     guest.prepare_snapshot(&RequestId::new()).await.map_err(CapsuleError::step("preparing the guest"))
 }
 
 /// Snapshots of the same template and size that an older image, kernel or VMM left.
 fn remove_stale(current: &Path) {
-    let (Some(parent), Some(own)) = (current.parent(), current.file_name().and_then(|name| name.to_str())) else {
+    let (Some(parent), Some(own)) = (current.parent(), current.file_name().and_then(|name| name.to_str()))
+    else {
         return;
     };
     let Some((size, _versions)) = own.rsplit_once('-') else { return };
     for entry in std::fs::read_dir(parent).into_iter().flatten().flatten() {
         let name = entry.file_name();
         let stale = name.to_str().is_some_and(|name| {
-            name != own && name.rsplit_once('-').is_some_and(|(other, _)| other == size) && !name.contains('.')
+            name != own
+                && name.rsplit_once('-').is_some_and(|(other, _)| other == size)
+                && !name.contains('.')
         });
         // What runs from it holds its own link to what it needs.
         if stale && let Err(error) = std::fs::remove_dir_all(entry.path()) {
@@ -283,7 +300,8 @@ mod tests {
             std::fs::create_dir(dir.path().join(name)).unwrap();
         }
         remove_stale(&dir.path().join("1-256-5120-qemu-tcg-bb"));
-        let mut left: Vec<_> = std::fs::read_dir(dir.path()).unwrap().map(|e| e.unwrap().file_name()).collect();
+        let mut left: Vec<_> =
+            std::fs::read_dir(dir.path()).unwrap().map(|e| e.unwrap().file_name()).collect();
         left.sort();
         assert_eq!(left, ["1-256-5120-qemu-tcg-bb", "2-256-5120-qemu-tcg-aa"]);
     }

@@ -88,7 +88,8 @@ impl Launch<'_> {
             home,
             deadline: engine.grace,
         };
-        let restored = engine.vmm.restore(request).await.map_err(CapsuleError::step("restoring the machine"))?;
+        let restored =
+            engine.vmm.restore(request).await.map_err(CapsuleError::step("restoring the machine"))?;
         let machine = &*parts.machine.insert(restored);
         steps.done("restore");
 
@@ -128,7 +129,8 @@ impl Launch<'_> {
             .try_fill_bytes(&mut entropy)
             .map_err(CapsuleError::step("reading random bytes"))?;
         let spec = self.spec;
-        let env = spec.env.iter().map(|var| envd::EnvVar { name: var.name.clone(), value: var.value.clone() });
+        let env =
+            spec.env.iter().map(|var| envd::EnvVar { name: var.name.clone(), value: var.value.clone() });
         Ok(envd::PostRestoreRequest {
             entropy: entropy.into(),
             wall_clock_ns: now_ns(),
@@ -155,9 +157,11 @@ pub fn vmm_died(exit: wrenn_vmm::process::ProcessExit) -> CapsuleError {
 /// A slot of its own, or an error that names what ran out.
 pub async fn acquire_slot(engine: &Engine) -> Result<NetworkSlot, CapsuleError> {
     engine.slots.acquire().await.map_err(|error| match error {
-        NetworkError::Exhausted(all) => {
-            CapsuleError::Exhausted { resource: "network slots", wanted: "1".into(), free: format!("0 of {all}") }
-        }
+        NetworkError::Exhausted(all) => CapsuleError::Exhausted {
+            resource: "network slots",
+            wanted: "1".into(),
+            free: format!("0 of {all}"),
+        },
         error => CapsuleError::step("getting a network slot")(error),
     })
 }

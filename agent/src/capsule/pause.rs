@@ -14,7 +14,7 @@ use crate::token::Token;
 
 /// A frozen capsule: its snapshot holds memory, devices and disk. Resuming reads it.
 pub struct PausedCapsule {
-    pub snapshot: Snapshot,
+    pub snapshot: Box<Snapshot>,
 }
 
 /// What is left of a capsule whose pause failed.
@@ -47,7 +47,7 @@ pub async fn save(
     // From here on this life is over, whatever becomes of the pause: streams end and can be taken up again.
     running.handle.life.end(LifeEnd::Paused);
     match freeze(engine, spec, &mut running, steps).await {
-        Ok(snapshot) => Ok(Saved { running, paused: PausedCapsule { snapshot } }),
+        Ok(snapshot) => Ok(Saved { running, paused: PausedCapsule { snapshot: Box::new(snapshot) } }),
         Err(error) => Err(thaw(engine, token, running, error).await),
     }
 }

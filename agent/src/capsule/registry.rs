@@ -294,7 +294,11 @@ impl CapsuleRegistry {
         Ok(handle.view())
     }
 
-    pub async fn set_timeout(&self, id: CapsuleId, timeout_sec: u32) -> Result<Arc<CapsuleView>, CapsuleError> {
+    pub async fn set_timeout(
+        &self,
+        id: CapsuleId,
+        timeout_sec: u32,
+    ) -> Result<Arc<CapsuleView>, CapsuleError> {
         self.ask(id, |reply| Request::SetTimeout { timeout_sec, reply }).await
     }
 

@@ -111,7 +111,10 @@ fn within(field: &'static str, value: u32, least: u32, most: u32) -> Result<(), 
     if (least..=most).contains(&value) {
         return Ok(());
     }
-    Err(CapsuleError::Invalid { field, message: format!("{field} must be from {least} to {most} here, not {value}") })
+    Err(CapsuleError::Invalid {
+        field,
+        message: format!("{field} must be from {least} to {most} here, not {value}"),
+    })
 }
 
 fn check_env(env: &[EnvVar]) -> Result<(), CapsuleError> {

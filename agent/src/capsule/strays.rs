@@ -9,7 +9,9 @@ use wrenn_vmm::process::{ProcessError, ProcessIdentity, VmmProcess};
 pub async fn end(slots: impl Iterator<Item = SlotNumber>) {
     let uids: HashSet<u32> = slots.map(SlotNumber::uid).collect();
     for entry in std::fs::read_dir("/proc").into_iter().flatten().flatten() {
-        let Some(pid) = entry.file_name().to_str().and_then(|name| name.parse::<i32>().ok()) else { continue };
+        let Some(pid) = entry.file_name().to_str().and_then(|name| name.parse::<i32>().ok()) else {
+            continue;
+        };
         let status = std::fs::read_to_string(entry.path().join("status")).unwrap_or_default();
         if !real_uid(&status).is_some_and(|uid| uids.contains(&uid)) {
             continue;
@@ -34,7 +36,9 @@ pub async fn kill(process: &ProcessIdentity) {
             }
         }
         Err(ProcessError::Gone(_) | ProcessError::NotTheSame { .. }) => {}
-        Err(error) => tracing::error!(error = %crate::report(&error), "a leftover machine could not be looked at"),
+        Err(error) => {
+            tracing::error!(error = %crate::report(&error), "a leftover machine could not be looked at");
+        }
     }
 }
 

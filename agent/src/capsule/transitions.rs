@@ -110,7 +110,8 @@ impl Driver {
         let mut steps = Steps::start("pause");
         // New calls are refused from here on; those under way go on until the life ends.
         self.enter(State::Pausing, None, Durability::Process).await;
-        let saved = pause::save(&self.engine, &self.spec, &self.record.token, running, request, &mut steps).await;
+        let saved =
+            pause::save(&self.engine, &self.spec, &self.record.token, running, request, &mut steps).await;
         match saved {
             Ok(Saved { running, paused }) => {
                 // Both at once: an agent that dies in between finds a paused capsule and ends its machine.
@@ -156,7 +157,8 @@ impl Driver {
             tracing::error!(%error, "a stuck machine left something behind");
         }
         self.record.machine = None;
-        self.enter(State::Error, Some(Cause::new("PAUSE_FAILED", crate::report(error))), Durability::Power).await;
+        self.enter(State::Error, Some(Cause::new("PAUSE_FAILED", crate::report(error))), Durability::Power)
+            .await;
         Body::Broken
     }
 

@@ -12,15 +12,15 @@ use crate::host::HostSpecs;
 type DateTime = chrono::DateTime<Utc>;
 
 #[derive(GraphQLQuery)]
-#[graphql(schema_path = "/tmp/wrenn-agent-sdl/schema.graphql", query_path = "src/control/host.graphql")]
+#[graphql(schema_path = "../codegen/schema.graphql", query_path = "src/control/host.graphql")]
 struct RegisterHost;
 
 #[derive(GraphQLQuery)]
-#[graphql(schema_path = "/tmp/wrenn-agent-sdl/schema.graphql", query_path = "src/control/host.graphql")]
+#[graphql(schema_path = "../codegen/schema.graphql", query_path = "src/control/host.graphql")]
 struct RefreshHostCredentials;
 
 #[derive(GraphQLQuery)]
-#[graphql(schema_path = "/tmp/wrenn-agent-sdl/schema.graphql", query_path = "src/control/host.graphql")]
+#[graphql(schema_path = "../codegen/schema.graphql", query_path = "src/control/host.graphql")]
 struct HostHeartbeat;
 
 /// Why a call to the control plane came to nothing.
@@ -120,12 +120,17 @@ impl ControlClient {
             address,
             specs: specs!(register_host, specs),
         };
-        let data: register_host::ResponseData = self.call(&RegisterHost::build_query(variables), None).await?;
+        let data: register_host::ResponseData =
+            self.call(&RegisterHost::build_query(variables), None).await?;
         Ok(issued!(data.register_host))
     }
 
     /// Trades the refresh token for new credentials.
-    pub async fn refresh(&self, refresh_token: &SecretString, csr_pem: String) -> Result<Issued, ControlError> {
+    pub async fn refresh(
+        &self,
+        refresh_token: &SecretString,
+        csr_pem: String,
+    ) -> Result<Issued, ControlError> {
         let variables = refresh_host_credentials::Variables {
             refresh_token: refresh_token.expose_secret().to_owned(),
             csr_pem,
@@ -165,5 +170,61 @@ impl ControlClient {
             return Err(ControlError::Refused { code: code.to_owned(), message: error.message });
         }
         body.data.ok_or(ControlError::Empty(status))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use axum::routing::post;
+    use axum::{Json, Router};
+    use serde_json::{Value, json};
+
+    use super::*;
+
+    /// A control plane that always answers the same.
+    async fn answering(answer: Value) -> ControlClient {
+        let _installed = rustls::crypto::ring::default_provider().install_default();
+        let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let url = Url::parse(&format!("http://{}", listener.local_addr().unwrap())).unwrap();
+        let routes = Router::new().route("/graphql", post(async move || Json(answer)));
+        tokio::spawn(async move { axum::serve(listener, routes).await });
+        ControlClient::new(&url).unwrap()
+    }
+
+    fn specs() -> HostSpecs {
+        HostSpecs {
+            arch: "x86_64",
+            cpus: 2,
+            memory_mib: u64::MAX,
+            memory_available_mib: 1,
+            disk_mib: 1,
+            disk_available_mib: 1,
+            vmm: "qemu/tcg 7.2.22".into(),
+            disk_store: "reflink".into(),
+        }
+    }
+
+    #[tokio::test]
+    async fn a_heartbeat_names_the_host() {
+        let client = answering(json!({"data": {"hostHeartbeat": {"host": {"id": "host-1"}}}})).await;
+        assert_eq!(client.heartbeat(&"token".to_owned().into(), &specs()).await.unwrap(), "host-1");
+    }
+
+    #[tokio::test]
+    async fn refused_credentials_are_told_from_other_refusals() {
+        for (code, denied) in [("UNAUTHENTICATED", true), ("FORBIDDEN", true), ("UNAVAILABLE", false)] {
+            let error = json!({"message": "no", "extensions": {"code": code}});
+            let client = answering(json!({"data": null, "errors": [error]})).await;
+            let error = client.refresh(&"refresh".to_owned().into(), String::new()).await.err().unwrap();
+            assert_eq!(error.denies_credentials(), denied, "{error}");
+        }
+    }
+
+    #[tokio::test]
+    async fn nobody_there_is_not_a_refusal() {
+        let _installed = rustls::crypto::ring::default_provider().install_default();
+        let client = ControlClient::new(&Url::parse("http://127.0.0.1:9").unwrap()).unwrap();
+        let error = client.heartbeat(&"token".to_owned().into(), &specs()).await.unwrap_err();
+        assert!(matches!(error, ControlError::Unreachable(_)), "{error}");
     }
 }

@@ -48,8 +48,10 @@ impl HostKey {
         let mut params = CertificateParams::default();
         params.distinguished_name = DistinguishedName::new();
         params.distinguished_name.push(DnType::CommonName, "wrenn-agent");
-        let csr_pem =
-            params.serialize_request(&key).and_then(|request| request.pem()).map_err(CredentialsError::Key)?;
+        let csr_pem = params
+            .serialize_request(&key)
+            .and_then(|request| request.pem())
+            .map_err(CredentialsError::Key)?;
         Ok(Self { key_pem: key.serialize_pem().into(), csr_pem })
     }
 

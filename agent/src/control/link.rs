@@ -73,7 +73,9 @@ impl HostLink {
             match self.refresh().await {
                 Ok(()) => {}
                 // Still valid: the heartbeat decides.
-                Err(error) => tracing::warn!(error = %crate::report(&error), "cannot renew the credentials yet"),
+                Err(error) => {
+                    tracing::warn!(error = %crate::report(&error), "cannot renew the credentials yet");
+                }
             }
         }
         match self.client.heartbeat(&self.credentials.token, &self.probe.specs()).await {

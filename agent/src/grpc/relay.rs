@@ -11,7 +11,9 @@ use tokio_stream::Stream;
 use tonic::{Code, Status, Streaming};
 use wrenn_proto::envd::v1::process_event::Event;
 use wrenn_proto::envd::v1::selector::By;
-use wrenn_proto::envd::v1::{FollowRequest, OutputCursor, OutputStream, ProcessEvent, ProcessExited, Selector};
+use wrenn_proto::envd::v1::{
+    FollowRequest, OutputCursor, OutputStream, ProcessEvent, ProcessExited, Selector,
+};
 
 use super::status::with_cause;
 use crate::capsule::{CapsuleError, LifeEnd, Running};
@@ -49,7 +51,9 @@ pub async fn within_life<T>(
     match outcome {
         Err(status) if broke(&status) => match timeout(LIFE_END_FOLLOWS, running.handle.life.ended()).await {
             Ok(end) => Err(refusal(running, end)),
-            Err(_) => Err(Status::unavailable(format!("the connection to the guest broke: {}", status.message()))),
+            Err(_) => {
+                Err(Status::unavailable(format!("the connection to the guest broke: {}", status.message())))
+            }
         },
         outcome => outcome,
     }
@@ -127,7 +131,9 @@ impl Relay {
     fn note(&mut self, event: ProcessEvent) -> Option<ProcessEvent> {
         match &event.event {
             Some(Event::Started(started)) if self.pid.replace(started.pid).is_some() => return None,
-            Some(Event::Output(output)) => self.advance(output.stream, output.sequence + output.data.len() as u64),
+            Some(Event::Output(output)) => {
+                self.advance(output.stream, output.sequence + output.data.len() as u64);
+            }
             Some(Event::Gap(gap)) => self.advance(gap.stream, gap.to),
             Some(Event::Exited(_)) => self.over = true,
             _ => {}
@@ -164,7 +170,10 @@ impl Relay {
             if let Ok(end) = timeout(REOPEN_PAUSE, life.ended()).await {
                 return Some(self.end(end));
             }
-            let follow = FollowRequest { selector: Some(Selector { by: Some(By::Pid(pid)) }), after: Some(self.cursor) };
+            let follow = FollowRequest {
+                selector: Some(Selector { by: Some(By::Pid(pid)) }),
+                after: Some(self.cursor),
+            };
             let request = self.running.handle.guest.request(follow, &self.id);
             let mut processes = self.running.handle.guest.processes();
             let followed = tokio::select! {
@@ -189,6 +198,9 @@ impl Relay {
             return Some(self.end(end));
         }
         self.over = true;
-        Some(Err(Status::new(Code::Unavailable, format!("the connection to the guest broke: {}", last.message()))))
+        Some(Err(Status::new(
+            Code::Unavailable,
+            format!("the connection to the guest broke: {}", last.message()),
+        )))
     }
 }

@@ -64,6 +64,10 @@ mod tests {
         let status = status(&error);
         assert_eq!(status.code(), Code::FailedPrecondition);
         assert_eq!(status.metadata().get(CAUSE).unwrap(), "VMM_DIED");
-        assert!(status.message().ends_with("is stopped: the VMM ended: killed by SIGKILL"), "{}", status.message());
+        assert!(
+            status.message().ends_with("is stopped: the VMM ended: killed by SIGKILL"),
+            "{}",
+            status.message()
+        );
     }
 }

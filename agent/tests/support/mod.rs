@@ -7,7 +7,8 @@ use std::sync::Arc;
 
 use hyper_util::rt::TokioIo;
 use rcgen::{
-    BasicConstraints, CertificateParams, ExtendedKeyUsagePurpose, IsCa, Issuer, KeyPair, PKCS_ECDSA_P256_SHA256,
+    BasicConstraints, CertificateParams, ExtendedKeyUsagePurpose, IsCa, Issuer, KeyPair,
+    PKCS_ECDSA_P256_SHA256,
 };
 use rustls::pki_types::pem::PemObject;
 use rustls::pki_types::{CertificateDer, PrivateKeyDer, ServerName};
@@ -72,7 +73,11 @@ impl Authority {
     }
 
     /// Connects as `identity`.
-    pub async fn connect(&self, address: SocketAddr, identity: &Identity) -> Result<Channel, tonic::transport::Error> {
+    pub async fn connect(
+        &self,
+        address: SocketAddr,
+        identity: &Identity,
+    ) -> Result<Channel, tonic::transport::Error> {
         let mut roots = RootCertStore::empty();
         roots.add(CertificateDer::from_pem_slice(self.pem.as_bytes()).unwrap()).unwrap();
         let chain = vec![CertificateDer::from_pem_slice(identity.certificate_pem.as_bytes()).unwrap()];
@@ -113,7 +118,9 @@ impl Site {
         let filter = tracing_subscriber::EnvFilter::from_default_env();
         let _set_before = tracing_subscriber::fmt().with_test_writer().with_env_filter(filter).try_init();
         let Some(assets) = std::env::var_os(ASSETS).map(PathBuf::from) else {
-            panic!("{ASSETS} is not set: it must name a directory with kernels/ and images/ (see agent/README.md)");
+            panic!(
+                "{ASSETS} is not set: it must name a directory with kernels/ and images/ (see agent/README.md)"
+            );
         };
         assert!(nix::unistd::geteuid().is_root(), "these tests start microVMs: they must run as root");
         let directory = std::env::temp_dir().join(format!("wrenn-agent-test-{name}"));
@@ -142,6 +149,12 @@ impl Site {
         all.extend(settings.iter().copied());
         let all = all.into_iter().map(|(name, value)| (name.to_owned(), value.to_owned())).collect();
         Config::from_environment(all).unwrap()
+    }
+
+    /// Leaves no mount behind; what was mounted is kept in its file.
+    pub async fn close(self) {
+        let paths = wrenn_vmm::paths::HostPaths::new(&self.directory).unwrap();
+        wrenn_vmm::disk::unmount(&paths).await.unwrap();
     }
 
     pub async fn start(&self, settings: &[(&str, &str)]) -> (Agent, AgentClient<Channel>) {
