@@ -15,7 +15,7 @@ use super::error::CapsuleError;
 use super::life::{LifeEnd, RunningHandle};
 use super::parts::RunningCapsule;
 use super::pause::PausedCapsule;
-use super::record::{Durability, Record, RecordError, RecordFile};
+use super::record::{Durability, Record, RecordFile};
 use super::registry::Shared;
 use super::view::{CapsuleView, Cause, State};
 use crate::request_id::RequestId;
@@ -114,9 +114,7 @@ impl Driver {
             body = match self.next_event(&body).await {
                 Event::Request(Request::Pause { cause, request, reply }) => {
                     let span = tracing::info_span!("pause", %request);
-                    let (body, outcome) = self.pause(body, cause, &request).instrument(span).await;
-                    self.answer(reply, outcome);
-                    body
+                    self.pause(body, cause, &request, Some(reply)).instrument(span).await
                 }
                 Event::Request(Request::Resume { request, reply }) => {
                     let span = tracing::info_span!("resume", %request);
@@ -199,18 +197,14 @@ impl Driver {
         }
     }
 
-    pub async fn store(&self, durability: Durability) {
-        self.stored(self.file.store(&self.record, durability).await);
-    }
-
     /// A disk that cannot take a record does not stop the capsule: the next agent sees the state before.
-    pub fn stored(&self, outcome: Result<(), RecordError>) {
-        if let Err(error) = outcome {
+    pub async fn store(&self, durability: Durability) {
+        if let Err(error) = self.file.store(&self.record, durability).await {
             tracing::error!(error = %crate::report(&error), "the record was not written");
         }
     }
 
-    fn answer(&self, reply: Reply, outcome: Result<(), CapsuleError>) {
+    pub fn answer(&self, reply: Reply, outcome: Result<(), CapsuleError>) {
         // Nobody may be waiting any more; the outcome is published all the same.
         let _gone = reply.send(outcome.map(|()| self.view()));
     }
@@ -240,8 +234,8 @@ impl Driver {
     async fn idle(&mut self, body: Body) -> Body {
         let cause = Cause::new("IDLE_TIMEOUT", format!("no activity for {} s", self.record.timeout_sec));
         let span = tracing::info_span!("idle");
-        let (body, outcome) = self.pause(body, Some(cause), &RequestId::new()).instrument(span).await;
-        if outcome.is_err() {
+        let body = self.pause(body, Some(cause), &RequestId::new(), None).instrument(span).await;
+        if matches!(body, Body::Running(_)) {
             // Not again at once: a whole timeout later.
             self.activity.touch();
         }

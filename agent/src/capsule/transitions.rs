@@ -6,7 +6,7 @@ use wrenn_vmm::driver::MemorySharing;
 use wrenn_vmm::process::ProcessExit;
 use wrenn_vmm::snapshot::Snapshot;
 
-use super::driver::{Body, Driver};
+use super::driver::{Body, Driver, Reply};
 use super::error::{CapsuleError, Teardown, TeardownError};
 use super::golden::Goldens;
 use super::launch::Launch;
@@ -101,11 +101,20 @@ impl Driver {
     }
 
     /// running → pausing → paused, or running again.
-    pub async fn pause(&mut self, body: Body, cause: Option<Cause>, request: &RequestId) -> (Body, Outcome) {
+    ///
+    /// Whoever asked is answered once the snapshot and the record are safe; the machine is taken apart
+    /// after that, and before the next request.
+    pub async fn pause(
+        &mut self,
+        body: Body,
+        cause: Option<Cause>,
+        request: &RequestId,
+        reply: Option<Reply>,
+    ) -> Body {
         let running = match body {
             Body::Running(running) => running,
-            Body::Paused(paused) => return (Body::Paused(paused), Ok(())),
-            other => return (other, Err(self.wrong_state())),
+            Body::Paused(_) => return self.answered(reply, body, Ok(())),
+            other => return self.answered(reply, other, Err(self.wrong_state())),
         };
         let mut steps = Steps::start("pause");
         // New calls are refused from here on; those under way go on until the life ends.
@@ -114,22 +123,21 @@ impl Driver {
             pause::save(&self.engine, &self.spec, &self.record.token, running, request, &mut steps).await;
         match saved {
             Ok(Saved { running, paused }) => {
-                // Both at once: an agent that dies in between finds a paused capsule and ends its machine.
+                // Both at once: an agent that dies from here on finds a paused capsule and ends its machine.
                 self.record.machine = None;
-                self.record.last_active_at_ns = self.activity.last_ns();
-                self.record.enter(State::Paused, cause);
-                let release = pause::release(&self.engine, running);
-                let ((), stored) = tokio::join!(release, self.file.store(&self.record, Durability::Power));
-                self.stored(stored);
-                self.publish(None, None);
-                steps.done("release+record");
+                self.enter(State::Paused, cause, Durability::Power).await;
+                steps.done("record");
+                let body = self.answered(reply, Body::Paused(paused), Ok(()));
+                pause::release(&self.engine, running).await;
+                steps.done("release");
                 steps.finish();
-                (Body::Paused(paused), Ok(()))
+                body
             }
             Err(PauseFailure::Running(running, error)) => {
                 // The machine may have died under our hands: the exit watch tells, at once.
                 steps.fail(&error);
-                (self.serve(*running, None).await, Err(error))
+                let body = self.serve(*running, None).await;
+                self.answered(reply, body, Err(error))
             }
             Err(PauseFailure::Stuck(running, error)) => {
                 steps.fail(&error);
@@ -138,9 +146,16 @@ impl Driver {
                     Ok(exit) => self.vmm_died(Body::Running(running), exit).await,
                     Err(_) => self.give_up(*running, &error).await,
                 };
-                (body, Err(error))
+                self.answered(reply, body, Err(error))
             }
         }
+    }
+
+    fn answered(&self, reply: Option<Reply>, body: Body, outcome: Outcome) -> Body {
+        if let Some(reply) = reply {
+            self.answer(reply, outcome);
+        }
+        body
     }
 
     /// Ends a machine that cannot go on; its disk stays until the capsule is destroyed.
