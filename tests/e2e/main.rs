@@ -4,6 +4,7 @@
 //! boots, every other one is restored. It is torn down at the end, and what it leaves fails the run.
 
 mod api;
+mod doctor;
 mod errors;
 mod identity;
 mod lifecycle;
@@ -55,6 +56,7 @@ const BOTH: &[(&str, Test)] = tests![
 
 /// What no database has a part in runs once.
 const ONCE: &[(&str, Test)] = tests![
+    doctor::says_what_the_agent_uses,
     identity::copies_differ,
     identity::the_clock_is_right_after_a_pause,
     process::runs_programs_and_shell_lines,

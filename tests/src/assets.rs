@@ -51,7 +51,8 @@ fn link_tree(from: &Path, to: &Path) -> Result<()> {
 pub fn kernel(assets: &Path) -> Result<(PathBuf, PathBuf)> {
     let kernels = assets.join("kernels");
     let made = |entry: DirEntry| {
-        let manifest = fs::metadata(entry.path().join("kernel.json")).and_then(|manifest| manifest.modified());
+        let manifest =
+            fs::metadata(entry.path().join("kernel.json")).and_then(|manifest| manifest.modified());
         Some((manifest.ok()?, entry.path()))
     };
     let entries = fs::read_dir(&kernels).with_context(|| format!("reading {}", kernels.display()))?;

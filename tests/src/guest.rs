@@ -4,11 +4,11 @@ use std::path::Path;
 use std::time::Duration;
 
 use anyhow::{Context, Result, bail};
-use tonic::Request;
 use tonic::metadata::{Ascii, MetadataValue};
 use tonic::transport::{Channel, Endpoint};
+use tonic::{Request, Streaming};
 use wrenn_proto::envd::v1::processes_client::ProcessesClient;
-use wrenn_proto::envd::v1::{StartRequest, process_event};
+use wrenn_proto::envd::v1::{ProcessEvent, StartRequest, process_event};
 use wrenn_proto::{CONNECTION_WINDOW, ENVD_PORT, STREAM_WINDOW, TOKEN};
 
 use crate::stack::CapsuleRecord;
@@ -24,6 +24,23 @@ pub struct Guest {
 pub struct Ended {
     pub exit_code: Option<i32>,
     pub stdout: Vec<u8>,
+}
+
+impl Ended {
+    /// Follows a process to its end.
+    pub(crate) async fn read(mut events: Streaming<ProcessEvent>) -> Result<Self> {
+        let mut stdout = Vec::new();
+        while let Some(event) = events.message().await.context("following a process")? {
+            match event.event {
+                Some(process_event::Event::Output(output)) => stdout.extend_from_slice(&output.data),
+                Some(process_event::Event::Exited(exited)) => {
+                    return Ok(Self { exit_code: exited.exit_code, stdout });
+                }
+                _ => {}
+            }
+        }
+        bail!("the stream ended without an exit")
+    }
 }
 
 impl Guest {
@@ -45,17 +62,7 @@ impl Guest {
         let argv = argv.iter().map(|&argument| argument.to_owned()).collect();
         let mut request = Request::new(StartRequest { argv, close_stdin: true, ..StartRequest::default() });
         request.metadata_mut().insert(TOKEN, self.token.clone());
-        let mut events = self.processes.exec(request).await.context("starting a process")?.into_inner();
-        let mut stdout = Vec::new();
-        while let Some(event) = events.message().await.context("following a process")? {
-            match event.event {
-                Some(process_event::Event::Output(output)) => stdout.extend_from_slice(&output.data),
-                Some(process_event::Event::Exited(exited)) => {
-                    return Ok(Ended { exit_code: exited.exit_code, stdout });
-                }
-                _ => {}
-            }
-        }
-        bail!("the stream ended without an exit")
+        let events = self.processes.exec(request).await.context("starting a process")?.into_inner();
+        Ended::read(events).await
     }
 }

@@ -11,12 +11,13 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 
 use anyhow::{Context, Result, ensure};
+use serde::{Deserialize, Serialize};
 
 use crate::procfs;
 
 /// What is one stack's own: its directory, where its agents keep their sockets, and the network slots they
 /// may use.
-#[derive(Debug, Clone)]
+#[derive(Debug, Clone, Serialize, Deserialize)]
 pub struct Scope {
     pub directory: PathBuf,
     pub runtime: Vec<PathBuf>,

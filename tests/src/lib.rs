@@ -4,12 +4,14 @@
 //! Nothing here is linked with the product but the contracts (`wrenn-proto`): what is tested are the
 //! binaries, through their public surface.
 
+pub mod agent;
 pub mod assets;
 pub mod binaries;
 pub mod daemon;
 pub mod graphql;
 pub mod guest;
 pub mod inventory;
+mod leftovers;
 pub mod postgres;
 pub mod procfs;
 pub mod runner;

@@ -12,7 +12,8 @@ use nix::sys::signal::{Signal, kill};
 use nix::unistd::{Gid, Pid, Uid, User, chown};
 use tempfile::TempDir;
 
-use crate::wait;
+use crate::inventory::Scope;
+use crate::{leftovers, wait};
 
 /// Where Debian keeps the server's programs, one folder a version.
 const INSTALLATIONS: &str = "/usr/lib/postgresql";
@@ -53,7 +54,10 @@ impl Cluster {
     pub async fn start() -> Result<Self> {
         let programs = newest_installation()?;
         let account = Account::unprivileged()?;
-        let directory = tempfile::Builder::new().prefix("wrenn-postgres-").tempdir()?;
+        let directory = tempfile::Builder::new().prefix(leftovers::CLUSTER).tempdir()?;
+        // Slots are numbered from 1: a cluster has none.
+        let scope = Scope { directory: directory.path().to_owned(), runtime: Vec::new(), slots: 0..=0 };
+        leftovers::sign(&scope)?;
         chown(directory.path(), Some(Uid::from_raw(account.uid)), Some(Gid::from_raw(account.gid)))?;
         let data = directory.path().join("data");
 

@@ -66,13 +66,21 @@ impl Socket {
     pub async fn connect(client: &Client) -> Result<Self> {
         let parameters = client.key().map_or(json!({}), |key| json!({ "apiKey": key }));
         let mut socket = Self::open(&client.websocket_url(), parameters).await?;
-        let answer = tokio::time::timeout(Duration::from_secs(10), socket.message())
+        match socket.admitted().await? {
+            None => Ok(socket),
+            Some(code) => bail!("connection_init was refused with {code}"),
+        }
+    }
+
+    /// Waits for the answer to `connection_init`: nothing, or the code that the server closed with instead.
+    pub async fn admitted(&mut self) -> Result<Option<u16>> {
+        let answer = tokio::time::timeout(Duration::from_secs(10), self.message())
             .await
             .context("no answer to connection_init")??;
         match answer {
-            Ok(message) if message["type"] == "connection_ack" => Ok(socket),
+            Ok(message) if message["type"] == "connection_ack" => Ok(None),
             Ok(message) => bail!("connection_init was answered with {message}"),
-            Err(Closing { code, reason }) => bail!("connection_init was refused: {code} {reason}"),
+            Err(Closing { code, .. }) => Ok(Some(code)),
         }
     }
 

@@ -26,6 +26,8 @@ pub struct Host {
     id: String,
     dir: PathBuf,
     spec: DaemonSpec,
+    /// gRPC of the agent, `host:port`.
+    address: String,
     /// Plain HTTP of the agent: `/health`.
     health: String,
     agent: Mutex<Option<Daemon>>,
@@ -45,7 +47,7 @@ impl Host {
             ("WRENN_DIR", dir.clone().into()),
             ("WRENN_API_URL", api.into()),
             ("WRENN_AGENT_LISTEN", listen.clone().into()),
-            ("WRENN_AGENT_ADVERTISE", listen.into()),
+            ("WRENN_AGENT_ADVERTISE", listen.clone().into()),
             ("WRENN_AGENT_HTTP_LISTEN", http.clone().into()),
             ("WRENN_SLOTS", format!("{}-{}", slots.start(), slots.end()).into()),
             ("WRENN_ON_STOP", on_stop.as_setting().into()),
@@ -59,11 +61,22 @@ impl Host {
             environment: environment.map(|(name, value)| (name.to_owned(), value)).to_vec(),
             log: dir.with_extension("log"),
         };
-        Ok(Self { id, dir, spec, health: format!("http://{http}/health"), agent: Mutex::new(None) })
+        Ok(Self {
+            id,
+            dir,
+            spec,
+            address: listen,
+            health: format!("http://{http}/health"),
+            agent: Mutex::new(None),
+        })
     }
 
     pub fn id(&self) -> &str {
         &self.id
+    }
+
+    pub fn address(&self) -> &str {
+        &self.address
     }
 
     pub fn dir(&self) -> &Path {
@@ -114,6 +127,19 @@ impl Host {
     pub async fn terminate(&self, patience: Duration) -> Result<()> {
         let agent = self.agent().take().context("the agent is not running")?;
         agent.terminate(patience).await
+    }
+
+    /// What `wrenn-agent doctor` prints with this host's settings; it must find the host fit.
+    pub async fn doctor(&self) -> Result<String> {
+        let output = tokio::process::Command::new(&self.spec.program)
+            .arg("doctor")
+            .envs(self.spec.environment.iter().map(|(name, value)| (name, value)))
+            .output()
+            .await
+            .context("running wrenn-agent doctor")?;
+        let said = String::from_utf8_lossy(&output.stdout).into_owned();
+        ensure!(output.status.success(), "wrenn-agent doctor: {}\n{said}", output.status);
+        Ok(said)
     }
 
     /// Unmounts the data file system, which an agent leaves mounted for the capsules it leaves running.

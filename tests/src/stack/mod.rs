@@ -26,7 +26,8 @@ pub use record::CapsuleRecord;
 
 use crate::daemon::{Daemon, DaemonSpec, tail};
 use crate::graphql::Client;
-use crate::inventory::{HostInventory, Kind, Scope, mount_points};
+use crate::inventory::{HostInventory, Kind, Scope};
+use crate::leftovers;
 use crate::runner::panic_message;
 use crate::{assets, binaries, procfs, wait};
 
@@ -38,6 +39,9 @@ const TAIL_LINES: usize = 60;
 
 /// Network slots of each agent.
 const SLOTS_PER_HOST: u16 = 60;
+
+/// Folder of the control plane within a stack's directory.
+const CONTROL: &str = "control";
 
 /// A running installation. End it with [`Stack::teardown`], which proves that nothing is left.
 pub struct Stack {
@@ -63,12 +67,15 @@ struct Bootstrap {
 impl Stack {
     /// Starts everything and waits until a capsule could be created.
     pub async fn start(options: StackOptions<'_>) -> Result<Self> {
-        let root = tempfile::Builder::new().prefix("wrenn-stack-").tempdir()?.keep();
+        // Before slots are taken: those of a run that was killed are free again, but not clean.
+        leftovers::orphans()?;
+        let root = tempfile::Builder::new().prefix(leftovers::STACK).tempdir()?.keep();
         fs::set_permissions(&root, fs::Permissions::from_mode(0o755))?;
         let hosts = u16::try_from(options.hosts)?;
         let slots = slots::take(hosts * SLOTS_PER_HOST)?;
         let runtime = (0..options.hosts).map(|index| host::runtime_directory(&host_directory(&root, index)));
         let scope = Scope { directory: root.clone(), runtime: runtime.collect(), slots: slots.clone() };
+        leftovers::sign(&scope)?;
         let before = HostInventory::take(&scope)?.without(Kind::File);
 
         let base = format!("http://127.0.0.1:{}", ports::free()?);
@@ -180,6 +187,11 @@ impl Stack {
         .await
     }
 
+    /// Where the control plane keeps its certificate authority.
+    pub fn authority(&self) -> PathBuf {
+        self.root.join(CONTROL).join("ca")
+    }
+
     /// The host that holds a capsule's files.
     pub fn host_of(&self, capsule: &str) -> Result<&Host> {
         self.hosts
@@ -221,7 +233,7 @@ impl Stack {
     /// was before. What is left all the same is removed, so that one failure does not become ten.
     pub async fn teardown(&self) -> Result<()> {
         let outcome = self.teardown_in_order().await;
-        let swept = self.sweep();
+        let swept = leftovers::sweep(&self.scope);
         outcome.and(swept)
     }
 
@@ -245,29 +257,6 @@ impl Stack {
         let left = HostInventory::take(&self.scope)?.without(Kind::File);
         self.before.difference(&left).into_result("left on the host after everything had ended")
     }
-
-    /// Removes by force what is the stack's own; not an error if there is nothing.
-    fn sweep(&self) -> Result<()> {
-        for pid in procfs::processes_of(&self.root.to_string_lossy()) {
-            let pid = nix::unistd::Pid::from_raw(pid.cast_signed());
-            // Gone meanwhile is as good.
-            let _ = nix::sys::signal::kill(pid, nix::sys::signal::Signal::SIGKILL);
-        }
-        for slot in self.scope.slots.clone() {
-            if Path::new(&format!("/run/netns/wrenn-ns-{slot}")).exists() {
-                run("ip", &["netns", "del", &format!("wrenn-ns-{slot}")])?;
-            }
-        }
-        let mut mounted = mount_points()?;
-        mounted.reverse();
-        for point in mounted.iter().filter(|point| Path::new(point).starts_with(&self.root)) {
-            run("umount", &["--lazy", point])?;
-        }
-        for runtime in self.scope.runtime.iter().filter(|runtime| runtime.exists()) {
-            fs::remove_dir_all(runtime).with_context(|| format!("removing {}", runtime.display()))?;
-        }
-        fs::remove_dir_all(&self.root).with_context(|| format!("removing {}", self.root.display()))
-    }
 }
 
 fn host_directory(root: &Path, index: usize) -> PathBuf {
@@ -275,7 +264,7 @@ fn host_directory(root: &Path, index: usize) -> PathBuf {
 }
 
 fn api_spec(root: &Path, base: &str, database: &Database<'_>) -> Result<DaemonSpec> {
-    let dir = root.join("control");
+    let dir = root.join(CONTROL);
     fs::create_dir_all(&dir)?;
     let listen = base.trim_start_matches("http://");
     let url = match database {
@@ -318,7 +307,7 @@ async fn bootstrap(api: &DaemonSpec) -> Result<Bootstrap> {
     serde_json::from_str(line).with_context(|| format!("the line of wrenn-api bootstrap: {line}"))
 }
 
-fn run(program: &str, arguments: &[&str]) -> Result<()> {
+pub(crate) fn run(program: &str, arguments: &[&str]) -> Result<()> {
     let output =
         Command::new(program).args(arguments).output().with_context(|| format!("running {program}"))?;
     if !output.status.success() {

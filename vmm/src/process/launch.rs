@@ -53,7 +53,7 @@ impl Launch {
     /// Blocks for the few milliseconds it takes; needs a runtime to watch the process with.
     pub fn start(self) -> Result<Launched, ProcessError> {
         let pid = self.spawn()?;
-        let watched = VmmProcess::of_child(pid);
+        let watched = expose(pid).map_err(ProcessError::from).and_then(|()| VmmProcess::of_child(pid));
         if watched.is_err() {
             end_child(pid);
         }
@@ -145,8 +145,14 @@ fn end_child(pid: i32) {
     }
 }
 
-/// Sets a new child's limits and makes it the kernel's first choice when memory is short. To be called by
-/// the child's own user, who needs no privilege for it.
+/// Makes a new child the kernel's first choice when memory is short. To be called by root: for a moment after
+/// a program with changed credentials was started, the files of its process are not yet its user's.
+fn expose(pid: i32) -> Result<(), Failure> {
+    let path = format!("/proc/{pid}/oom_score_adj");
+    fs::write(&path, OOM_SCORE_ADJUSTMENT).doing(|| format!("writing {path}"))
+}
+
+/// Sets a new child's limits. To be called by the child's own user, who needs no privilege for it.
 fn limit(pid: i32, limits: &[(libc::__rlimit_resource_t, u64)]) -> Result<(), Failure> {
     for &(resource, value) in limits {
         let limit = libc::rlimit { rlim_cur: value, rlim_max: value };
@@ -154,8 +160,7 @@ fn limit(pid: i32, limits: &[(libc::__rlimit_resource_t, u64)]) -> Result<(), Fa
         Errno::result(unsafe { libc::prlimit(pid, resource, &limit, ptr::null_mut()) })
             .doing(|| format!("limiting resource {resource} of process {pid}"))?;
     }
-    let path = format!("/proc/{pid}/oom_score_adj");
-    fs::write(&path, OOM_SCORE_ADJUSTMENT).doing(|| format!("writing {path}"))
+    Ok(())
 }
 
 /// Gives up, on this thread alone, everything root can do.

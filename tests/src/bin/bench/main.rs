@@ -2,6 +2,7 @@
 
 mod bare;
 mod rounds;
+mod steps;
 mod table;
 
 use std::path::PathBuf;
@@ -16,6 +17,7 @@ use wrenn_tests::stack::{CapsuleRecord, Stack, StackOptions};
 
 use bare::{Ingredients, Workbench};
 use rounds::Rounds;
+use steps::Step;
 use table::{Promise, Row};
 
 /// Cold boots are slow and vary little.
@@ -39,11 +41,12 @@ fn main() -> ExitCode {
     let arguments = Arguments::parse();
     let run = || -> Result<()> {
         let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build()?;
-        let rows = runtime.block_on(measure(&arguments))?;
+        let (rows, steps) = runtime.block_on(measure(&arguments))?;
         if arguments.json {
-            println!("{}", serde_json::to_string_pretty(&table::as_json(&rows))?);
+            let whole = json!({ "rows": table::as_json(&rows), "steps": steps::as_json(&steps) });
+            println!("{}", serde_json::to_string_pretty(&whole)?);
         } else {
-            println!("{}", table::markdown(&rows)?);
+            println!("{}\n\n{}", table::markdown(&rows)?, steps::markdown(&steps));
         }
         Ok(())
     };
@@ -56,7 +59,7 @@ fn main() -> ExitCode {
     }
 }
 
-async fn measure(arguments: &Arguments) -> Result<Vec<Row>> {
+async fn measure(arguments: &Arguments) -> Result<(Vec<Row>, Vec<Step>)> {
     ensure!(arguments.samples > 0, "at least one sample is wanted");
     ensure!(nix::unistd::geteuid().is_root(), "network namespaces and mounts need root");
     let stack =
@@ -64,12 +67,12 @@ async fn measure(arguments: &Arguments) -> Result<Vec<Row>> {
     let outcome = measure_on(&stack, arguments).await;
     let log = if outcome.is_err() { stack.log_tail() } else { String::new() };
     let clean = stack.teardown().await;
-    let rows = outcome.with_context(|| format!("the daemons' last words:\n{log}"))?;
+    let measured = outcome.with_context(|| format!("the daemons' last words:\n{log}"))?;
     clean?;
-    Ok(rows)
+    Ok(measured)
 }
 
-async fn measure_on(stack: &Stack, arguments: &Arguments) -> Result<Vec<Row>> {
+async fn measure_on(stack: &Stack, arguments: &Arguments) -> Result<(Vec<Row>, Vec<Step>)> {
     let mut cold = Row::new(
         "cold boot; first `createCapsule` of a template",
         "bare cold boot to first TCP answer",
@@ -99,7 +102,7 @@ async fn measure_on(stack: &Stack, arguments: &Arguments) -> Result<Vec<Row>> {
     }
     let template = template.context("a template")?;
 
-    let mut rounds = Rounds::new(stack, &bench, &template);
+    let mut rounds = Rounds::new(stack, &bench, &template).await?;
     for round in 0..arguments.samples {
         eprint!("\rround {} of {}", round + 1, arguments.samples);
         rounds.run(round).await.with_context(|| format!("round {}", round + 1))?;
@@ -107,5 +110,6 @@ async fn measure_on(stack: &Stack, arguments: &Arguments) -> Result<Vec<Row>> {
     eprintln!();
     let mut rows = rounds.into_rows();
     rows.push(cold);
-    Ok(rows)
+    let log = std::fs::read_to_string(stack.host().log()).context("reading the agent's log")?;
+    Ok((rows, steps::of_log(&log)))
 }

@@ -4,6 +4,7 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, ensure};
 use serde_json::json;
+use wrenn_tests::agent::Agent;
 use wrenn_tests::graphql::Exec;
 use wrenn_tests::guest::Guest;
 use wrenn_tests::stack::Stack;
@@ -15,36 +16,53 @@ use crate::table::{Promise, Row};
 const EXECS: usize = 5;
 
 pub struct Rounds<'a> {
-    pub stack: &'a Stack,
-    pub bench: &'a Workbench,
-    pub template: &'a Saved,
-    pub create: Row,
-    pub create_alone: Row,
-    pub exec: Row,
-    pub pause: Row,
-    pub resume: Row,
-    pub resume_to_exec: Row,
+    stack: &'a Stack,
+    agent: Agent,
+    bench: &'a Workbench,
+    template: &'a Saved,
+    create: Row,
+    create_alone: Row,
+    exec: Row,
+    exec_by_agent: Row,
+    pause: Row,
+    resume: Row,
+    resume_to_exec: Row,
 }
 
 impl<'a> Rounds<'a> {
-    pub fn new(stack: &'a Stack, bench: &'a Workbench, template: &'a Saved) -> Self {
+    pub async fn new(stack: &'a Stack, bench: &'a Workbench, template: &'a Saved) -> Result<Self> {
+        let agent = Agent::connect(&stack.authority(), stack.host().id(), stack.host().address()).await?;
         let restore = "bare restore to first TCP answer";
         let save = "bare stop, save, fsync, end";
-        Self {
+        Ok(Self {
             stack,
+            agent,
             bench,
             template,
             create: Row::new("`createCapsule` to first `exec` output", restore, Promise::Times(2.0)),
             create_alone: Row::new("`createCapsule` alone", "bare restore to TCP accepted", Promise::None),
             exec: Row::new("`exec` of `true`", "envd called directly", Promise::Plus(3.0)),
+            exec_by_agent: Row::new(
+                "of which: the agent called directly",
+                "envd called directly",
+                Promise::None,
+            ),
             pause: Row::new("`pauseCapsule`", save, Promise::Times(3.0)),
             resume: Row::new("`resumeCapsule`", restore, Promise::Times(3.0)),
             resume_to_exec: Row::new("`resumeCapsule` to first `exec` output", restore, Promise::None),
-        }
+        })
     }
 
     pub fn into_rows(self) -> Vec<Row> {
-        vec![self.create, self.create_alone, self.exec, self.pause, self.resume, self.resume_to_exec]
+        vec![
+            self.create,
+            self.create_alone,
+            self.exec,
+            self.exec_by_agent,
+            self.pause,
+            self.resume,
+            self.resume_to_exec,
+        ]
     }
 
     /// One life of a bare machine and one of a capsule, side by side.
@@ -111,17 +129,22 @@ impl<'a> Rounds<'a> {
         guest.exec(&["/bin/true"]).await?;
         let run = Exec::argv(capsule, &["/bin/true"]);
         self.stack.client().exec(run.clone()).await?;
+        self.agent.exec(capsule, &["/bin/true"]).await?;
         for _ in 0..EXECS {
             for direct in [direct_first, !direct_first] {
                 let begun = Instant::now();
                 if direct {
                     ensure!(guest.exec(&["/bin/true"]).await?.exit_code == Some(0));
                     self.exec.baseline.push(begun.elapsed());
+                    self.exec_by_agent.baseline.push(begun.elapsed());
                 } else {
                     ensure!(self.stack.client().exec(run.clone()).await?.exit_code == Some(0));
                     self.exec.wrenn.push(begun.elapsed());
                 }
             }
+            let begun = Instant::now();
+            ensure!(self.agent.exec(capsule, &["/bin/true"]).await?.exit_code == Some(0));
+            self.exec_by_agent.wrenn.push(begun.elapsed());
         }
         Ok(())
     }

@@ -15,6 +15,7 @@ use anyhow::{Context, Result, ensure};
 use serde_json::json;
 
 pub use answer::Answered;
+use answer::Patience;
 use network::Namespace;
 use qmp::Qmp;
 
@@ -24,8 +25,8 @@ const MEMORY_MIB: u32 = 256;
 const DISK_BYTES: u64 = 5 << 30;
 
 /// A cold boot of a guest under software emulation on a busy machine.
-const BOOT_PATIENCE: Duration = Duration::from_secs(60);
-const RESTORE_PATIENCE: Duration = Duration::from_secs(20);
+const BOOT: Patience = Patience { interval: Duration::from_millis(25), deadline: Duration::from_secs(60) };
+const RESTORE: Patience = Patience { interval: Duration::from_millis(3), deadline: Duration::from_secs(20) };
 
 /// Answers every connection with one line.
 const ANSWERER: &str = r#"#!/usr/bin/perl
@@ -91,7 +92,7 @@ impl Workbench {
         let mut command = self.qemu(&memory, &disk, "on");
         command.arg("-kernel").arg(&self.ingredients.kernel).arg("-initrd").arg(&self.ingredients.initrd);
         command.args(["-append", &self.kernel_line()]).stdin(Stdio::null());
-        self.launch(command, memory, disk, begun, BOOT_PATIENCE)
+        self.launch(command, memory, disk, begun, BOOT)
     }
 
     /// From a saved machine to the first answer. `disk` of a template is cloned, that of a pause taken as it is.
@@ -107,7 +108,7 @@ impl Workbench {
         let mut command = self.qemu(&saved.memory, &disk, "off");
         command.args(["-global", "migration.send-configuration=off", "-machine", "suppress-vmdesc=on"]);
         command.args(["-incoming", "fd:0"]).stdin(File::open(&saved.state)?);
-        self.launch(command, saved.memory.clone(), disk, begun, RESTORE_PATIENCE)
+        self.launch(command, saved.memory.clone(), disk, begun, RESTORE)
     }
 
     /// Saves a booted machine as the template of all that follow: its memory file is complete as it is.
@@ -188,7 +189,7 @@ impl Workbench {
         memory: PathBuf,
         disk: PathBuf,
         begun: Instant,
-        patience: Duration,
+        patience: Patience,
     ) -> Result<(Machine, Answered)> {
         let monitor = self.file("monitor");
         remove_if_there(&monitor)?;
