@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use anyhow::{Context, Result};
+use anyhow::{Context, Result, ensure};
 use futures_util::{StreamExt, TryStreamExt, stream};
 use serde_json::json;
 use wrenn_tests::inventory::{HostInventory, Kind};
@@ -16,7 +16,7 @@ pub async fn fifty_capsules_leave_nothing(stack: &Stack) -> Result<()> {
     let client = stack.client();
     // The first one makes what stays: the golden snapshot, the slots kept ready.
     one_life(stack).await?;
-    let before = pool_filled(stack).await?;
+    let before = at_rest(stack).await?;
     stream::iter(0..CAPSULES)
         .map(|number| async move { one_life(stack).await.with_context(|| format!("capsule {number}")) })
         .buffer_unordered(AT_ONCE)
@@ -25,11 +25,15 @@ pub async fn fifty_capsules_leave_nothing(stack: &Stack) -> Result<()> {
     wait::until_true("the host as it was", Duration::from_secs(30), async || {
         let now = HostInventory::take(stack.scope())?;
         comparable(&before).difference(&comparable(&now)).into_result("left by fifty capsules")?;
-        Ok(before.count(Kind::Namespace) == now.count(Kind::Namespace))
+        for kind in POOLED {
+            let (was, is) = (before.count(kind), now.count(kind));
+            ensure!(was == is, "{was} times {kind} before, {is} now");
+        }
+        Ok(true)
     })
     .await?;
     let running = client.capsules(json!({ "states": ["PENDING", "STARTING", "RUNNING", "PAUSED"] })).await?;
-    anyhow::ensure!(running.is_empty(), "{running:?}");
+    ensure!(running.is_empty(), "{running:?}");
     Ok(())
 }
 
@@ -41,29 +45,29 @@ async fn one_life(stack: &Stack) -> Result<()> {
     Ok(())
 }
 
+/// What every network slot has: the agent keeps some ready, under changing numbers.
+const POOLED: [Kind; 3] = [Kind::Namespace, Kind::Link, Kind::Route];
+
 /// The inventory once it has stopped changing.
-async fn pool_filled(stack: &Stack) -> Result<HostInventory> {
-    let mut last = HostInventory::take(stack.scope())?;
+async fn at_rest(stack: &Stack) -> Result<HostInventory> {
+    let mut last = without_logs(HostInventory::take(stack.scope())?);
     wait::until("a host at rest", Duration::from_secs(30), async || {
         tokio::time::sleep(Duration::from_millis(500)).await;
-        let now = HostInventory::take(stack.scope())?;
-        let at_rest = comparable(&now) == comparable(&last);
+        let now = without_logs(HostInventory::take(stack.scope())?);
+        let unchanged = now == last;
         last = now;
-        Ok(at_rest.then(|| last.clone()))
+        Ok(unchanged.then(|| last.clone()))
     })
     .await
 }
 
-/// Without what an agent keeps ready under changing numbers (network slots), which is compared by its count, and
-/// without the database's and the logs' own files.
+/// Without what an agent keeps ready, which is compared by its count, and without files that are written all the time.
 pub fn comparable(inventory: &HostInventory) -> HostInventory {
-    inventory
-        .clone()
-        .without(Kind::Namespace)
-        .without(Kind::Link)
-        .without(Kind::Route)
-        .without(Kind::FirewallRule)
-        .without_items(Kind::File, |path| {
-            path.starts_with("control/") || path.ends_with(".log") || path.contains("/logs/")
-        })
+    POOLED.into_iter().fold(without_logs(inventory.clone()), HostInventory::without)
+}
+
+fn without_logs(inventory: HostInventory) -> HostInventory {
+    inventory.without_items(Kind::File, |path| {
+        path.starts_with("control/") || path.ends_with(".log") || path.contains("/logs/")
+    })
 }

@@ -9,7 +9,7 @@ use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 use wrenn_proto::envd::v1 as envd;
 use wrenn_vmm::disk::{AttachedDisk, DiskError};
-use wrenn_vmm::driver::{MemorySharing, RestoreRequest};
+use wrenn_vmm::driver::{Machine, MemorySharing, RestoreRequest};
 use wrenn_vmm::network::{NetworkError, NetworkSlot};
 use wrenn_vmm::paths::CapsulePaths;
 use wrenn_vmm::snapshot::Snapshot;
@@ -31,6 +31,8 @@ const ENTROPY_BYTES: usize = 256;
 /// A call that took longer than this may have set a clock that is behind by as much, and is repeated. An emulated
 /// guest's first call is slow, as all of its code is translated first; the second one is not.
 const CLOCK_TOLERANCE: Duration = Duration::from_millis(20);
+/// How often it is tried: on a host that is too busy the last one stands.
+const CLOCK_ATTEMPTS: usize = 3;
 
 /// What a life is begun from.
 pub struct Launch<'a> {
@@ -109,27 +111,38 @@ impl Launch<'_> {
         };
         steps.done("connect");
 
-        for step in ["post-restore", "clock", "clock2"] {
-            let within = deadline.saturating_duration_since(Instant::now());
+        for _ in 0..CLOCK_ATTEMPTS {
             let sent = Instant::now();
-            tokio::select! {
-                answer = guest.post_restore(self.post_restore()?, self.request, within) => {
-                    let answer = answer.map_err(|error| match error {
-                        GuestError::Timeout(_) => CapsuleError::GuestTimeout { step: "its restore" },
-                        error => CapsuleError::step("handing the guest its identity")(error),
-                    })?;
-                    tracing::debug!(clock_step_ns = answer.clock_step_ns, "guest reseeded");
-                }
-                exit = machine.process().exited() => return Err(vmm_died(exit)),
-            }
-            steps.done(step);
+            self.hand_over(&guest, machine.as_ref(), deadline).await?;
             // The guest set its clock to when this was sent: it is behind by what the way there took.
             if sent.elapsed() <= CLOCK_TOLERANCE {
                 break;
             }
         }
+        steps.done("post-restore");
         self.still_wanted()?;
         Ok(guest)
+    }
+
+    /// Tells the guest who and when it is, and has its random numbers made anew.
+    async fn hand_over(
+        &self,
+        guest: &Guest,
+        machine: &dyn Machine,
+        deadline: Instant,
+    ) -> Result<(), CapsuleError> {
+        let within = deadline.saturating_duration_since(Instant::now());
+        tokio::select! {
+            answer = guest.post_restore(self.post_restore()?, self.request, within) => {
+                let answer = answer.map_err(|error| match error {
+                    GuestError::Timeout(_) => CapsuleError::GuestTimeout { step: "its restore" },
+                    error => CapsuleError::step("handing the guest its identity")(error),
+                })?;
+                tracing::debug!(clock_step_ns = answer.clock_step_ns, "guest reseeded");
+                Ok(())
+            }
+            exit = machine.process().exited() => Err(vmm_died(exit)),
+        }
     }
 
     fn still_wanted(&self) -> Result<(), CapsuleError> {
