@@ -1,7 +1,6 @@
 //! A private Postgres cluster: started once per run, a database per stack, gone with its directory.
 
 use std::fs;
-use std::net::TcpListener;
 use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
@@ -24,10 +23,9 @@ const SUPERUSER: &str = "wrenn";
 /// The numeric uid and gid of `nobody`, for machines without the package's own account.
 const NOBODY: u32 = 65534;
 
-/// A running server on a free port of the loopback. Dropping it stops it and removes its files.
+/// A running server on a socket in its directory. Dropping it stops it and removes its files.
 pub struct Cluster {
     programs: PathBuf,
-    port: u16,
     server: Child,
     directory: TempDir,
     account: Account,
@@ -73,7 +71,6 @@ impl Cluster {
         let output = initdb.output().context("running initdb")?;
         ensure!(output.status.success(), "initdb: {}", String::from_utf8_lossy(&output.stderr));
 
-        let port = TcpListener::bind("127.0.0.1:0")?.local_addr()?.port();
         let log = fs::File::create(directory.path().join("server.log"))?;
         let server = as_account(&programs.join("postgres"), account, directory.path())
             .arg("-D")
@@ -81,21 +78,12 @@ impl Cluster {
             .arg("-k")
             .arg(directory.path())
             // Durability is not what is tested; a killed api is, a killed Postgres is not.
-            .args([
-                "-h",
-                "127.0.0.1",
-                "-p",
-                &port.to_string(),
-                "-c",
-                "fsync=off",
-                "-c",
-                "shared_buffers=32MB",
-            ])
+            .args(["-c", "listen_addresses=", "-c", "fsync=off", "-c", "shared_buffers=32MB"])
             .stdout(log.try_clone()?)
             .stderr(log)
             .spawn()
             .context("starting postgres")?;
-        let cluster = Self { programs, port, server, directory, account };
+        let cluster = Self { programs, server, directory, account };
         wait::until_true("Postgres answering", Duration::from_secs(30), async || {
             Ok(cluster.client("pg_isready").arg("-q").status()?.success())
         })
@@ -107,12 +95,12 @@ impl Cluster {
     pub fn create_database(&self, name: &str) -> Result<String> {
         let output = self.client("createdb").arg(name).output().context("running createdb")?;
         ensure!(output.status.success(), "createdb: {}", String::from_utf8_lossy(&output.stderr));
-        Ok(format!("postgres://{SUPERUSER}@127.0.0.1:{}/{name}", self.port))
+        Ok(format!("postgres://{SUPERUSER}@localhost/{name}?host={}", self.directory.path().display()))
     }
 
     fn client(&self, program: &str) -> Command {
         let mut command = as_account(&self.programs.join(program), self.account, self.directory.path());
-        command.args(["-h", "127.0.0.1", "-p", &self.port.to_string(), "-U", SUPERUSER]);
+        command.arg("-h").arg(self.directory.path()).args(["-U", SUPERUSER]);
         command
     }
 }

@@ -14,7 +14,7 @@ mod sdl;
 mod watching;
 mod world;
 
-/// Runs each test on SQLite and, where `WRENN_TEST_POSTGRES_URL` says where one is, on Postgres.
+/// Runs each test on SQLite and on the Postgres that `WRENN_TEST_POSTGRES_URL` names.
 macro_rules! on_both_databases {
     ($($name:ident),* $(,)?) => {
         $(
@@ -28,10 +28,9 @@ macro_rules! on_both_databases {
 
                 #[tokio::test]
                 async fn postgres() {
-                    if let Some(world) = crate::world::World::on_postgres().await {
-                        super::$name(&world).await;
-                        world.end().await;
-                    }
+                    let world = crate::world::World::on_postgres().await;
+                    super::$name(&world).await;
+                    world.end().await;
                 }
             }
         )*

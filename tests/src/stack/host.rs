@@ -9,7 +9,8 @@ use std::time::Duration;
 use anyhow::{Context, Result, ensure};
 use sha2::{Digest, Sha256};
 
-use super::{OnStop, PATIENCE, log_level, ports, run};
+use super::ports::Ports;
+use super::{OnStop, PATIENCE, log_level, run};
 use crate::daemon::{Daemon, DaemonSpec};
 use crate::inventory::mount_points;
 use crate::{binaries, wait};
@@ -38,11 +39,11 @@ impl Host {
         id: String,
         dir: PathBuf,
         slots: RangeInclusive<u16>,
+        ports: &mut Ports,
         api: &str,
         on_stop: OnStop,
     ) -> Result<Self> {
-        let (listen, http) =
-            (format!("127.0.0.1:{}", ports::free()?), format!("127.0.0.1:{}", ports::free()?));
+        let (listen, http) = (format!("127.0.0.1:{}", ports.take()?), format!("127.0.0.1:{}", ports.take()?));
         let environment: [(&str, OsString); 9] = [
             ("WRENN_DIR", dir.clone().into()),
             ("WRENN_API_URL", api.into()),

@@ -27,6 +27,8 @@ pub use record::CapsuleRecord;
 use crate::daemon::{Daemon, DaemonSpec, tail};
 use crate::graphql::Client;
 use crate::inventory::{HostInventory, Kind, Scope};
+use ports::Ports;
+
 use crate::leftovers;
 use crate::runner::panic_message;
 use crate::{assets, binaries, procfs, wait};
@@ -78,7 +80,8 @@ impl Stack {
         leftovers::sign(&scope)?;
         let before = HostInventory::take(&scope)?.without(Kind::File);
 
-        let base = format!("http://127.0.0.1:{}", ports::free()?);
+        let mut ports = Ports::of_slots(*slots.start());
+        let base = format!("http://127.0.0.1:{}", ports.take()?);
         let api_spec = api_spec(&root, &base, &options.database)?;
         let keys = bootstrap(&api_spec).await?;
         let api = Daemon::start(api_spec.clone())?;
@@ -93,7 +96,7 @@ impl Stack {
             before,
             scope,
         };
-        if let Err(error) = stack.complete(&options, *slots.start(), &base).await {
+        if let Err(error) = stack.complete(&options, *slots.start(), &mut ports, &base).await {
             let log = stack.log_tail();
             let swept = stack.teardown().await;
             return Err(error.context(format!("starting a stack (teardown: {swept:?})\n{log}")));
@@ -101,7 +104,13 @@ impl Stack {
         Ok(stack)
     }
 
-    async fn complete(&mut self, options: &StackOptions<'_>, first_slot: u16, base: &str) -> Result<()> {
+    async fn complete(
+        &mut self,
+        options: &StackOptions<'_>,
+        first_slot: u16,
+        ports: &mut Ports,
+        base: &str,
+    ) -> Result<()> {
         self.api_ready().await?;
         let assets = options.assets.clone().map_or_else(assets::directory, Ok)?;
         for index in 0..options.hosts {
@@ -110,7 +119,7 @@ impl Stack {
             let (id, token) = self.register_host(&format!("host-{index}")).await?;
             let dir = host_directory(&self.root, index);
             assets::link_into(&assets, &dir)?;
-            self.hosts.push(Host::new(id, dir, slots, base, options.on_stop)?);
+            self.hosts.push(Host::new(id, dir, slots, ports, base, options.on_stop)?);
             let host = self.hosts.last().context("just pushed")?;
             host.start(Some(&token)).await?;
             self.host_online(host.id()).await?;

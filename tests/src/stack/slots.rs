@@ -38,6 +38,11 @@ pub fn take(count: u16) -> Result<RangeInclusive<u16>> {
     bail!("every range of {count} network slots is taken by another test run")
 }
 
+/// Counted from 0: in which block a slot lies.
+pub fn block_number(slot: u16) -> u16 {
+    slot.saturating_sub(FIRST) / BLOCK
+}
+
 fn lock_blocks(first: u16, count: u16) -> Result<Option<Vec<Flock<File>>>> {
     let mut locks = Vec::new();
     for block in 0..count {
