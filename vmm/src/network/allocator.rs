@@ -52,6 +52,8 @@ struct State {
     /// Claimed, and not yet asked for.
     claimed: BTreeSet<SlotNumber>,
     handed_out: BTreeSet<SlotNumber>,
+    /// Nothing is made ahead or kept for reuse any more.
+    closing: bool,
 }
 
 impl Shared {
@@ -79,6 +81,7 @@ impl SlotAllocator {
             pooled: Vec::new(),
             claimed: claimed.clone(),
             handed_out: BTreeSet::new(),
+            closing: false,
         };
         let shared = Arc::new(Shared {
             slots: options.slots,
@@ -161,8 +164,9 @@ impl SlotAllocator {
 
     /// Removes the slots made ahead. Those of machines stay.
     pub async fn shutdown(self) -> Result<(), NetworkError> {
-        self.refill.abort();
-        // What it was just making is swept with the rest, as nobody has it; wait until it is made.
+        self.shared.state().closing = true;
+        self.shared.wanted.notify_one();
+        // What it is just making is made to its end and goes with the others.
         let _ = self.refill.await;
         let pooled = std::mem::take(&mut self.shared.state().pooled);
         let mut teardown = Teardown::default();
@@ -198,13 +202,17 @@ async fn refill(shared: Arc<Shared>) {
                 }
             }
         }
+        if shared.state().closing {
+            return;
+        }
         shared.wanted.notified().await;
     }
 }
 
 impl Shared {
     fn pool_has_room(&self) -> bool {
-        self.state().pooled.len() < self.pool
+        let state = self.state();
+        !state.closing && state.pooled.len() < self.pool
     }
 
     /// Makes one now; it counts as handed out from the beginning.

@@ -55,7 +55,8 @@ fn marker(name: &str) -> Vec<u8> {
 async fn tell(running: &Running, marker: &[u8]) {
     let mut stream = running.wait_for_guest();
     stream.write_all(marker).unwrap();
-    stream.shutdown(Shutdown::Write).unwrap();
+    // The guest's daemon may have hung up already: what matters is that its memory holds the marker.
+    let _ = stream.shutdown(Shutdown::Write);
     let begun = Instant::now();
     while !holds(&live(running), marker) {
         assert!(begun.elapsed() < PATIENCE, "the guest did not hear");
