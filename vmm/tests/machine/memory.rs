@@ -56,7 +56,9 @@ async fn tell(running: &Running, marker: &[u8]) {
     let mut stream = running.wait_for_guest();
     stream.write_all(marker).unwrap();
     // The guest's daemon may have hung up already: what matters is that its memory holds the marker.
-    let _ = stream.shutdown(Shutdown::Write);
+    if let Err(error) = stream.shutdown(Shutdown::Write) {
+        assert_eq!(error.kind(), std::io::ErrorKind::NotConnected, "{error}");
+    }
     let begun = Instant::now();
     while !holds(&live(running), marker) {
         assert!(begun.elapsed() < PATIENCE, "the guest did not hear");
