@@ -98,6 +98,7 @@ impl CapsuleView {
             revision: self.revision,
             started_at_ns: self.started_at_ns,
             last_active_at_ns: self.last_active_at_ns,
+            parent_id: String::new(),
         }
     }
 }

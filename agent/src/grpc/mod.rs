@@ -2,10 +2,14 @@
 //!
 //! This room translates; every rule about capsules is in [`crate::capsule`].
 
+mod files;
+mod metrics;
+mod ports;
 mod relay;
 mod request;
 mod service;
 mod status;
+mod templates;
 mod tls;
 mod watch;
 

@@ -17,7 +17,7 @@ use super::watch::watch;
 use crate::capsule::{CapsuleError, CapsuleRegistry, CapsuleSpec, Running, parse_capsule_id};
 use crate::host::HostProbe;
 
-type BoxStream<T> = Pin<Box<dyn Stream<Item = Result<T, Status>> + Send>>;
+pub type BoxStream<T> = Pin<Box<dyn Stream<Item = Result<T, Status>> + Send>>;
 
 /// The service over one host's capsules.
 #[derive(Clone)]
@@ -30,13 +30,13 @@ pub struct AgentService {
 
 impl AgentService {
     /// The capsule named by `id`, if it runs; in use until the answer is dropped.
-    fn running(&self, id: &str) -> Result<Running, Status> {
+    pub fn running(&self, id: &str) -> Result<Running, Status> {
         parse_capsule_id(id).and_then(|id| self.capsules.running(id)).map_err(|error| status(&error))
     }
 }
 
 /// The part of a request that a client may not leave out.
-fn required<T>(part: Option<T>, field: &'static str) -> Result<T, Status> {
+pub fn required<T>(part: Option<T>, field: &'static str) -> Result<T, Status> {
     part.ok_or_else(|| status(&CapsuleError::Invalid { field, message: format!("{field} is missing") }))
 }
 
@@ -253,5 +253,136 @@ impl Agent for AgentService {
         let input = running.handle.guest.request(required(message.input, "input")?, &id);
         let mut processes = running.handle.guest.processes();
         Ok(Response::new(within_life(&running, processes.close_input(input)).await?.into_inner()))
+    }
+
+    async fn resize_pty(
+        &self,
+        request: Request<agent::ResizePtyRequest>,
+    ) -> Result<Response<envd::ResizeResponse>, Status> {
+        let Call { message, id, .. } = Call::of("ResizePty", request);
+        let running = self.running(&message.capsule_id)?;
+        let resize = running.handle.guest.request(required(message.pty, "pty")?, &id);
+        let mut processes = running.handle.guest.processes();
+        Ok(Response::new(within_life(&running, processes.resize(resize)).await?.into_inner()))
+    }
+
+    async fn snapshot_capsule(
+        &self,
+        request: Request<agent::SnapshotCapsuleRequest>,
+    ) -> Result<Response<agent::SnapshotCapsuleResponse>, Status> {
+        super::templates::snapshot_capsule(self, request).await
+    }
+
+    async fn fork_capsule(
+        &self,
+        request: Request<agent::ForkCapsuleRequest>,
+    ) -> Result<Response<agent::ForkCapsuleResponse>, Status> {
+        super::templates::fork_capsule(self, request).await
+    }
+
+    async fn delete_template(
+        &self,
+        request: Request<agent::DeleteTemplateRequest>,
+    ) -> Result<Response<agent::DeleteTemplateResponse>, Status> {
+        super::templates::delete_template(self, request).await
+    }
+
+    async fn drain(
+        &self,
+        request: Request<agent::DrainRequest>,
+    ) -> Result<Response<agent::DrainResponse>, Status> {
+        super::templates::drain(self, request).await
+    }
+
+    async fn stat_file(
+        &self,
+        request: Request<agent::StatFileRequest>,
+    ) -> Result<Response<envd::StatResponse>, Status> {
+        super::files::stat_file(self, request).await
+    }
+
+    async fn list_directory(
+        &self,
+        request: Request<agent::ListDirectoryRequest>,
+    ) -> Result<Response<envd::ListDirectoryResponse>, Status> {
+        super::files::list_directory(self, request).await
+    }
+
+    async fn make_directory(
+        &self,
+        request: Request<agent::MakeDirectoryRequest>,
+    ) -> Result<Response<envd::StatResponse>, Status> {
+        super::files::make_directory(self, request).await
+    }
+
+    async fn move_file(
+        &self,
+        request: Request<agent::MoveFileRequest>,
+    ) -> Result<Response<envd::StatResponse>, Status> {
+        super::files::move_file(self, request).await
+    }
+
+    async fn remove_file(
+        &self,
+        request: Request<agent::RemoveFileRequest>,
+    ) -> Result<Response<envd::RemoveResponse>, Status> {
+        super::files::remove_file(self, request).await
+    }
+
+    type ReadFileStream = BoxStream<envd::ReadResponse>;
+
+    async fn read_file(
+        &self,
+        request: Request<agent::ReadFileRequest>,
+    ) -> Result<Response<Self::ReadFileStream>, Status> {
+        super::files::read_file(self, request).await
+    }
+
+    async fn write_file(
+        &self,
+        request: Request<Streaming<agent::WriteFileRequest>>,
+    ) -> Result<Response<envd::StatResponse>, Status> {
+        super::files::write_file(self, request).await
+    }
+
+    type WatchDirectoryStream = BoxStream<envd::FileEvent>;
+
+    async fn watch_directory(
+        &self,
+        request: Request<agent::WatchDirectoryRequest>,
+    ) -> Result<Response<Self::WatchDirectoryStream>, Status> {
+        super::files::watch_directory(self, request).await
+    }
+
+    async fn list_ports(
+        &self,
+        request: Request<agent::CapsuleRef>,
+    ) -> Result<Response<envd::ListPortsResponse>, Status> {
+        super::ports::list_ports(self, request).await
+    }
+
+    type WatchPortsStream = BoxStream<envd::PortEvent>;
+
+    async fn watch_ports(
+        &self,
+        request: Request<agent::CapsuleRef>,
+    ) -> Result<Response<Self::WatchPortsStream>, Status> {
+        super::ports::watch_ports(self, request).await
+    }
+
+    async fn get_metrics(
+        &self,
+        request: Request<agent::GetMetricsRequest>,
+    ) -> Result<Response<agent::GetMetricsResponse>, Status> {
+        super::metrics::get_metrics(self, request).await
+    }
+
+    type WatchMetricsStream = BoxStream<agent::MetricPoint>;
+
+    async fn watch_metrics(
+        &self,
+        request: Request<agent::CapsuleRef>,
+    ) -> Result<Response<Self::WatchMetricsStream>, Status> {
+        super::metrics::watch_metrics(self, request).await
     }
 }
