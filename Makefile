@@ -1,4 +1,4 @@
-.PHONY: help up down dev test check fmt lint bench sdl
+.PHONY: help up down dev test check fmt lint bench sdl proto
 .DEFAULT_GOAL := help
 
 help: ## this list
@@ -34,3 +34,8 @@ bench: ## measured medians beside their baselines, as a table
 sdl: ## write codegen/schema.graphql anew
 	cargo run --release --locked -p wrenn-api -- schema > codegen/schema.graphql.new
 	mv codegen/schema.graphql.new codegen/schema.graphql
+
+proto: ## write the code of the .proto files anew
+	@# Emptied first: what does not compile must not stand in its own way.
+	for file in wrenn.envd.v1.rs wrenn.agent.v1.rs; do : > codegen/proto/src/generated/$$file; done
+	WRENN_WRITE_GENERATED=1 cargo test --locked -p wrenn-proto --test generated

@@ -76,7 +76,8 @@ install_packages() {
     return "$result"
 }
 
-build_host() { cargo build --release --workspace --bins --locked; }
+# Of the whole workspace, so that the dependencies have the same features as in the tests and are built once.
+build_host() { cargo build --release --workspace --bin wrenn-api --bin wrenn-agent --bin wrenn-rootfs --locked; }
 
 build_guest() {
     RUSTFLAGS='-C target-feature=+crt-static -C relocation-model=static' \

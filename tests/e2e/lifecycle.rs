@@ -60,7 +60,7 @@ pub async fn goes_on_over_pause_and_resume(stack: Arc<Stack>) -> Result<()> {
         let (counted, written) = (count(client, &id).await?, held(client, &id, holder).await?);
         let paused = client.pause(&id).await?;
         ensure!(paused.state == "PAUSED", "round {round}: {paused:?}");
-        ensure!(stack.vmm_of(&id).is_none(), "a paused capsule has a VMM");
+        vmm_ended(&stack, &id).await?;
         let resumed = client.resume(&id).await?;
         ensure!(resumed.state == "RUNNING", "round {round}: {resumed:?}");
 
@@ -78,6 +78,12 @@ pub async fn goes_on_over_pause_and_resume(stack: Arc<Stack>) -> Result<()> {
     }
     client.destroy(&id).await?;
     Ok(())
+}
+
+/// A capsule is paused as soon as it is safe on disk; its VMM is taken apart right after.
+async fn vmm_ended(stack: &Stack, id: &str) -> Result<()> {
+    let gone = async || Ok(stack.vmm_of(id).is_none());
+    wait::until_true("the end of a paused capsule's VMM", Duration::from_secs(5), gone).await
 }
 
 async fn count(client: &Client, id: &str) -> Result<u64> {
@@ -103,7 +109,7 @@ pub async fn is_paused_when_idle(stack: Arc<Stack>) -> Result<()> {
         Ok(client.capsule(&id).await?.context("the capsule")?.state == "PAUSED")
     })
     .await?;
-    ensure!(stack.vmm_of(&id).is_none(), "a paused capsule has a VMM");
+    vmm_ended(&stack, &id).await?;
 
     client.resume(&id).await?;
     ensure!(client.set_timeout(&id, 0).await?.timeout_sec == 0);

@@ -1,4 +1,4 @@
-//! The contracts between the processes, generated from `codegen/proto/proto/`.
+//! The contracts between the processes, generated from `codegen/proto/proto/` by `make proto`.
 //!
 //! `envd.proto` is what a host asks of its guests, `agent.proto` what the control plane asks of a host.
 //! Besides the generated code only what both ends of a wire must agree on is here: the names of
@@ -11,7 +11,7 @@ pub mod envd {
         reason = "the generator writes them"
     )]
     pub mod v1 {
-        tonic::include_proto!("wrenn.envd.v1");
+        include!("generated/wrenn.envd.v1.rs");
     }
 }
 
@@ -22,7 +22,7 @@ pub mod agent {
         reason = "the generator writes them"
     )]
     pub mod v1 {
-        tonic::include_proto!("wrenn.agent.v1");
+        include!("generated/wrenn.agent.v1.rs");
     }
 }
 
@@ -42,7 +42,7 @@ pub const ENVD_PORT: u16 = 49983;
 ///
 /// A reader that stops reading holds at most a stream window per hop; the connection window is out of
 /// the way (the protocol's maximum, 2³¹−1) so that one stalled stream never stalls its neighbours.
-/// The sum of the stream windows and socket buffers on a path must stay below the 1 MiB of output that envd
-/// keeps for each stream of a process, so that what was under way when a hop died can be read again.
+/// The sum of the stream windows and socket buffers on a path must stay below the 512 KiB of delivered output
+/// that envd keeps for each stream of a process, so that what was under way when a hop died can be read again.
 pub const STREAM_WINDOW: u32 = 128 * 1024;
 pub const CONNECTION_WINDOW: u32 = (1 << 31) - 1;
