@@ -61,6 +61,9 @@ pub struct Capsule {
     pub started_at_ns: i64,
     #[prost(int64, tag = "12")]
     pub last_active_at_ns: i64,
+    /// The capsule that it is a fork of.
+    #[prost(string, tag = "13")]
+    pub parent_id: ::prost::alloc::string::String,
 }
 #[derive(Clone, PartialEq, ::prost::Message)]
 pub struct CreateCapsuleRequest {
@@ -87,6 +90,28 @@ pub struct CreateCapsuleRequest {
     /// `root` if empty.
     #[prost(string, tag = "10")]
     pub default_user: ::prost::alloc::string::String,
+    #[prost(message, optional, tag = "11")]
+    pub egress: ::core::option::Option<EgressPolicy>,
+    /// The template is a snapshot of this host, with memory: vCPUs, memory and disk are those of the snapshot.
+    #[prost(bool, tag = "12")]
+    pub from_snapshot: bool,
+    /// Names of `env` whose values forks do not inherit unless asked to, and no snapshot keeps.
+    #[prost(string, repeated, tag = "13")]
+    pub secret_env: ::prost::alloc::vec::Vec<::prost::alloc::string::String>,
+}
+/// What a guest may reach outside. What no guest may reach (this host, its networks, other capsules, link-local
+/// addresses) stays out of reach whatever is allowed here. The name servers stay reachable unless `deny_all` is set and
+/// no host name is allowed.
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct EgressPolicy {
+    /// Nothing but what `allow` names.
+    #[prost(bool, tag = "1")]
+    pub deny_all: bool,
+    /// IPv4 addresses and CIDRs, and host names, `*.example.com` standing for every name below. They go before `deny`.
+    #[prost(string, repeated, tag = "2")]
+    pub allow: ::prost::alloc::vec::Vec<::prost::alloc::string::String>,
+    #[prost(string, repeated, tag = "3")]
+    pub deny: ::prost::alloc::vec::Vec<::prost::alloc::string::String>,
 }
 #[derive(Clone, Copy, PartialEq, Eq, Hash, ::prost::Message)]
 pub struct ListCapsulesRequest {}
@@ -166,6 +191,156 @@ pub struct CloseInputRequest {
     pub capsule_id: ::prost::alloc::string::String,
     #[prost(message, optional, tag = "2")]
     pub input: ::core::option::Option<super::super::envd::v1::CloseInputRequest>,
+}
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct ResizePtyRequest {
+    #[prost(string, tag = "1")]
+    pub capsule_id: ::prost::alloc::string::String,
+    #[prost(message, optional, tag = "2")]
+    pub pty: ::core::option::Option<super::super::envd::v1::ResizeRequest>,
+}
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct SnapshotCapsuleRequest {
+    #[prost(string, tag = "1")]
+    pub capsule_id: ::prost::alloc::string::String,
+    /// Of the template to make.
+    #[prost(string, tag = "2")]
+    pub template_id: ::prost::alloc::string::String,
+}
+#[derive(Clone, Copy, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct SnapshotCapsuleResponse {
+    #[prost(uint32, tag = "1")]
+    pub vcpus: u32,
+    #[prost(uint32, tag = "2")]
+    pub memory_mib: u32,
+    #[prost(uint32, tag = "3")]
+    pub disk_mib: u32,
+    /// What the snapshot takes on the host's disk, without what it shares with other files.
+    #[prost(uint64, tag = "4")]
+    pub written_bytes: u64,
+    /// How long the guest stood still; 0 for a paused capsule.
+    #[prost(uint64, tag = "5")]
+    pub stopped_us: u64,
+}
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct ForkCapsuleRequest {
+    #[prost(string, tag = "1")]
+    pub capsule_id: ::prost::alloc::string::String,
+    /// 1…100 of them.
+    #[prost(string, repeated, tag = "2")]
+    pub child_ids: ::prost::alloc::vec::Vec<::prost::alloc::string::String>,
+    /// Environment marked secret goes to the copies too.
+    #[prost(bool, tag = "3")]
+    pub inherit_secrets: bool,
+}
+#[derive(Clone, PartialEq, ::prost::Message)]
+pub struct ForkCapsuleResponse {
+    /// In the order of `child_ids`.
+    #[prost(message, repeated, tag = "1")]
+    pub capsules: ::prost::alloc::vec::Vec<Capsule>,
+    /// How long the parent stood still; 0 for a paused one.
+    #[prost(uint64, tag = "2")]
+    pub stopped_us: u64,
+}
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct DeleteTemplateRequest {
+    #[prost(string, tag = "1")]
+    pub template_id: ::prost::alloc::string::String,
+}
+#[derive(Clone, Copy, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct DeleteTemplateResponse {}
+#[derive(Clone, Copy, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct DrainRequest {}
+#[derive(Clone, Copy, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct DrainResponse {
+    #[prost(uint32, tag = "1")]
+    pub paused: u32,
+}
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct StatFileRequest {
+    #[prost(string, tag = "1")]
+    pub capsule_id: ::prost::alloc::string::String,
+    #[prost(message, optional, tag = "2")]
+    pub file: ::core::option::Option<super::super::envd::v1::StatRequest>,
+}
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct ListDirectoryRequest {
+    #[prost(string, tag = "1")]
+    pub capsule_id: ::prost::alloc::string::String,
+    #[prost(message, optional, tag = "2")]
+    pub directory: ::core::option::Option<super::super::envd::v1::ListDirectoryRequest>,
+}
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct MakeDirectoryRequest {
+    #[prost(string, tag = "1")]
+    pub capsule_id: ::prost::alloc::string::String,
+    #[prost(message, optional, tag = "2")]
+    pub directory: ::core::option::Option<super::super::envd::v1::MakeDirectoryRequest>,
+}
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct MoveFileRequest {
+    #[prost(string, tag = "1")]
+    pub capsule_id: ::prost::alloc::string::String,
+    #[prost(message, optional, tag = "2")]
+    pub file: ::core::option::Option<super::super::envd::v1::MoveRequest>,
+}
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct RemoveFileRequest {
+    #[prost(string, tag = "1")]
+    pub capsule_id: ::prost::alloc::string::String,
+    #[prost(message, optional, tag = "2")]
+    pub file: ::core::option::Option<super::super::envd::v1::RemoveRequest>,
+}
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct ReadFileRequest {
+    #[prost(string, tag = "1")]
+    pub capsule_id: ::prost::alloc::string::String,
+    #[prost(message, optional, tag = "2")]
+    pub file: ::core::option::Option<super::super::envd::v1::ReadRequest>,
+}
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct WriteFileRequest {
+    /// In the first message.
+    #[prost(string, tag = "1")]
+    pub capsule_id: ::prost::alloc::string::String,
+    #[prost(message, optional, tag = "2")]
+    pub file: ::core::option::Option<super::super::envd::v1::WriteRequest>,
+}
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct WatchDirectoryRequest {
+    #[prost(string, tag = "1")]
+    pub capsule_id: ::prost::alloc::string::String,
+    #[prost(message, optional, tag = "2")]
+    pub directory: ::core::option::Option<super::super::envd::v1::WatchRequest>,
+}
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct GetMetricsRequest {
+    #[prost(string, tag = "1")]
+    pub capsule_id: ::prost::alloc::string::String,
+    /// How far back, at most a day. The tier that is kept this long answers: 10 minutes at 500 ms, 2 hours at 30 s, 24 hours
+    /// at 5 minutes.
+    #[prost(uint32, tag = "2")]
+    pub range_sec: u32,
+}
+#[derive(Clone, PartialEq, ::prost::Message)]
+pub struct GetMetricsResponse {
+    #[prost(message, repeated, tag = "1")]
+    pub points: ::prost::alloc::vec::Vec<MetricPoint>,
+}
+#[derive(Clone, Copy, PartialEq, ::prost::Message)]
+pub struct MetricPoint {
+    /// Nanoseconds since the Unix epoch; the end of what the point stands for.
+    #[prost(int64, tag = "1")]
+    pub at_ns: i64,
+    /// Of one host CPU: 200 is two of them.
+    #[prost(double, tag = "2")]
+    pub cpu_percent: f64,
+    /// Resident memory of the VMM.
+    #[prost(uint64, tag = "3")]
+    pub memory_bytes: u64,
+    /// What the capsule's disk really takes on the host.
+    #[prost(uint64, tag = "4")]
+    pub disk_bytes: u64,
 }
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, ::prost::Enumeration)]
 #[repr(i32)]
@@ -702,6 +877,428 @@ pub mod agent_client {
                 .insert(GrpcMethod::new("wrenn.agent.v1.Agent", "CloseInput"));
             self.inner.unary(req, path, codec).await
         }
+        pub async fn resize_pty(
+            &mut self,
+            request: impl tonic::IntoRequest<super::ResizePtyRequest>,
+        ) -> std::result::Result<
+            tonic::Response<super::super::super::envd::v1::ResizeResponse>,
+            tonic::Status,
+        > {
+            self.inner
+                .ready()
+                .await
+                .map_err(|e| {
+                    tonic::Status::unknown(
+                        format!("Service was not ready: {}", e.into()),
+                    )
+                })?;
+            let codec = tonic_prost::ProstCodec::default();
+            let path = http::uri::PathAndQuery::from_static(
+                "/wrenn.agent.v1.Agent/ResizePty",
+            );
+            let mut req = request.into_request();
+            req.extensions_mut()
+                .insert(GrpcMethod::new("wrenn.agent.v1.Agent", "ResizePty"));
+            self.inner.unary(req, path, codec).await
+        }
+        /// A checkpoint: memory, devices and disk of a capsule, running or paused, become a template of this host. A running
+        /// one stands still only while its changed pages are taken. Repeating it with the same template id answers with
+        /// what is there.
+        pub async fn snapshot_capsule(
+            &mut self,
+            request: impl tonic::IntoRequest<super::SnapshotCapsuleRequest>,
+        ) -> std::result::Result<
+            tonic::Response<super::SnapshotCapsuleResponse>,
+            tonic::Status,
+        > {
+            self.inner
+                .ready()
+                .await
+                .map_err(|e| {
+                    tonic::Status::unknown(
+                        format!("Service was not ready: {}", e.into()),
+                    )
+                })?;
+            let codec = tonic_prost::ProstCodec::default();
+            let path = http::uri::PathAndQuery::from_static(
+                "/wrenn.agent.v1.Agent/SnapshotCapsule",
+            );
+            let mut req = request.into_request();
+            req.extensions_mut()
+                .insert(GrpcMethod::new("wrenn.agent.v1.Agent", "SnapshotCapsule"));
+            self.inner.unary(req, path, codec).await
+        }
+        /// Running copies of one moment of a capsule, running or paused; all of them or none. Repeating it with the same ids
+        /// answers with the copies as they are.
+        pub async fn fork_capsule(
+            &mut self,
+            request: impl tonic::IntoRequest<super::ForkCapsuleRequest>,
+        ) -> std::result::Result<
+            tonic::Response<super::ForkCapsuleResponse>,
+            tonic::Status,
+        > {
+            self.inner
+                .ready()
+                .await
+                .map_err(|e| {
+                    tonic::Status::unknown(
+                        format!("Service was not ready: {}", e.into()),
+                    )
+                })?;
+            let codec = tonic_prost::ProstCodec::default();
+            let path = http::uri::PathAndQuery::from_static(
+                "/wrenn.agent.v1.Agent/ForkCapsule",
+            );
+            let mut req = request.into_request();
+            req.extensions_mut()
+                .insert(GrpcMethod::new("wrenn.agent.v1.Agent", "ForkCapsule"));
+            self.inner.unary(req, path, codec).await
+        }
+        /// What this host keeps of a template: its snapshot, its golden snapshots. Unknown is deleted already.
+        pub async fn delete_template(
+            &mut self,
+            request: impl tonic::IntoRequest<super::DeleteTemplateRequest>,
+        ) -> std::result::Result<
+            tonic::Response<super::DeleteTemplateResponse>,
+            tonic::Status,
+        > {
+            self.inner
+                .ready()
+                .await
+                .map_err(|e| {
+                    tonic::Status::unknown(
+                        format!("Service was not ready: {}", e.into()),
+                    )
+                })?;
+            let codec = tonic_prost::ProstCodec::default();
+            let path = http::uri::PathAndQuery::from_static(
+                "/wrenn.agent.v1.Agent/DeleteTemplate",
+            );
+            let mut req = request.into_request();
+            req.extensions_mut()
+                .insert(GrpcMethod::new("wrenn.agent.v1.Agent", "DeleteTemplate"));
+            self.inner.unary(req, path, codec).await
+        }
+        /// Pauses every capsule and takes no new ones until the agent is started again.
+        pub async fn drain(
+            &mut self,
+            request: impl tonic::IntoRequest<super::DrainRequest>,
+        ) -> std::result::Result<tonic::Response<super::DrainResponse>, tonic::Status> {
+            self.inner
+                .ready()
+                .await
+                .map_err(|e| {
+                    tonic::Status::unknown(
+                        format!("Service was not ready: {}", e.into()),
+                    )
+                })?;
+            let codec = tonic_prost::ProstCodec::default();
+            let path = http::uri::PathAndQuery::from_static(
+                "/wrenn.agent.v1.Agent/Drain",
+            );
+            let mut req = request.into_request();
+            req.extensions_mut()
+                .insert(GrpcMethod::new("wrenn.agent.v1.Agent", "Drain"));
+            self.inner.unary(req, path, codec).await
+        }
+        /// Files of a running capsule; each is activity. See wrenn.envd.v1.Files.
+        pub async fn stat_file(
+            &mut self,
+            request: impl tonic::IntoRequest<super::StatFileRequest>,
+        ) -> std::result::Result<
+            tonic::Response<super::super::super::envd::v1::StatResponse>,
+            tonic::Status,
+        > {
+            self.inner
+                .ready()
+                .await
+                .map_err(|e| {
+                    tonic::Status::unknown(
+                        format!("Service was not ready: {}", e.into()),
+                    )
+                })?;
+            let codec = tonic_prost::ProstCodec::default();
+            let path = http::uri::PathAndQuery::from_static(
+                "/wrenn.agent.v1.Agent/StatFile",
+            );
+            let mut req = request.into_request();
+            req.extensions_mut()
+                .insert(GrpcMethod::new("wrenn.agent.v1.Agent", "StatFile"));
+            self.inner.unary(req, path, codec).await
+        }
+        pub async fn list_directory(
+            &mut self,
+            request: impl tonic::IntoRequest<super::ListDirectoryRequest>,
+        ) -> std::result::Result<
+            tonic::Response<super::super::super::envd::v1::ListDirectoryResponse>,
+            tonic::Status,
+        > {
+            self.inner
+                .ready()
+                .await
+                .map_err(|e| {
+                    tonic::Status::unknown(
+                        format!("Service was not ready: {}", e.into()),
+                    )
+                })?;
+            let codec = tonic_prost::ProstCodec::default();
+            let path = http::uri::PathAndQuery::from_static(
+                "/wrenn.agent.v1.Agent/ListDirectory",
+            );
+            let mut req = request.into_request();
+            req.extensions_mut()
+                .insert(GrpcMethod::new("wrenn.agent.v1.Agent", "ListDirectory"));
+            self.inner.unary(req, path, codec).await
+        }
+        pub async fn make_directory(
+            &mut self,
+            request: impl tonic::IntoRequest<super::MakeDirectoryRequest>,
+        ) -> std::result::Result<
+            tonic::Response<super::super::super::envd::v1::StatResponse>,
+            tonic::Status,
+        > {
+            self.inner
+                .ready()
+                .await
+                .map_err(|e| {
+                    tonic::Status::unknown(
+                        format!("Service was not ready: {}", e.into()),
+                    )
+                })?;
+            let codec = tonic_prost::ProstCodec::default();
+            let path = http::uri::PathAndQuery::from_static(
+                "/wrenn.agent.v1.Agent/MakeDirectory",
+            );
+            let mut req = request.into_request();
+            req.extensions_mut()
+                .insert(GrpcMethod::new("wrenn.agent.v1.Agent", "MakeDirectory"));
+            self.inner.unary(req, path, codec).await
+        }
+        pub async fn move_file(
+            &mut self,
+            request: impl tonic::IntoRequest<super::MoveFileRequest>,
+        ) -> std::result::Result<
+            tonic::Response<super::super::super::envd::v1::StatResponse>,
+            tonic::Status,
+        > {
+            self.inner
+                .ready()
+                .await
+                .map_err(|e| {
+                    tonic::Status::unknown(
+                        format!("Service was not ready: {}", e.into()),
+                    )
+                })?;
+            let codec = tonic_prost::ProstCodec::default();
+            let path = http::uri::PathAndQuery::from_static(
+                "/wrenn.agent.v1.Agent/MoveFile",
+            );
+            let mut req = request.into_request();
+            req.extensions_mut()
+                .insert(GrpcMethod::new("wrenn.agent.v1.Agent", "MoveFile"));
+            self.inner.unary(req, path, codec).await
+        }
+        pub async fn remove_file(
+            &mut self,
+            request: impl tonic::IntoRequest<super::RemoveFileRequest>,
+        ) -> std::result::Result<
+            tonic::Response<super::super::super::envd::v1::RemoveResponse>,
+            tonic::Status,
+        > {
+            self.inner
+                .ready()
+                .await
+                .map_err(|e| {
+                    tonic::Status::unknown(
+                        format!("Service was not ready: {}", e.into()),
+                    )
+                })?;
+            let codec = tonic_prost::ProstCodec::default();
+            let path = http::uri::PathAndQuery::from_static(
+                "/wrenn.agent.v1.Agent/RemoveFile",
+            );
+            let mut req = request.into_request();
+            req.extensions_mut()
+                .insert(GrpcMethod::new("wrenn.agent.v1.Agent", "RemoveFile"));
+            self.inner.unary(req, path, codec).await
+        }
+        pub async fn read_file(
+            &mut self,
+            request: impl tonic::IntoRequest<super::ReadFileRequest>,
+        ) -> std::result::Result<
+            tonic::Response<
+                tonic::codec::Streaming<super::super::super::envd::v1::ReadResponse>,
+            >,
+            tonic::Status,
+        > {
+            self.inner
+                .ready()
+                .await
+                .map_err(|e| {
+                    tonic::Status::unknown(
+                        format!("Service was not ready: {}", e.into()),
+                    )
+                })?;
+            let codec = tonic_prost::ProstCodec::default();
+            let path = http::uri::PathAndQuery::from_static(
+                "/wrenn.agent.v1.Agent/ReadFile",
+            );
+            let mut req = request.into_request();
+            req.extensions_mut()
+                .insert(GrpcMethod::new("wrenn.agent.v1.Agent", "ReadFile"));
+            self.inner.server_streaming(req, path, codec).await
+        }
+        pub async fn write_file(
+            &mut self,
+            request: impl tonic::IntoStreamingRequest<Message = super::WriteFileRequest>,
+        ) -> std::result::Result<
+            tonic::Response<super::super::super::envd::v1::StatResponse>,
+            tonic::Status,
+        > {
+            self.inner
+                .ready()
+                .await
+                .map_err(|e| {
+                    tonic::Status::unknown(
+                        format!("Service was not ready: {}", e.into()),
+                    )
+                })?;
+            let codec = tonic_prost::ProstCodec::default();
+            let path = http::uri::PathAndQuery::from_static(
+                "/wrenn.agent.v1.Agent/WriteFile",
+            );
+            let mut req = request.into_streaming_request();
+            req.extensions_mut()
+                .insert(GrpcMethod::new("wrenn.agent.v1.Agent", "WriteFile"));
+            self.inner.client_streaming(req, path, codec).await
+        }
+        pub async fn watch_directory(
+            &mut self,
+            request: impl tonic::IntoRequest<super::WatchDirectoryRequest>,
+        ) -> std::result::Result<
+            tonic::Response<
+                tonic::codec::Streaming<super::super::super::envd::v1::FileEvent>,
+            >,
+            tonic::Status,
+        > {
+            self.inner
+                .ready()
+                .await
+                .map_err(|e| {
+                    tonic::Status::unknown(
+                        format!("Service was not ready: {}", e.into()),
+                    )
+                })?;
+            let codec = tonic_prost::ProstCodec::default();
+            let path = http::uri::PathAndQuery::from_static(
+                "/wrenn.agent.v1.Agent/WatchDirectory",
+            );
+            let mut req = request.into_request();
+            req.extensions_mut()
+                .insert(GrpcMethod::new("wrenn.agent.v1.Agent", "WatchDirectory"));
+            self.inner.server_streaming(req, path, codec).await
+        }
+        /// What listens in a running capsule. Looking is no activity.
+        pub async fn list_ports(
+            &mut self,
+            request: impl tonic::IntoRequest<super::CapsuleRef>,
+        ) -> std::result::Result<
+            tonic::Response<super::super::super::envd::v1::ListPortsResponse>,
+            tonic::Status,
+        > {
+            self.inner
+                .ready()
+                .await
+                .map_err(|e| {
+                    tonic::Status::unknown(
+                        format!("Service was not ready: {}", e.into()),
+                    )
+                })?;
+            let codec = tonic_prost::ProstCodec::default();
+            let path = http::uri::PathAndQuery::from_static(
+                "/wrenn.agent.v1.Agent/ListPorts",
+            );
+            let mut req = request.into_request();
+            req.extensions_mut()
+                .insert(GrpcMethod::new("wrenn.agent.v1.Agent", "ListPorts"));
+            self.inner.unary(req, path, codec).await
+        }
+        pub async fn watch_ports(
+            &mut self,
+            request: impl tonic::IntoRequest<super::CapsuleRef>,
+        ) -> std::result::Result<
+            tonic::Response<
+                tonic::codec::Streaming<super::super::super::envd::v1::PortEvent>,
+            >,
+            tonic::Status,
+        > {
+            self.inner
+                .ready()
+                .await
+                .map_err(|e| {
+                    tonic::Status::unknown(
+                        format!("Service was not ready: {}", e.into()),
+                    )
+                })?;
+            let codec = tonic_prost::ProstCodec::default();
+            let path = http::uri::PathAndQuery::from_static(
+                "/wrenn.agent.v1.Agent/WatchPorts",
+            );
+            let mut req = request.into_request();
+            req.extensions_mut()
+                .insert(GrpcMethod::new("wrenn.agent.v1.Agent", "WatchPorts"));
+            self.inner.server_streaming(req, path, codec).await
+        }
+        /// Load of a running or paused capsule, oldest point first.
+        pub async fn get_metrics(
+            &mut self,
+            request: impl tonic::IntoRequest<super::GetMetricsRequest>,
+        ) -> std::result::Result<
+            tonic::Response<super::GetMetricsResponse>,
+            tonic::Status,
+        > {
+            self.inner
+                .ready()
+                .await
+                .map_err(|e| {
+                    tonic::Status::unknown(
+                        format!("Service was not ready: {}", e.into()),
+                    )
+                })?;
+            let codec = tonic_prost::ProstCodec::default();
+            let path = http::uri::PathAndQuery::from_static(
+                "/wrenn.agent.v1.Agent/GetMetrics",
+            );
+            let mut req = request.into_request();
+            req.extensions_mut()
+                .insert(GrpcMethod::new("wrenn.agent.v1.Agent", "GetMetrics"));
+            self.inner.unary(req, path, codec).await
+        }
+        /// The newest point first, then each as it is taken, every 500 ms.
+        pub async fn watch_metrics(
+            &mut self,
+            request: impl tonic::IntoRequest<super::CapsuleRef>,
+        ) -> std::result::Result<
+            tonic::Response<tonic::codec::Streaming<super::MetricPoint>>,
+            tonic::Status,
+        > {
+            self.inner
+                .ready()
+                .await
+                .map_err(|e| {
+                    tonic::Status::unknown(
+                        format!("Service was not ready: {}", e.into()),
+                    )
+                })?;
+            let codec = tonic_prost::ProstCodec::default();
+            let path = http::uri::PathAndQuery::from_static(
+                "/wrenn.agent.v1.Agent/WatchMetrics",
+            );
+            let mut req = request.into_request();
+            req.extensions_mut()
+                .insert(GrpcMethod::new("wrenn.agent.v1.Agent", "WatchMetrics"));
+            self.inner.server_streaming(req, path, codec).await
+        }
     }
 }
 /// Generated server implementations.
@@ -840,6 +1437,160 @@ pub mod agent_server {
             request: tonic::Request<super::CloseInputRequest>,
         ) -> std::result::Result<
             tonic::Response<super::super::super::envd::v1::InputResponse>,
+            tonic::Status,
+        >;
+        async fn resize_pty(
+            &self,
+            request: tonic::Request<super::ResizePtyRequest>,
+        ) -> std::result::Result<
+            tonic::Response<super::super::super::envd::v1::ResizeResponse>,
+            tonic::Status,
+        >;
+        /// A checkpoint: memory, devices and disk of a capsule, running or paused, become a template of this host. A running
+        /// one stands still only while its changed pages are taken. Repeating it with the same template id answers with
+        /// what is there.
+        async fn snapshot_capsule(
+            &self,
+            request: tonic::Request<super::SnapshotCapsuleRequest>,
+        ) -> std::result::Result<
+            tonic::Response<super::SnapshotCapsuleResponse>,
+            tonic::Status,
+        >;
+        /// Running copies of one moment of a capsule, running or paused; all of them or none. Repeating it with the same ids
+        /// answers with the copies as they are.
+        async fn fork_capsule(
+            &self,
+            request: tonic::Request<super::ForkCapsuleRequest>,
+        ) -> std::result::Result<
+            tonic::Response<super::ForkCapsuleResponse>,
+            tonic::Status,
+        >;
+        /// What this host keeps of a template: its snapshot, its golden snapshots. Unknown is deleted already.
+        async fn delete_template(
+            &self,
+            request: tonic::Request<super::DeleteTemplateRequest>,
+        ) -> std::result::Result<
+            tonic::Response<super::DeleteTemplateResponse>,
+            tonic::Status,
+        >;
+        /// Pauses every capsule and takes no new ones until the agent is started again.
+        async fn drain(
+            &self,
+            request: tonic::Request<super::DrainRequest>,
+        ) -> std::result::Result<tonic::Response<super::DrainResponse>, tonic::Status>;
+        /// Files of a running capsule; each is activity. See wrenn.envd.v1.Files.
+        async fn stat_file(
+            &self,
+            request: tonic::Request<super::StatFileRequest>,
+        ) -> std::result::Result<
+            tonic::Response<super::super::super::envd::v1::StatResponse>,
+            tonic::Status,
+        >;
+        async fn list_directory(
+            &self,
+            request: tonic::Request<super::ListDirectoryRequest>,
+        ) -> std::result::Result<
+            tonic::Response<super::super::super::envd::v1::ListDirectoryResponse>,
+            tonic::Status,
+        >;
+        async fn make_directory(
+            &self,
+            request: tonic::Request<super::MakeDirectoryRequest>,
+        ) -> std::result::Result<
+            tonic::Response<super::super::super::envd::v1::StatResponse>,
+            tonic::Status,
+        >;
+        async fn move_file(
+            &self,
+            request: tonic::Request<super::MoveFileRequest>,
+        ) -> std::result::Result<
+            tonic::Response<super::super::super::envd::v1::StatResponse>,
+            tonic::Status,
+        >;
+        async fn remove_file(
+            &self,
+            request: tonic::Request<super::RemoveFileRequest>,
+        ) -> std::result::Result<
+            tonic::Response<super::super::super::envd::v1::RemoveResponse>,
+            tonic::Status,
+        >;
+        /// Server streaming response type for the ReadFile method.
+        type ReadFileStream: tonic::codegen::tokio_stream::Stream<
+                Item = std::result::Result<
+                    super::super::super::envd::v1::ReadResponse,
+                    tonic::Status,
+                >,
+            >
+            + std::marker::Send
+            + 'static;
+        async fn read_file(
+            &self,
+            request: tonic::Request<super::ReadFileRequest>,
+        ) -> std::result::Result<tonic::Response<Self::ReadFileStream>, tonic::Status>;
+        async fn write_file(
+            &self,
+            request: tonic::Request<tonic::Streaming<super::WriteFileRequest>>,
+        ) -> std::result::Result<
+            tonic::Response<super::super::super::envd::v1::StatResponse>,
+            tonic::Status,
+        >;
+        /// Server streaming response type for the WatchDirectory method.
+        type WatchDirectoryStream: tonic::codegen::tokio_stream::Stream<
+                Item = std::result::Result<
+                    super::super::super::envd::v1::FileEvent,
+                    tonic::Status,
+                >,
+            >
+            + std::marker::Send
+            + 'static;
+        async fn watch_directory(
+            &self,
+            request: tonic::Request<super::WatchDirectoryRequest>,
+        ) -> std::result::Result<
+            tonic::Response<Self::WatchDirectoryStream>,
+            tonic::Status,
+        >;
+        /// What listens in a running capsule. Looking is no activity.
+        async fn list_ports(
+            &self,
+            request: tonic::Request<super::CapsuleRef>,
+        ) -> std::result::Result<
+            tonic::Response<super::super::super::envd::v1::ListPortsResponse>,
+            tonic::Status,
+        >;
+        /// Server streaming response type for the WatchPorts method.
+        type WatchPortsStream: tonic::codegen::tokio_stream::Stream<
+                Item = std::result::Result<
+                    super::super::super::envd::v1::PortEvent,
+                    tonic::Status,
+                >,
+            >
+            + std::marker::Send
+            + 'static;
+        async fn watch_ports(
+            &self,
+            request: tonic::Request<super::CapsuleRef>,
+        ) -> std::result::Result<tonic::Response<Self::WatchPortsStream>, tonic::Status>;
+        /// Load of a running or paused capsule, oldest point first.
+        async fn get_metrics(
+            &self,
+            request: tonic::Request<super::GetMetricsRequest>,
+        ) -> std::result::Result<
+            tonic::Response<super::GetMetricsResponse>,
+            tonic::Status,
+        >;
+        /// Server streaming response type for the WatchMetrics method.
+        type WatchMetricsStream: tonic::codegen::tokio_stream::Stream<
+                Item = std::result::Result<super::MetricPoint, tonic::Status>,
+            >
+            + std::marker::Send
+            + 'static;
+        /// The newest point first, then each as it is taken, every 500 ms.
+        async fn watch_metrics(
+            &self,
+            request: tonic::Request<super::CapsuleRef>,
+        ) -> std::result::Result<
+            tonic::Response<Self::WatchMetricsStream>,
             tonic::Status,
         >;
     }
@@ -1663,6 +2414,761 @@ pub mod agent_server {
                                 max_encoding_message_size,
                             );
                         let res = grpc.unary(method, req).await;
+                        Ok(res)
+                    };
+                    Box::pin(fut)
+                }
+                "/wrenn.agent.v1.Agent/ResizePty" => {
+                    #[allow(non_camel_case_types)]
+                    struct ResizePtySvc<T: Agent>(pub Arc<T>);
+                    impl<T: Agent> tonic::server::UnaryService<super::ResizePtyRequest>
+                    for ResizePtySvc<T> {
+                        type Response = super::super::super::envd::v1::ResizeResponse;
+                        type Future = BoxFuture<
+                            tonic::Response<Self::Response>,
+                            tonic::Status,
+                        >;
+                        fn call(
+                            &mut self,
+                            request: tonic::Request<super::ResizePtyRequest>,
+                        ) -> Self::Future {
+                            let inner = Arc::clone(&self.0);
+                            let fut = async move {
+                                <T as Agent>::resize_pty(&inner, request).await
+                            };
+                            Box::pin(fut)
+                        }
+                    }
+                    let accept_compression_encodings = self.accept_compression_encodings;
+                    let send_compression_encodings = self.send_compression_encodings;
+                    let max_decoding_message_size = self.max_decoding_message_size;
+                    let max_encoding_message_size = self.max_encoding_message_size;
+                    let inner = self.inner.clone();
+                    let fut = async move {
+                        let method = ResizePtySvc(inner);
+                        let codec = tonic_prost::ProstCodec::default();
+                        let mut grpc = tonic::server::Grpc::new(codec)
+                            .apply_compression_config(
+                                accept_compression_encodings,
+                                send_compression_encodings,
+                            )
+                            .apply_max_message_size_config(
+                                max_decoding_message_size,
+                                max_encoding_message_size,
+                            );
+                        let res = grpc.unary(method, req).await;
+                        Ok(res)
+                    };
+                    Box::pin(fut)
+                }
+                "/wrenn.agent.v1.Agent/SnapshotCapsule" => {
+                    #[allow(non_camel_case_types)]
+                    struct SnapshotCapsuleSvc<T: Agent>(pub Arc<T>);
+                    impl<
+                        T: Agent,
+                    > tonic::server::UnaryService<super::SnapshotCapsuleRequest>
+                    for SnapshotCapsuleSvc<T> {
+                        type Response = super::SnapshotCapsuleResponse;
+                        type Future = BoxFuture<
+                            tonic::Response<Self::Response>,
+                            tonic::Status,
+                        >;
+                        fn call(
+                            &mut self,
+                            request: tonic::Request<super::SnapshotCapsuleRequest>,
+                        ) -> Self::Future {
+                            let inner = Arc::clone(&self.0);
+                            let fut = async move {
+                                <T as Agent>::snapshot_capsule(&inner, request).await
+                            };
+                            Box::pin(fut)
+                        }
+                    }
+                    let accept_compression_encodings = self.accept_compression_encodings;
+                    let send_compression_encodings = self.send_compression_encodings;
+                    let max_decoding_message_size = self.max_decoding_message_size;
+                    let max_encoding_message_size = self.max_encoding_message_size;
+                    let inner = self.inner.clone();
+                    let fut = async move {
+                        let method = SnapshotCapsuleSvc(inner);
+                        let codec = tonic_prost::ProstCodec::default();
+                        let mut grpc = tonic::server::Grpc::new(codec)
+                            .apply_compression_config(
+                                accept_compression_encodings,
+                                send_compression_encodings,
+                            )
+                            .apply_max_message_size_config(
+                                max_decoding_message_size,
+                                max_encoding_message_size,
+                            );
+                        let res = grpc.unary(method, req).await;
+                        Ok(res)
+                    };
+                    Box::pin(fut)
+                }
+                "/wrenn.agent.v1.Agent/ForkCapsule" => {
+                    #[allow(non_camel_case_types)]
+                    struct ForkCapsuleSvc<T: Agent>(pub Arc<T>);
+                    impl<T: Agent> tonic::server::UnaryService<super::ForkCapsuleRequest>
+                    for ForkCapsuleSvc<T> {
+                        type Response = super::ForkCapsuleResponse;
+                        type Future = BoxFuture<
+                            tonic::Response<Self::Response>,
+                            tonic::Status,
+                        >;
+                        fn call(
+                            &mut self,
+                            request: tonic::Request<super::ForkCapsuleRequest>,
+                        ) -> Self::Future {
+                            let inner = Arc::clone(&self.0);
+                            let fut = async move {
+                                <T as Agent>::fork_capsule(&inner, request).await
+                            };
+                            Box::pin(fut)
+                        }
+                    }
+                    let accept_compression_encodings = self.accept_compression_encodings;
+                    let send_compression_encodings = self.send_compression_encodings;
+                    let max_decoding_message_size = self.max_decoding_message_size;
+                    let max_encoding_message_size = self.max_encoding_message_size;
+                    let inner = self.inner.clone();
+                    let fut = async move {
+                        let method = ForkCapsuleSvc(inner);
+                        let codec = tonic_prost::ProstCodec::default();
+                        let mut grpc = tonic::server::Grpc::new(codec)
+                            .apply_compression_config(
+                                accept_compression_encodings,
+                                send_compression_encodings,
+                            )
+                            .apply_max_message_size_config(
+                                max_decoding_message_size,
+                                max_encoding_message_size,
+                            );
+                        let res = grpc.unary(method, req).await;
+                        Ok(res)
+                    };
+                    Box::pin(fut)
+                }
+                "/wrenn.agent.v1.Agent/DeleteTemplate" => {
+                    #[allow(non_camel_case_types)]
+                    struct DeleteTemplateSvc<T: Agent>(pub Arc<T>);
+                    impl<
+                        T: Agent,
+                    > tonic::server::UnaryService<super::DeleteTemplateRequest>
+                    for DeleteTemplateSvc<T> {
+                        type Response = super::DeleteTemplateResponse;
+                        type Future = BoxFuture<
+                            tonic::Response<Self::Response>,
+                            tonic::Status,
+                        >;
+                        fn call(
+                            &mut self,
+                            request: tonic::Request<super::DeleteTemplateRequest>,
+                        ) -> Self::Future {
+                            let inner = Arc::clone(&self.0);
+                            let fut = async move {
+                                <T as Agent>::delete_template(&inner, request).await
+                            };
+                            Box::pin(fut)
+                        }
+                    }
+                    let accept_compression_encodings = self.accept_compression_encodings;
+                    let send_compression_encodings = self.send_compression_encodings;
+                    let max_decoding_message_size = self.max_decoding_message_size;
+                    let max_encoding_message_size = self.max_encoding_message_size;
+                    let inner = self.inner.clone();
+                    let fut = async move {
+                        let method = DeleteTemplateSvc(inner);
+                        let codec = tonic_prost::ProstCodec::default();
+                        let mut grpc = tonic::server::Grpc::new(codec)
+                            .apply_compression_config(
+                                accept_compression_encodings,
+                                send_compression_encodings,
+                            )
+                            .apply_max_message_size_config(
+                                max_decoding_message_size,
+                                max_encoding_message_size,
+                            );
+                        let res = grpc.unary(method, req).await;
+                        Ok(res)
+                    };
+                    Box::pin(fut)
+                }
+                "/wrenn.agent.v1.Agent/Drain" => {
+                    #[allow(non_camel_case_types)]
+                    struct DrainSvc<T: Agent>(pub Arc<T>);
+                    impl<T: Agent> tonic::server::UnaryService<super::DrainRequest>
+                    for DrainSvc<T> {
+                        type Response = super::DrainResponse;
+                        type Future = BoxFuture<
+                            tonic::Response<Self::Response>,
+                            tonic::Status,
+                        >;
+                        fn call(
+                            &mut self,
+                            request: tonic::Request<super::DrainRequest>,
+                        ) -> Self::Future {
+                            let inner = Arc::clone(&self.0);
+                            let fut = async move {
+                                <T as Agent>::drain(&inner, request).await
+                            };
+                            Box::pin(fut)
+                        }
+                    }
+                    let accept_compression_encodings = self.accept_compression_encodings;
+                    let send_compression_encodings = self.send_compression_encodings;
+                    let max_decoding_message_size = self.max_decoding_message_size;
+                    let max_encoding_message_size = self.max_encoding_message_size;
+                    let inner = self.inner.clone();
+                    let fut = async move {
+                        let method = DrainSvc(inner);
+                        let codec = tonic_prost::ProstCodec::default();
+                        let mut grpc = tonic::server::Grpc::new(codec)
+                            .apply_compression_config(
+                                accept_compression_encodings,
+                                send_compression_encodings,
+                            )
+                            .apply_max_message_size_config(
+                                max_decoding_message_size,
+                                max_encoding_message_size,
+                            );
+                        let res = grpc.unary(method, req).await;
+                        Ok(res)
+                    };
+                    Box::pin(fut)
+                }
+                "/wrenn.agent.v1.Agent/StatFile" => {
+                    #[allow(non_camel_case_types)]
+                    struct StatFileSvc<T: Agent>(pub Arc<T>);
+                    impl<T: Agent> tonic::server::UnaryService<super::StatFileRequest>
+                    for StatFileSvc<T> {
+                        type Response = super::super::super::envd::v1::StatResponse;
+                        type Future = BoxFuture<
+                            tonic::Response<Self::Response>,
+                            tonic::Status,
+                        >;
+                        fn call(
+                            &mut self,
+                            request: tonic::Request<super::StatFileRequest>,
+                        ) -> Self::Future {
+                            let inner = Arc::clone(&self.0);
+                            let fut = async move {
+                                <T as Agent>::stat_file(&inner, request).await
+                            };
+                            Box::pin(fut)
+                        }
+                    }
+                    let accept_compression_encodings = self.accept_compression_encodings;
+                    let send_compression_encodings = self.send_compression_encodings;
+                    let max_decoding_message_size = self.max_decoding_message_size;
+                    let max_encoding_message_size = self.max_encoding_message_size;
+                    let inner = self.inner.clone();
+                    let fut = async move {
+                        let method = StatFileSvc(inner);
+                        let codec = tonic_prost::ProstCodec::default();
+                        let mut grpc = tonic::server::Grpc::new(codec)
+                            .apply_compression_config(
+                                accept_compression_encodings,
+                                send_compression_encodings,
+                            )
+                            .apply_max_message_size_config(
+                                max_decoding_message_size,
+                                max_encoding_message_size,
+                            );
+                        let res = grpc.unary(method, req).await;
+                        Ok(res)
+                    };
+                    Box::pin(fut)
+                }
+                "/wrenn.agent.v1.Agent/ListDirectory" => {
+                    #[allow(non_camel_case_types)]
+                    struct ListDirectorySvc<T: Agent>(pub Arc<T>);
+                    impl<
+                        T: Agent,
+                    > tonic::server::UnaryService<super::ListDirectoryRequest>
+                    for ListDirectorySvc<T> {
+                        type Response = super::super::super::envd::v1::ListDirectoryResponse;
+                        type Future = BoxFuture<
+                            tonic::Response<Self::Response>,
+                            tonic::Status,
+                        >;
+                        fn call(
+                            &mut self,
+                            request: tonic::Request<super::ListDirectoryRequest>,
+                        ) -> Self::Future {
+                            let inner = Arc::clone(&self.0);
+                            let fut = async move {
+                                <T as Agent>::list_directory(&inner, request).await
+                            };
+                            Box::pin(fut)
+                        }
+                    }
+                    let accept_compression_encodings = self.accept_compression_encodings;
+                    let send_compression_encodings = self.send_compression_encodings;
+                    let max_decoding_message_size = self.max_decoding_message_size;
+                    let max_encoding_message_size = self.max_encoding_message_size;
+                    let inner = self.inner.clone();
+                    let fut = async move {
+                        let method = ListDirectorySvc(inner);
+                        let codec = tonic_prost::ProstCodec::default();
+                        let mut grpc = tonic::server::Grpc::new(codec)
+                            .apply_compression_config(
+                                accept_compression_encodings,
+                                send_compression_encodings,
+                            )
+                            .apply_max_message_size_config(
+                                max_decoding_message_size,
+                                max_encoding_message_size,
+                            );
+                        let res = grpc.unary(method, req).await;
+                        Ok(res)
+                    };
+                    Box::pin(fut)
+                }
+                "/wrenn.agent.v1.Agent/MakeDirectory" => {
+                    #[allow(non_camel_case_types)]
+                    struct MakeDirectorySvc<T: Agent>(pub Arc<T>);
+                    impl<
+                        T: Agent,
+                    > tonic::server::UnaryService<super::MakeDirectoryRequest>
+                    for MakeDirectorySvc<T> {
+                        type Response = super::super::super::envd::v1::StatResponse;
+                        type Future = BoxFuture<
+                            tonic::Response<Self::Response>,
+                            tonic::Status,
+                        >;
+                        fn call(
+                            &mut self,
+                            request: tonic::Request<super::MakeDirectoryRequest>,
+                        ) -> Self::Future {
+                            let inner = Arc::clone(&self.0);
+                            let fut = async move {
+                                <T as Agent>::make_directory(&inner, request).await
+                            };
+                            Box::pin(fut)
+                        }
+                    }
+                    let accept_compression_encodings = self.accept_compression_encodings;
+                    let send_compression_encodings = self.send_compression_encodings;
+                    let max_decoding_message_size = self.max_decoding_message_size;
+                    let max_encoding_message_size = self.max_encoding_message_size;
+                    let inner = self.inner.clone();
+                    let fut = async move {
+                        let method = MakeDirectorySvc(inner);
+                        let codec = tonic_prost::ProstCodec::default();
+                        let mut grpc = tonic::server::Grpc::new(codec)
+                            .apply_compression_config(
+                                accept_compression_encodings,
+                                send_compression_encodings,
+                            )
+                            .apply_max_message_size_config(
+                                max_decoding_message_size,
+                                max_encoding_message_size,
+                            );
+                        let res = grpc.unary(method, req).await;
+                        Ok(res)
+                    };
+                    Box::pin(fut)
+                }
+                "/wrenn.agent.v1.Agent/MoveFile" => {
+                    #[allow(non_camel_case_types)]
+                    struct MoveFileSvc<T: Agent>(pub Arc<T>);
+                    impl<T: Agent> tonic::server::UnaryService<super::MoveFileRequest>
+                    for MoveFileSvc<T> {
+                        type Response = super::super::super::envd::v1::StatResponse;
+                        type Future = BoxFuture<
+                            tonic::Response<Self::Response>,
+                            tonic::Status,
+                        >;
+                        fn call(
+                            &mut self,
+                            request: tonic::Request<super::MoveFileRequest>,
+                        ) -> Self::Future {
+                            let inner = Arc::clone(&self.0);
+                            let fut = async move {
+                                <T as Agent>::move_file(&inner, request).await
+                            };
+                            Box::pin(fut)
+                        }
+                    }
+                    let accept_compression_encodings = self.accept_compression_encodings;
+                    let send_compression_encodings = self.send_compression_encodings;
+                    let max_decoding_message_size = self.max_decoding_message_size;
+                    let max_encoding_message_size = self.max_encoding_message_size;
+                    let inner = self.inner.clone();
+                    let fut = async move {
+                        let method = MoveFileSvc(inner);
+                        let codec = tonic_prost::ProstCodec::default();
+                        let mut grpc = tonic::server::Grpc::new(codec)
+                            .apply_compression_config(
+                                accept_compression_encodings,
+                                send_compression_encodings,
+                            )
+                            .apply_max_message_size_config(
+                                max_decoding_message_size,
+                                max_encoding_message_size,
+                            );
+                        let res = grpc.unary(method, req).await;
+                        Ok(res)
+                    };
+                    Box::pin(fut)
+                }
+                "/wrenn.agent.v1.Agent/RemoveFile" => {
+                    #[allow(non_camel_case_types)]
+                    struct RemoveFileSvc<T: Agent>(pub Arc<T>);
+                    impl<T: Agent> tonic::server::UnaryService<super::RemoveFileRequest>
+                    for RemoveFileSvc<T> {
+                        type Response = super::super::super::envd::v1::RemoveResponse;
+                        type Future = BoxFuture<
+                            tonic::Response<Self::Response>,
+                            tonic::Status,
+                        >;
+                        fn call(
+                            &mut self,
+                            request: tonic::Request<super::RemoveFileRequest>,
+                        ) -> Self::Future {
+                            let inner = Arc::clone(&self.0);
+                            let fut = async move {
+                                <T as Agent>::remove_file(&inner, request).await
+                            };
+                            Box::pin(fut)
+                        }
+                    }
+                    let accept_compression_encodings = self.accept_compression_encodings;
+                    let send_compression_encodings = self.send_compression_encodings;
+                    let max_decoding_message_size = self.max_decoding_message_size;
+                    let max_encoding_message_size = self.max_encoding_message_size;
+                    let inner = self.inner.clone();
+                    let fut = async move {
+                        let method = RemoveFileSvc(inner);
+                        let codec = tonic_prost::ProstCodec::default();
+                        let mut grpc = tonic::server::Grpc::new(codec)
+                            .apply_compression_config(
+                                accept_compression_encodings,
+                                send_compression_encodings,
+                            )
+                            .apply_max_message_size_config(
+                                max_decoding_message_size,
+                                max_encoding_message_size,
+                            );
+                        let res = grpc.unary(method, req).await;
+                        Ok(res)
+                    };
+                    Box::pin(fut)
+                }
+                "/wrenn.agent.v1.Agent/ReadFile" => {
+                    #[allow(non_camel_case_types)]
+                    struct ReadFileSvc<T: Agent>(pub Arc<T>);
+                    impl<
+                        T: Agent,
+                    > tonic::server::ServerStreamingService<super::ReadFileRequest>
+                    for ReadFileSvc<T> {
+                        type Response = super::super::super::envd::v1::ReadResponse;
+                        type ResponseStream = T::ReadFileStream;
+                        type Future = BoxFuture<
+                            tonic::Response<Self::ResponseStream>,
+                            tonic::Status,
+                        >;
+                        fn call(
+                            &mut self,
+                            request: tonic::Request<super::ReadFileRequest>,
+                        ) -> Self::Future {
+                            let inner = Arc::clone(&self.0);
+                            let fut = async move {
+                                <T as Agent>::read_file(&inner, request).await
+                            };
+                            Box::pin(fut)
+                        }
+                    }
+                    let accept_compression_encodings = self.accept_compression_encodings;
+                    let send_compression_encodings = self.send_compression_encodings;
+                    let max_decoding_message_size = self.max_decoding_message_size;
+                    let max_encoding_message_size = self.max_encoding_message_size;
+                    let inner = self.inner.clone();
+                    let fut = async move {
+                        let method = ReadFileSvc(inner);
+                        let codec = tonic_prost::ProstCodec::default();
+                        let mut grpc = tonic::server::Grpc::new(codec)
+                            .apply_compression_config(
+                                accept_compression_encodings,
+                                send_compression_encodings,
+                            )
+                            .apply_max_message_size_config(
+                                max_decoding_message_size,
+                                max_encoding_message_size,
+                            );
+                        let res = grpc.server_streaming(method, req).await;
+                        Ok(res)
+                    };
+                    Box::pin(fut)
+                }
+                "/wrenn.agent.v1.Agent/WriteFile" => {
+                    #[allow(non_camel_case_types)]
+                    struct WriteFileSvc<T: Agent>(pub Arc<T>);
+                    impl<
+                        T: Agent,
+                    > tonic::server::ClientStreamingService<super::WriteFileRequest>
+                    for WriteFileSvc<T> {
+                        type Response = super::super::super::envd::v1::StatResponse;
+                        type Future = BoxFuture<
+                            tonic::Response<Self::Response>,
+                            tonic::Status,
+                        >;
+                        fn call(
+                            &mut self,
+                            request: tonic::Request<
+                                tonic::Streaming<super::WriteFileRequest>,
+                            >,
+                        ) -> Self::Future {
+                            let inner = Arc::clone(&self.0);
+                            let fut = async move {
+                                <T as Agent>::write_file(&inner, request).await
+                            };
+                            Box::pin(fut)
+                        }
+                    }
+                    let accept_compression_encodings = self.accept_compression_encodings;
+                    let send_compression_encodings = self.send_compression_encodings;
+                    let max_decoding_message_size = self.max_decoding_message_size;
+                    let max_encoding_message_size = self.max_encoding_message_size;
+                    let inner = self.inner.clone();
+                    let fut = async move {
+                        let method = WriteFileSvc(inner);
+                        let codec = tonic_prost::ProstCodec::default();
+                        let mut grpc = tonic::server::Grpc::new(codec)
+                            .apply_compression_config(
+                                accept_compression_encodings,
+                                send_compression_encodings,
+                            )
+                            .apply_max_message_size_config(
+                                max_decoding_message_size,
+                                max_encoding_message_size,
+                            );
+                        let res = grpc.client_streaming(method, req).await;
+                        Ok(res)
+                    };
+                    Box::pin(fut)
+                }
+                "/wrenn.agent.v1.Agent/WatchDirectory" => {
+                    #[allow(non_camel_case_types)]
+                    struct WatchDirectorySvc<T: Agent>(pub Arc<T>);
+                    impl<
+                        T: Agent,
+                    > tonic::server::ServerStreamingService<super::WatchDirectoryRequest>
+                    for WatchDirectorySvc<T> {
+                        type Response = super::super::super::envd::v1::FileEvent;
+                        type ResponseStream = T::WatchDirectoryStream;
+                        type Future = BoxFuture<
+                            tonic::Response<Self::ResponseStream>,
+                            tonic::Status,
+                        >;
+                        fn call(
+                            &mut self,
+                            request: tonic::Request<super::WatchDirectoryRequest>,
+                        ) -> Self::Future {
+                            let inner = Arc::clone(&self.0);
+                            let fut = async move {
+                                <T as Agent>::watch_directory(&inner, request).await
+                            };
+                            Box::pin(fut)
+                        }
+                    }
+                    let accept_compression_encodings = self.accept_compression_encodings;
+                    let send_compression_encodings = self.send_compression_encodings;
+                    let max_decoding_message_size = self.max_decoding_message_size;
+                    let max_encoding_message_size = self.max_encoding_message_size;
+                    let inner = self.inner.clone();
+                    let fut = async move {
+                        let method = WatchDirectorySvc(inner);
+                        let codec = tonic_prost::ProstCodec::default();
+                        let mut grpc = tonic::server::Grpc::new(codec)
+                            .apply_compression_config(
+                                accept_compression_encodings,
+                                send_compression_encodings,
+                            )
+                            .apply_max_message_size_config(
+                                max_decoding_message_size,
+                                max_encoding_message_size,
+                            );
+                        let res = grpc.server_streaming(method, req).await;
+                        Ok(res)
+                    };
+                    Box::pin(fut)
+                }
+                "/wrenn.agent.v1.Agent/ListPorts" => {
+                    #[allow(non_camel_case_types)]
+                    struct ListPortsSvc<T: Agent>(pub Arc<T>);
+                    impl<T: Agent> tonic::server::UnaryService<super::CapsuleRef>
+                    for ListPortsSvc<T> {
+                        type Response = super::super::super::envd::v1::ListPortsResponse;
+                        type Future = BoxFuture<
+                            tonic::Response<Self::Response>,
+                            tonic::Status,
+                        >;
+                        fn call(
+                            &mut self,
+                            request: tonic::Request<super::CapsuleRef>,
+                        ) -> Self::Future {
+                            let inner = Arc::clone(&self.0);
+                            let fut = async move {
+                                <T as Agent>::list_ports(&inner, request).await
+                            };
+                            Box::pin(fut)
+                        }
+                    }
+                    let accept_compression_encodings = self.accept_compression_encodings;
+                    let send_compression_encodings = self.send_compression_encodings;
+                    let max_decoding_message_size = self.max_decoding_message_size;
+                    let max_encoding_message_size = self.max_encoding_message_size;
+                    let inner = self.inner.clone();
+                    let fut = async move {
+                        let method = ListPortsSvc(inner);
+                        let codec = tonic_prost::ProstCodec::default();
+                        let mut grpc = tonic::server::Grpc::new(codec)
+                            .apply_compression_config(
+                                accept_compression_encodings,
+                                send_compression_encodings,
+                            )
+                            .apply_max_message_size_config(
+                                max_decoding_message_size,
+                                max_encoding_message_size,
+                            );
+                        let res = grpc.unary(method, req).await;
+                        Ok(res)
+                    };
+                    Box::pin(fut)
+                }
+                "/wrenn.agent.v1.Agent/WatchPorts" => {
+                    #[allow(non_camel_case_types)]
+                    struct WatchPortsSvc<T: Agent>(pub Arc<T>);
+                    impl<
+                        T: Agent,
+                    > tonic::server::ServerStreamingService<super::CapsuleRef>
+                    for WatchPortsSvc<T> {
+                        type Response = super::super::super::envd::v1::PortEvent;
+                        type ResponseStream = T::WatchPortsStream;
+                        type Future = BoxFuture<
+                            tonic::Response<Self::ResponseStream>,
+                            tonic::Status,
+                        >;
+                        fn call(
+                            &mut self,
+                            request: tonic::Request<super::CapsuleRef>,
+                        ) -> Self::Future {
+                            let inner = Arc::clone(&self.0);
+                            let fut = async move {
+                                <T as Agent>::watch_ports(&inner, request).await
+                            };
+                            Box::pin(fut)
+                        }
+                    }
+                    let accept_compression_encodings = self.accept_compression_encodings;
+                    let send_compression_encodings = self.send_compression_encodings;
+                    let max_decoding_message_size = self.max_decoding_message_size;
+                    let max_encoding_message_size = self.max_encoding_message_size;
+                    let inner = self.inner.clone();
+                    let fut = async move {
+                        let method = WatchPortsSvc(inner);
+                        let codec = tonic_prost::ProstCodec::default();
+                        let mut grpc = tonic::server::Grpc::new(codec)
+                            .apply_compression_config(
+                                accept_compression_encodings,
+                                send_compression_encodings,
+                            )
+                            .apply_max_message_size_config(
+                                max_decoding_message_size,
+                                max_encoding_message_size,
+                            );
+                        let res = grpc.server_streaming(method, req).await;
+                        Ok(res)
+                    };
+                    Box::pin(fut)
+                }
+                "/wrenn.agent.v1.Agent/GetMetrics" => {
+                    #[allow(non_camel_case_types)]
+                    struct GetMetricsSvc<T: Agent>(pub Arc<T>);
+                    impl<T: Agent> tonic::server::UnaryService<super::GetMetricsRequest>
+                    for GetMetricsSvc<T> {
+                        type Response = super::GetMetricsResponse;
+                        type Future = BoxFuture<
+                            tonic::Response<Self::Response>,
+                            tonic::Status,
+                        >;
+                        fn call(
+                            &mut self,
+                            request: tonic::Request<super::GetMetricsRequest>,
+                        ) -> Self::Future {
+                            let inner = Arc::clone(&self.0);
+                            let fut = async move {
+                                <T as Agent>::get_metrics(&inner, request).await
+                            };
+                            Box::pin(fut)
+                        }
+                    }
+                    let accept_compression_encodings = self.accept_compression_encodings;
+                    let send_compression_encodings = self.send_compression_encodings;
+                    let max_decoding_message_size = self.max_decoding_message_size;
+                    let max_encoding_message_size = self.max_encoding_message_size;
+                    let inner = self.inner.clone();
+                    let fut = async move {
+                        let method = GetMetricsSvc(inner);
+                        let codec = tonic_prost::ProstCodec::default();
+                        let mut grpc = tonic::server::Grpc::new(codec)
+                            .apply_compression_config(
+                                accept_compression_encodings,
+                                send_compression_encodings,
+                            )
+                            .apply_max_message_size_config(
+                                max_decoding_message_size,
+                                max_encoding_message_size,
+                            );
+                        let res = grpc.unary(method, req).await;
+                        Ok(res)
+                    };
+                    Box::pin(fut)
+                }
+                "/wrenn.agent.v1.Agent/WatchMetrics" => {
+                    #[allow(non_camel_case_types)]
+                    struct WatchMetricsSvc<T: Agent>(pub Arc<T>);
+                    impl<
+                        T: Agent,
+                    > tonic::server::ServerStreamingService<super::CapsuleRef>
+                    for WatchMetricsSvc<T> {
+                        type Response = super::MetricPoint;
+                        type ResponseStream = T::WatchMetricsStream;
+                        type Future = BoxFuture<
+                            tonic::Response<Self::ResponseStream>,
+                            tonic::Status,
+                        >;
+                        fn call(
+                            &mut self,
+                            request: tonic::Request<super::CapsuleRef>,
+                        ) -> Self::Future {
+                            let inner = Arc::clone(&self.0);
+                            let fut = async move {
+                                <T as Agent>::watch_metrics(&inner, request).await
+                            };
+                            Box::pin(fut)
+                        }
+                    }
+                    let accept_compression_encodings = self.accept_compression_encodings;
+                    let send_compression_encodings = self.send_compression_encodings;
+                    let max_decoding_message_size = self.max_decoding_message_size;
+                    let max_encoding_message_size = self.max_encoding_message_size;
+                    let inner = self.inner.clone();
+                    let fut = async move {
+                        let method = WatchMetricsSvc(inner);
+                        let codec = tonic_prost::ProstCodec::default();
+                        let mut grpc = tonic::server::Grpc::new(codec)
+                            .apply_compression_config(
+                                accept_compression_encodings,
+                                send_compression_encodings,
+                            )
+                            .apply_max_message_size_config(
+                                max_decoding_message_size,
+                                max_encoding_message_size,
+                            );
+                        let res = grpc.server_streaming(method, req).await;
                         Ok(res)
                     };
                     Box::pin(fut)
