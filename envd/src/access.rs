@@ -1,6 +1,6 @@
-//! Who may call what: the token, fixed once.
+//! Who may call what: the token, fixed once in each life of the machine.
 
-use std::sync::OnceLock;
+use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use subtle::ConstantTimeEq;
 use tonic::Status;
@@ -22,13 +22,17 @@ const UNTIL_FIXED: [&str; 3] = [
 /// The capsule's token, once it has one.
 #[derive(Debug, Default)]
 pub struct Access {
-    token: OnceLock<Box<[u8]>>,
+    token: Mutex<Option<Box<[u8]>>>,
 }
 
 impl Access {
+    fn token(&self) -> MutexGuard<'_, Option<Box<[u8]>>> {
+        self.token.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
     /// Whether the token is fixed.
     pub fn is_fixed(&self) -> bool {
-        self.token.get().is_some()
+        self.token().is_some()
     }
 
     /// Whether `token` may be given to [`Access::fix`]. An empty one may, and fixes nothing.
@@ -36,15 +40,9 @@ impl Access {
     /// # Errors
     /// It is too short, or another one is fixed.
     pub fn check(&self, token: &[u8]) -> Result<(), Status> {
-        if token.is_empty() {
-            return Ok(());
-        }
-        if token.len() < SHORTEST_TOKEN {
-            let message = format!("a token has at least {SHORTEST_TOKEN} bytes");
-            return Err(crate::status::field_error(tonic::Code::InvalidArgument, "token", message));
-        }
-        match self.token.get() {
-            Some(fixed) if !bool::from(fixed.ct_eq(token)) => {
+        check_length(token)?;
+        match &*self.token() {
+            Some(fixed) if !token.is_empty() && !bool::from(fixed.ct_eq(token)) => {
                 Err(Status::permission_denied("another token is fixed"))
             }
             _ => Ok(()),
@@ -54,7 +52,15 @@ impl Access {
     /// Fixes a token that was checked. The first stays.
     pub fn fix(&self, token: &[u8]) {
         if !token.is_empty() {
-            let _ = self.token.get_or_init(|| token.into());
+            self.token().get_or_insert_with(|| token.into());
+        }
+    }
+
+    /// Begins another life with a token of its own, whose length was checked: a machine that was restored from another
+    /// one's snapshot has that one's token. An empty one changes nothing.
+    pub fn rotate(&self, token: &[u8]) {
+        if !token.is_empty() {
+            *self.token() = Some(token.into());
         }
     }
 
@@ -66,7 +72,8 @@ impl Access {
         if path == OPEN {
             return Ok(());
         }
-        let Some(fixed) = self.token.get() else {
+        let token = self.token();
+        let Some(fixed) = token.as_deref() else {
             return if UNTIL_FIXED.contains(&path) {
                 Ok(())
             } else {
@@ -79,6 +86,18 @@ impl Access {
             _ => Err(Status::unauthenticated("missing or wrong token")),
         }
     }
+}
+
+/// Checks that a token is long enough; an empty one stands for none.
+///
+/// # Errors
+/// It is too short.
+pub fn check_length(token: &[u8]) -> Result<(), Status> {
+    if token.is_empty() || token.len() >= SHORTEST_TOKEN {
+        return Ok(());
+    }
+    let message = format!("a token has at least {SHORTEST_TOKEN} bytes");
+    Err(crate::status::field_error(tonic::Code::InvalidArgument, "token", message))
 }
 
 /// Hexadecimal digits, of either case, to bytes.
@@ -139,5 +158,17 @@ mod tests {
         assert_eq!(access.check(&[7; 16]).expect_err("another").code(), Code::PermissionDenied);
         access.fix(&[7; 16]);
         assert!(access.check(&TOKEN).is_ok());
+    }
+
+    #[test]
+    fn a_rotated_token_is_the_only_one() {
+        let access = Access::default();
+        access.fix(&TOKEN);
+        access.rotate(b"");
+        assert!(access.admit(LIST, &with(&hex(&TOKEN))).is_ok());
+        access.rotate(&[7; 16]);
+        assert!(access.admit(LIST, &with(&hex(&TOKEN))).is_err());
+        assert!(access.admit(LIST, &with(&hex(&[7; 16]))).is_ok());
+        assert!(access.check(&TOKEN).is_err());
     }
 }

@@ -5,8 +5,8 @@
 use std::io;
 use std::path::Path;
 
-use crate::files::read_regular;
 use crate::spawn::Credentials;
+use crate::system_files::read_regular;
 
 /// A user that a process can be started as.
 #[derive(Debug, Clone, PartialEq, Eq)]

@@ -15,12 +15,18 @@ use tonic::Status;
 use tonic::body::Body;
 use tonic::codegen::Service;
 use tonic::codegen::http::{Request, Response};
+use wrenn_proto::envd::v1::files_server::FilesServer;
 use wrenn_proto::envd::v1::guest_server::GuestServer;
+use wrenn_proto::envd::v1::ports_server::PortsServer;
 use wrenn_proto::envd::v1::processes_server::ProcessesServer;
 
 use crate::access::Access;
 use crate::connections::{ConnectionId, Connections};
+use crate::files::actor::Workers;
+use crate::files::watch::Watches;
+use crate::files::{FilesService, LARGEST_MESSAGE};
 use crate::guest::{Configuration, GuestService};
+use crate::ports::{Ports, PortsService};
 use crate::process::Rules;
 use crate::processes::ProcessesService;
 use crate::spawn;
@@ -58,6 +64,9 @@ pub struct Daemon {
     connections: Arc<Connections>,
     guest: GuestServer<GuestService>,
     processes: ProcessesServer<ProcessesService>,
+    files: FilesServer<FilesService>,
+    open_ports: Arc<Ports>,
+    ports: PortsServer<PortsService>,
 }
 
 impl Daemon {
@@ -69,12 +78,19 @@ impl Daemon {
         let connections = Arc::new(Connections::default());
         let configuration = Arc::new(Configuration::default());
         let rules = Rules { reconnect_grace: config.reconnect_grace, expendable: config.expendable_children };
+        let files = FilesService {
+            workers: Workers::new(config.accounts.clone()),
+            watches: Watches::default(),
+            configuration: Arc::clone(&configuration),
+        };
+        let open_ports = Arc::new(Ports::default());
         let table = Arc::new(Table::new(rules, config.accounts));
         let guest = GuestService {
             system,
             access: Arc::clone(&access),
             configuration: Arc::clone(&configuration),
             connections: Arc::clone(&connections),
+            ports: Arc::clone(&open_ports),
         };
         Self {
             peer: config.peer,
@@ -82,12 +98,17 @@ impl Daemon {
             connections,
             guest: GuestServer::new(guest),
             processes: ProcessesServer::new(ProcessesService { table, configuration }),
+            files: FilesServer::new(files).max_decoding_message_size(LARGEST_MESSAGE),
+            ports: PortsServer::new(PortsService { ports: Arc::clone(&open_ports) }),
+            open_ports,
         }
     }
 
     /// Serves for ever. Nothing that comes in ends it.
     pub async fn serve(self, listener: TcpListener) -> Infallible {
         let daemon = Arc::new(self);
+        let own = listener.local_addr().map_or(wrenn_proto::ENVD_PORT, |it| it.port());
+        tokio::spawn(Arc::clone(&daemon.open_ports).run(own));
         loop {
             match listener.accept().await {
                 Ok((stream, from)) if from.ip() == daemon.peer => {
@@ -129,6 +150,8 @@ impl Daemon {
         let service = path.trim_start_matches('/').split('/').next().unwrap_or_default();
         match service {
             "wrenn.envd.v1.Processes" => self.processes.clone().call(request).await,
+            "wrenn.envd.v1.Files" => self.files.clone().call(request).await,
+            "wrenn.envd.v1.Ports" => self.ports.clone().call(request).await,
             "wrenn.envd.v1.Guest" => {
                 request.extensions_mut().insert(connection);
                 self.guest.clone().call(request).await

@@ -1,102 +1,197 @@
-//! Reading and writing the small files of a system that its own root may have tampered with.
+//! The `Files` service: each call checked, carried out by [`actor`] as its user, answered.
 
-use std::fs::{self, File, OpenOptions, Permissions};
-use std::io::{self, Read, Write};
-use std::os::unix::fs::{FileExt, OpenOptionsExt, PermissionsExt};
-use std::path::Path;
+pub mod actor;
+pub mod change;
+pub mod entry;
+pub mod error;
+pub mod list;
+pub mod path;
+pub mod read;
+pub mod tree;
+pub mod watch;
+pub mod write;
 
-/// More than this of a file is not read, in bytes.
-const MOST: u64 = 1 << 20;
+use std::pin::Pin;
+use std::sync::Arc;
 
-/// The text of a regular file; what is not UTF-8 is replaced.
-///
-/// # Errors
-/// It cannot be opened or read, or is something else: opening a pipe would wait for ever.
-pub fn read_regular(path: &Path) -> io::Result<String> {
-    let file = OpenOptions::new().read(true).custom_flags(libc::O_NONBLOCK).open(path)?;
-    if !file.metadata()?.is_file() {
-        return Err(io::Error::new(io::ErrorKind::InvalidInput, "not a regular file"));
-    }
-    let mut bytes = Vec::new();
-    file.take(MOST).read_to_end(&mut bytes)?;
-    Ok(String::from_utf8_lossy(&bytes).into_owned())
+use futures_util::Stream;
+use nix::fcntl::AT_FDCWD;
+use tonic::{Code, Request, Response, Status, Streaming};
+use wrenn_proto::envd::v1 as pb;
+use wrenn_proto::envd::v1::files_server::Files;
+use wrenn_proto::envd::v1::write_request::Part;
+
+use crate::files::actor::{Actor, Workers};
+use crate::files::entry::{describe, look, name_owners};
+use crate::files::error::{FileError, Target};
+use crate::files::path::absolute;
+use crate::files::read::{Reading, open_regular};
+use crate::files::watch::{Watches, Watching};
+use crate::files::write::{Writing, check_mode};
+use crate::guest::Configuration;
+use crate::launch::Invalid;
+use crate::status::field_error;
+
+/// The largest message of a write, in bytes; that of a host has 64 KiB of data.
+pub const LARGEST_MESSAGE: usize = 1 << 20;
+
+type Answer<T> = Result<Response<T>, Status>;
+type Stream_<T> = Pin<Box<dyn Stream<Item = Result<T, Status>> + Send>>;
+
+/// The service over one guest's file systems.
+#[derive(Debug, Clone)]
+pub struct FilesService {
+    pub workers: Workers,
+    pub watches: Watches,
+    pub configuration: Arc<Configuration>,
 }
 
-/// Replaces a file by a rename, unless it already has this content. One of the same length is overwritten
-/// where it lies: that touches no block of the disk, and takes a tenth of the time just after a restore.
-///
-/// Not flushed: what is written this way is made again after the next restore.
-///
-/// # Errors
-/// The old file is as it was, and nothing else is left.
-pub fn replace(path: &Path, content: &str, mode: u32) -> io::Result<()> {
-    match read_regular(path) {
-        Ok(old) if old == content => return Ok(()),
-        Ok(old) if old.len() == content.len() => return overwrite(path, content),
-        _ => {}
+impl FilesService {
+    async fn actor(&self, user: String) -> Result<Actor, FileError> {
+        self.workers.actor(user, self.configuration.surroundings()).await
     }
-    let aside = path.with_extension("wrenn-new");
-    // Left by an earlier life that ended in between.
-    match fs::remove_file(&aside) {
-        Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
-        _ => {}
+
+    /// The user and the path of a request that has one path.
+    async fn aim(&self, user: String, path: &str) -> Result<(Actor, Target), FileError> {
+        let actor = self.actor(user).await?;
+        let target = absolute(path, actor.home(), "path")?;
+        Ok((actor, target))
     }
-    let file = OpenOptions::new().write(true).create_new(true).mode(0o600).open(&aside)?;
-    let write = |mut file: File| {
-        file.write_all(content.as_bytes())?;
-        file.set_permissions(Permissions::from_mode(mode))?;
-        fs::rename(&aside, path)
-    };
-    write(file).inspect_err(|_| {
-        let _ = fs::remove_file(&aside);
-    })
 }
 
-/// The same number of bytes over a regular file, in one write to its page.
-fn overwrite(path: &Path, content: &str) -> io::Result<()> {
-    let file = OpenOptions::new().write(true).custom_flags(libc::O_NONBLOCK | libc::O_NOFOLLOW).open(path)?;
-    if !file.metadata()?.is_file() {
-        return Err(io::Error::new(io::ErrorKind::InvalidInput, "not a regular file"));
-    }
-    file.write_all_at(content.as_bytes(), 0)
+/// What lies at a path itself.
+fn entry_of(target: &Target, actor: &Actor) -> Result<pb::FileEntry, FileError> {
+    let mut entry = look(AT_FDCWD, target.path.as_os_str(), target)?;
+    name_owners(std::slice::from_mut(&mut entry), &actor.etc());
+    Ok(entry)
 }
 
-#[cfg(test)]
-mod tests {
-    use super::*;
-    use std::os::unix::fs::MetadataExt;
+#[tonic::async_trait]
+impl Files for FilesService {
+    type ReadStream = Stream_<pb::ReadResponse>;
+    type WatchStream = Stream_<pb::FileEvent>;
 
-    #[test]
-    fn replaced_whole_and_only_when_different() {
-        let etc = tempfile::tempdir().expect("a directory");
-        let path = etc.path().join("machine-id");
-        replace(&path, "one\n", 0o444).expect("first");
-        let first = fs::metadata(&path).expect("metadata");
-        assert_eq!(first.permissions().mode() & 0o777, 0o444);
-        replace(&path, "one\n", 0o444).expect("same");
-        assert_eq!(fs::metadata(&path).expect("metadata").ino(), first.ino());
-        replace(&path, "two\n", 0o444).expect("of the same length");
-        assert_eq!(fs::read_to_string(&path).expect("read"), "two\n");
-        assert_eq!(fs::metadata(&path).expect("metadata").ino(), first.ino());
-        fs::write(path.with_extension("wrenn-new"), "left over").expect("left over");
-        replace(&path, "three\n", 0o444).expect("second");
-        assert_eq!(fs::read_to_string(&path).expect("read"), "three\n");
-        assert_eq!(fs::read_dir(etc.path()).expect("list").count(), 1);
+    async fn stat(&self, request: Request<pb::StatRequest>) -> Answer<pb::StatResponse> {
+        let pb::StatRequest { path, user } = request.into_inner();
+        let (actor, target) = self.aim(user, &path).await?;
+        let work = {
+            let actor = actor.clone();
+            move || entry_of(&target, &actor)
+        };
+        Ok(Response::new(pb::StatResponse { entry: Some(actor.run(work).await?) }))
     }
 
-    #[test]
-    fn a_failure_leaves_nothing() {
-        let etc = tempfile::tempdir().expect("a directory");
-        fs::create_dir(etc.path().join("hosts")).expect("in the way");
-        assert!(replace(&etc.path().join("hosts"), "x", 0o644).is_err());
-        assert_eq!(fs::read_dir(etc.path()).expect("list").count(), 1);
+    async fn list_directory(
+        &self,
+        request: Request<pb::ListDirectoryRequest>,
+    ) -> Answer<pb::ListDirectoryResponse> {
+        let pb::ListDirectoryRequest { path, user, depth } = request.into_inner();
+        if depth > list::DEEPEST {
+            let message = format!("{depth} is deeper than {}", list::DEEPEST);
+            return Err(Invalid { field: "depth", message }.into());
+        }
+        let (actor, target) = self.aim(user, &path).await?;
+        let etc = actor.etc();
+        let work = move || {
+            let mut entries = list::list(&target, depth)?;
+            name_owners(&mut entries, &etc);
+            Ok(entries)
+        };
+        Ok(Response::new(pb::ListDirectoryResponse { entries: actor.run(work).await? }))
     }
 
-    #[test]
-    fn a_pipe_does_not_hang() {
-        let etc = tempfile::tempdir().expect("a directory");
-        let path = etc.path().join("passwd");
-        nix::unistd::mkfifo(&path, nix::sys::stat::Mode::S_IRWXU).expect("mkfifo");
-        assert_eq!(read_regular(&path).expect_err("refused").kind(), io::ErrorKind::InvalidInput);
+    async fn make_directory(&self, request: Request<pb::MakeDirectoryRequest>) -> Answer<pb::StatResponse> {
+        let pb::MakeDirectoryRequest { path, user } = request.into_inner();
+        let (actor, target) = self.aim(user, &path).await?;
+        let etc = actor.etc();
+        let work = move || {
+            let directory = change::make_directory(&target)?;
+            let stat = nix::sys::stat::fstat(&directory).map_err(target.cannot("look at"))?;
+            let mut entry = describe(&target.path, &stat);
+            name_owners(std::slice::from_mut(&mut entry), &etc);
+            Ok(entry)
+        };
+        Ok(Response::new(pb::StatResponse { entry: Some(actor.run(work).await?) }))
+    }
+
+    async fn r#move(&self, request: Request<pb::MoveRequest>) -> Answer<pb::StatResponse> {
+        let pb::MoveRequest { from, to, user } = request.into_inner();
+        let actor = self.actor(user).await?;
+        let from = absolute(&from, actor.home(), "from").map_err(Status::from)?;
+        let to = absolute(&to, actor.home(), "to").map_err(Status::from)?;
+        let work = {
+            let actor = actor.clone();
+            move || {
+                change::move_entry(&from, &to)?;
+                entry_of(&to, &actor)
+            }
+        };
+        Ok(Response::new(pb::StatResponse { entry: Some(actor.run(work).await?) }))
+    }
+
+    async fn remove(&self, request: Request<pb::RemoveRequest>) -> Answer<pb::RemoveResponse> {
+        let pb::RemoveRequest { path, user } = request.into_inner();
+        let (actor, target) = self.aim(user, &path).await?;
+        actor.run(move || change::remove(&target)).await?;
+        Ok(Response::new(pb::RemoveResponse {}))
+    }
+
+    async fn read(&self, request: Request<pb::ReadRequest>) -> Answer<Self::ReadStream> {
+        let pb::ReadRequest { path, user, offset, length } = request.into_inner();
+        let (actor, target) = self.aim(user, &path).await?;
+        let work = {
+            let (target, etc) = (target.clone(), actor.etc());
+            move || {
+                let (file, stat) = open_regular(&target)?;
+                let mut entry = describe(&target.path, &stat);
+                name_owners(std::slice::from_mut(&mut entry), &etc);
+                Ok((Arc::new(file), Some(entry)))
+            }
+        };
+        let (file, entry) = actor.run(work).await?;
+        let reading = Reading { actor, target, file, entry, offset, wanted: length.unwrap_or(u64::MAX) };
+        Ok(Response::new(Box::pin(reading.into_stream())))
+    }
+
+    async fn write(&self, request: Request<Streaming<pb::WriteRequest>>) -> Answer<pb::StatResponse> {
+        let mut parts = request.into_inner();
+        let Some(Part::Start(start)) = next_part(&mut parts).await? else {
+            return Err(field_error(Code::InvalidArgument, "part", "a write begins with `start`"));
+        };
+        check_mode(start.mode)?;
+        let (actor, target) = self.aim(start.user, &start.path).await?;
+        let mut writing = Writing::start(actor, target, start.mode, start.make_parents).await?;
+        loop {
+            match next_part(&mut parts).await? {
+                Some(Part::Data(data)) => writing.write(data).await?,
+                Some(Part::End(pb::WriteEnd {})) => break,
+                Some(Part::Start(_)) => {
+                    return Err(field_error(Code::InvalidArgument, "part", "a write has one `start`"));
+                }
+                None => {
+                    let message = "the stream ended before its `end`: nothing was changed";
+                    return Err(field_error(Code::InvalidArgument, "part", message));
+                }
+            }
+        }
+        Ok(Response::new(pb::StatResponse { entry: Some(writing.finish().await?) }))
+    }
+
+    async fn watch(&self, request: Request<pb::WatchRequest>) -> Answer<Self::WatchStream> {
+        let pb::WatchRequest { path, user, recursive } = request.into_inner();
+        let (actor, target) = self.aim(user, &path).await?;
+        let watching = Watching::start(&self.watches, actor, target, recursive).await?;
+        Ok(Response::new(Box::pin(watching.into_stream())))
+    }
+}
+
+/// The next part of a write; nothing at the end of the stream.
+async fn next_part(parts: &mut Streaming<pb::WriteRequest>) -> Result<Option<Part>, Status> {
+    match parts.message().await? {
+        None => Ok(None),
+        Some(pb::WriteRequest { part: Some(part) }) => Ok(Some(part)),
+        Some(pb::WriteRequest { part: None }) => {
+            Err(field_error(Code::InvalidArgument, "part", "a message of a write without a part"))
+        }
     }
 }

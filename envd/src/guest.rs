@@ -1,16 +1,19 @@
 //! The `Guest` service: the machine's health, configuration, and what surrounds a snapshot.
 
 use std::net::Ipv4Addr;
+use std::path::Path;
 use std::sync::{Arc, Mutex, PoisonError};
 
 use tonic::{Request, Response, Status};
 use wrenn_proto::envd::v1 as pb;
 use wrenn_proto::envd::v1::guest_server::Guest;
 
-use crate::access::Access;
+use crate::access::{Access, check_length};
 use crate::connections::{ConnectionId, Connections};
 use crate::identity;
 use crate::launch::{Invalid, Surroundings, check_env};
+use crate::metrics::{Disk, MetricsError, metrics};
+use crate::ports::Ports;
 use crate::system::{MOST_ENTROPY, System};
 
 /// The least entropy a restore brings, in bytes: the size of the kernel's pool state.
@@ -61,24 +64,23 @@ pub struct GuestService {
     pub access: Arc<Access>,
     pub configuration: Arc<Configuration>,
     pub connections: Arc<Connections>,
+    pub ports: Arc<Ports>,
 }
 
 impl GuestService {
-    /// Everything about a configuration that can be wrong, before any of it counts.
+    /// Everything about a configuration but its token that can be wrong, before any of it counts.
     fn check(&self, request: &pb::ConfigureRequest) -> Result<Vec<Ipv4Addr>, Status> {
         check_env(&request.env, "env")?;
         if request.default_user.contains(['\0', ':', '\n']) {
             let message = "not the name of a user".to_owned();
             return Err(Invalid { field: "default_user", message }.into());
         }
-        self.access.check(&request.token)?;
         Ok(identity::check_name_servers(&request.name_servers, "name_servers")?)
     }
 
     fn configure_checked(&self, request: pb::ConfigureRequest, servers: &[Ipv4Addr]) -> Result<(), Status> {
         identity::set_name_servers(servers, self.system.as_ref())?;
         self.configuration.set(request.env, request.default_user);
-        self.access.fix(&request.token);
         Ok(())
     }
 
@@ -106,7 +108,13 @@ impl Guest for GuestService {
     ) -> Result<Response<pb::ConfigureResponse>, Status> {
         let request = request.into_inner();
         let servers = self.check(&request)?;
+        self.access.check(&request.token)?;
+        let token = request.token.clone();
         self.configure_checked(request, &servers)?;
+        self.access.fix(&token);
+        if self.access.is_fixed() {
+            self.ports.begin();
+        }
         Ok(Response::new(pb::ConfigureResponse {}))
     }
 
@@ -114,6 +122,7 @@ impl Guest for GuestService {
         &self,
         _request: Request<pb::PrepareSnapshotRequest>,
     ) -> Result<Response<pb::PrepareSnapshotResponse>, Status> {
+        self.ports.rest().await;
         let system = Arc::clone(&self.system);
         // Without a token this is the snapshot that every capsule of the image starts from.
         let first = !self.access.is_fixed();
@@ -128,6 +137,7 @@ impl Guest for GuestService {
         tokio::task::spawn_blocking(prepare)
             .await
             .map_err(|error| Status::internal(format!("file systems were not synced: {error}")))?;
+        self.ports.prepared();
         Ok(Response::new(pb::PrepareSnapshotResponse {}))
     }
 
@@ -153,6 +163,9 @@ impl Guest for GuestService {
             return Err(invalid("token", "is missing, and none is fixed".to_owned()));
         }
         let servers = self.check(&configuration)?;
+        // May be another than the one that this call came with: that was the life before, perhaps another's.
+        check_length(&configuration.token)?;
+        let token = configuration.token.clone();
 
         // Random numbers first: whatever follows may use some.
         let system = self.system.as_ref();
@@ -163,8 +176,28 @@ impl Guest for GuestService {
         identity::apply(&identity, system)?;
         self.configuration.set_identity(&identity);
         self.configure_checked(configuration, &servers)?;
+        self.access.rotate(&token);
         // Their other ends belong to an earlier life of this machine.
         self.connections.close_all_but(connection);
+        self.ports.begin_anew().await;
         Ok(Response::new(pb::PostRestoreResponse { clock_step_ns, reseeded: reseeded.is_ok() }))
+    }
+    async fn metrics(
+        &self,
+        _request: Request<pb::MetricsRequest>,
+    ) -> Result<Response<pb::MetricsResponse>, Status> {
+        Ok(Response::new(metrics()?))
+    }
+
+    async fn grow_disk(
+        &self,
+        _request: Request<pb::GrowDiskRequest>,
+    ) -> Result<Response<pb::GrowDiskResponse>, Status> {
+        let system = Arc::clone(&self.system);
+        tokio::task::spawn_blocking(move || system.grow_root())
+            .await
+            .map_err(|error| Status::internal(format!("the disk was not grown: {error}")))??;
+        let disk = Disk::of(Path::new("/")).map_err(MetricsError::Disk)?;
+        Ok(Response::new(pb::GrowDiskResponse { disk_total_bytes: disk.total }))
     }
 }

@@ -6,9 +6,9 @@ use std::path::Path;
 
 use wrenn_proto::envd::v1::Identity;
 
-use crate::files::{self, read_regular};
 use crate::launch::Invalid;
 use crate::system::System;
+use crate::system_files::{self, read_regular};
 
 /// The address that Debian, too, gives a host's own name.
 const OWN_ADDRESS: &str = "127.0.1.1";
@@ -129,7 +129,7 @@ fn with_own_name(hosts: &str, name: &str) -> String {
 }
 
 fn replace(path: &Path, content: &str, mode: u32) -> Result<(), IdentityError> {
-    files::replace(path, content, mode)
+    system_files::replace(path, content, mode)
         .map_err(|source| IdentityError::Write { path: path.display().to_string(), source })
 }
 

@@ -87,7 +87,7 @@ impl Launch {
                 .map(|(name, value)| c_string("env", format!("{name}={value}")))
                 .collect::<Result<_, _>>()?,
             cwd: c_string("cwd", cwd.clone())?,
-            credentials: credentials(&account)?,
+            credentials: user_credentials(&account)?,
             command: shown_command(&request.argv),
             user: account.name,
             shown_cwd: cwd,
@@ -125,7 +125,11 @@ pub fn check_env(env: &[EnvVar], field: &'static str) -> Result<(), Invalid> {
     Ok(())
 }
 
-fn find_user(name: &str, surroundings: &Surroundings, etc: &Path) -> Result<Account, LaunchError> {
+/// The account of the user that a request names, or of the configured default, or root's.
+///
+/// # Errors
+/// The name is unknown, or the users cannot be read.
+pub fn find_user(name: &str, surroundings: &Surroundings, etc: &Path) -> Result<Account, LaunchError> {
     let name = [name, &surroundings.default_user].into_iter().find(|it| !it.is_empty()).unwrap_or("root");
     match accounts::find(etc, name) {
         Ok(account) => Ok(account),
@@ -134,8 +138,11 @@ fn find_user(name: &str, surroundings: &Surroundings, etc: &Path) -> Result<Acco
     }
 }
 
-/// Only root can become somebody; another user can still start what is its own.
-fn credentials(account: &Account) -> Result<Option<Credentials>, Invalid> {
+/// What a thread or process becomes to act as this account; nothing if envd is that user.
+///
+/// # Errors
+/// Only root can become somebody; another user can still do what is its own.
+pub fn user_credentials(account: &Account) -> Result<Option<Credentials>, Invalid> {
     let own = nix::unistd::geteuid();
     if own.is_root() {
         Ok(Some(account.credentials.clone()))

@@ -10,6 +10,7 @@ use std::time::Duration;
 use anyhow::{Context, bail};
 use tokio::net::TcpListener;
 use wrenn_envd::daemon::{Config, Daemon};
+use wrenn_envd::files::actor::WORKERS;
 use wrenn_envd::system::ThisMachine;
 
 /// One setting: flag, environment variable, default, meaning.
@@ -65,8 +66,9 @@ fn main() -> anyhow::Result<()> {
     let runtime = tokio::runtime::Builder::new_current_thread()
         .enable_io()
         .enable_time()
-        // Only a sync before a snapshot ever runs there.
-        .max_blocking_threads(1)
+        // Work on files, of which any may be held up for ever; and a sync, a disk that grows, a walk through
+        // /proc, which must not be held up by it.
+        .max_blocking_threads(WORKERS + 3)
         .thread_stack_size(128 * 1024)
         .thread_keep_alive(Duration::from_secs(1))
         .build()

@@ -321,7 +321,8 @@ fn write_input(input: &Arc<Input>, target: &Parent) {
     tokio::spawn(async move { input.run(target).await });
 }
 
-fn now_ns() -> i64 {
+/// The guest's clock, in nanoseconds since the Unix epoch.
+pub fn now_ns() -> i64 {
     let since = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
     i64::try_from(since.as_nanos()).unwrap_or(i64::MAX)
 }

@@ -6,9 +6,11 @@ use std::io;
 use tonic::metadata::AsciiMetadataValue;
 use tonic::{Code, Status};
 
+use crate::disk::GrowError;
 use crate::identity::IdentityError;
 use crate::input::InputError;
 use crate::launch::{Invalid, LaunchError};
+use crate::metrics::MetricsError;
 use crate::output::BeyondEnd;
 use crate::process::{AlreadyExited, StartError};
 use crate::spawn::{SpawnError, Step};
@@ -68,6 +70,21 @@ impl From<IdentityError> for Status {
     }
 }
 
+impl From<MetricsError> for Status {
+    fn from(error: MetricsError) -> Self {
+        Self::internal(chain(&error))
+    }
+}
+
+impl From<GrowError> for Status {
+    fn from(error: GrowError) -> Self {
+        match &error {
+            GrowError::NotExt4 => Self::failed_precondition(error.to_string()),
+            GrowError::Kernel { source, .. } => Self::new(code_of(source), chain(&error)),
+        }
+    }
+}
+
 /// Whose fault it is that a child did not become the program.
 fn spawn_status(error: &SpawnError) -> Status {
     use io::ErrorKind as Kind;
@@ -96,7 +113,7 @@ fn code_of(error: &io::Error) -> Code {
 }
 
 /// The error and its causes on one line.
-fn chain(error: &dyn Error) -> String {
+pub fn chain(error: &dyn Error) -> String {
     let mut line = error.to_string();
     let mut cause = error.source();
     while let Some(error) = cause {

@@ -9,6 +9,8 @@ use std::time::Duration;
 use nix::sys::time::TimeSpec;
 use nix::time::{ClockId, clock_gettime, clock_settime};
 
+use crate::disk::{self, GrowError};
+
 /// The machine that envd looks after.
 pub trait System: Debug + Send + Sync + 'static {
     /// Mixes bytes into the kernel's random pool, counted as full entropy.
@@ -40,6 +42,12 @@ pub trait System: Debug + Send + Sync + 'static {
 
     /// Writes everything dirty to the disks. May take long.
     fn sync(&self);
+
+    /// Lets the root file system take the whole of its disk. May take long.
+    ///
+    /// # Errors
+    /// It is not ext4, or the kernel refused.
+    fn grow_root(&self) -> Result<(), GrowError>;
 
     /// Runs once what every capsule runs first, a shell line, so that a snapshot holds the code for it.
     fn warm_up(&self) {}
@@ -97,6 +105,10 @@ impl System for ThisMachine {
 
     fn sync(&self) {
         nix::unistd::sync();
+    }
+
+    fn grow_root(&self) -> Result<(), GrowError> {
+        disk::grow(Path::new("/"))
     }
 
     fn warm_up(&self) {

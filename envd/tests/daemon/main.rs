@@ -2,9 +2,13 @@
 //! machine (clock, host name, `/etc`) is a fake: these tests run as root on somebody's computer.
 
 mod access;
+mod files;
+mod guest;
 mod input;
 mod lifecycle;
 mod output;
+mod ports;
 mod restore;
 mod stand;
 mod terminal;
+mod watch;

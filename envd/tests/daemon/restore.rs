@@ -6,11 +6,13 @@ use std::time::Duration;
 use tonic::Code;
 use wrenn_proto::envd::v1 as pb;
 
-use crate::stand::{FakeSystem, Stand, configuration, field, from_stdout, shell, with_token};
+use crate::stand::{
+    FakeSystem, Stand, TOKEN, by_pid, configuration, field, from_stdout, shell, with_this_token, with_token,
+};
 
 const NOW_NS: i64 = 1_800_000_000_000_000_000;
 
-fn request() -> pb::PostRestoreRequest {
+pub fn request() -> pb::PostRestoreRequest {
     pb::PostRestoreRequest {
         entropy: vec![1; 64].into(),
         wall_clock_ns: NOW_NS,
@@ -109,12 +111,6 @@ async fn connections_of_an_earlier_life_end_and_their_readers_can_continue() {
     reader.next().await.expect("the first line");
 
     let mut after = stand.stranger().await;
-    let another = pb::ConfigureRequest { token: vec![9; 32].into(), ..Default::default() };
-    let wrong = pb::PostRestoreRequest { configuration: Some(another), ..request() };
-    let refused = after.guest.post_restore(with_token(wrong)).await.expect_err("another token");
-    assert_eq!(refused.code(), Code::PermissionDenied);
-    assert!(stand.system.told().is_empty());
-
     after.guest.post_restore(with_token(request())).await.expect("post restore");
     assert!(reader.next().await.is_err(), "the old stream is broken");
     let mut reader = after.follow(pid, from_stdout(4)).await.expect("follow");
@@ -146,4 +142,68 @@ async fn a_configuration_replaces_the_one_before() {
     let told = client.exec(shell("echo $A$B; id -u")).await.expect("exec").rest().await;
     assert_eq!(told.stdout, b"set\n0\n");
     assert_eq!(stand.system.file("resolv.conf"), None, "no servers were given");
+}
+
+/// A restore from the snapshot of another machine, whose token is still in memory.
+#[tokio::test]
+async fn a_copy_gets_a_token_of_its_own() {
+    const OWN: &[u8] = b"the token of the copy, not of its parent";
+    let stand = Stand::start().await;
+    let mut parent = stand.client().await;
+    let mut reader = parent.exec(shell("echo one; read x; echo two")).await.expect("exec");
+    let pid = reader.started().await.pid;
+    reader.next().await.expect("the first line");
+
+    let own = |env: &str| pb::PostRestoreRequest {
+        configuration: Some(pb::ConfigureRequest {
+            token: bytes::Bytes::from_static(OWN),
+            env: vec![pb::EnvVar { name: env.into(), value: "set".into() }],
+            ..Default::default()
+        }),
+        ..request()
+    };
+    let mut host = stand.stranger().await;
+    // Only who has the token in memory may set another.
+    for stranger in [with_this_token(OWN, own("A")), tonic::Request::new(own("A"))] {
+        let refused = host.guest.post_restore(stranger).await.expect_err("not the parent's token");
+        assert_eq!(refused.code(), Code::Unauthenticated);
+    }
+    let mut short = own("A");
+    short.configuration.as_mut().expect("configuration").token = bytes::Bytes::from_static(b"short");
+    let refused = host.guest.post_restore(with_token(short)).await.expect_err("too short");
+    assert_eq!((refused.code(), field(&refused)), (Code::InvalidArgument, Some("token")));
+    assert!(stand.system.told().is_empty());
+
+    host.guest.post_restore(with_token(own("A"))).await.expect("post restore");
+    assert!(reader.next().await.is_err(), "the connection of the parent's host is closed");
+    for client in [&mut host, &mut stand.stranger().await] {
+        let refused = client.processes.list(with_token(pb::ListRequest {})).await.expect_err("the old token");
+        assert_eq!(refused.code(), Code::Unauthenticated);
+        let refused = client.guest.post_restore(with_token(own("A"))).await.expect_err("the old token");
+        assert_eq!(refused.code(), Code::Unauthenticated);
+    }
+    // Once more, to set the clock more exactly, over the connection that is already there.
+    host.guest.post_restore(with_this_token(OWN, own("B"))).await.expect("again, with the new token");
+    let another = pb::ConfigureRequest { token: bytes::Bytes::from_static(TOKEN), ..Default::default() };
+    let refused = host.guest.configure(with_this_token(OWN, another)).await.expect_err("another token");
+    assert_eq!(refused.code(), Code::PermissionDenied);
+
+    let follow = pb::FollowRequest { selector: by_pid(pid), after: Some(from_stdout(4)) };
+    let mut rest = host.processes.follow(with_this_token(OWN, follow)).await.expect("follow").into_inner();
+    assert!(rest.message().await.expect("an event").is_some(), "the parent's process lives on in the copy");
+}
+
+#[tokio::test]
+async fn a_restore_s_environment_replaces_the_one_before() {
+    let stand = Stand::start().await;
+    let mut client = stand.client().await;
+    let var = |name: &str| vec![pb::EnvVar { name: name.into(), value: "set".into() }];
+    let before =
+        pb::ConfigureRequest { env: var("SECRET"), default_user: "nobody".into(), ..configuration() };
+    client.guest.configure(with_token(before)).await.expect("configure");
+    let configuration = pb::ConfigureRequest { env: var("OWN"), ..configuration() };
+    let restore = pb::PostRestoreRequest { configuration: Some(configuration), ..request() };
+    client.guest.post_restore(with_token(restore)).await.expect("post restore");
+    let told = client.exec(shell("echo \"$SECRET-$OWN\"; id -u")).await.expect("exec").rest().await;
+    assert_eq!(String::from_utf8_lossy(&told.stdout), "-set\n0\n");
 }

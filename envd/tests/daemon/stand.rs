@@ -14,9 +14,12 @@ use tonic::metadata::AsciiMetadataValue;
 use tonic::transport::{Channel, Endpoint};
 use tonic::{Request, Status, Streaming};
 use wrenn_envd::daemon::{Config, Daemon};
+use wrenn_envd::disk::GrowError;
 use wrenn_envd::system::System;
 use wrenn_proto::envd::v1 as pb;
+use wrenn_proto::envd::v1::files_client::FilesClient;
 use wrenn_proto::envd::v1::guest_client::GuestClient;
+use wrenn_proto::envd::v1::ports_client::PortsClient;
 use wrenn_proto::envd::v1::process_event::Event;
 use wrenn_proto::envd::v1::processes_client::ProcessesClient;
 
@@ -82,6 +85,11 @@ impl System for FakeSystem {
         self.tell("sync");
     }
 
+    fn grow_root(&self) -> Result<(), GrowError> {
+        self.tell("grow");
+        Ok(())
+    }
+
     fn etc(&self) -> &Path {
         self.etc.path()
     }
@@ -134,14 +142,22 @@ impl Stand {
             .initial_stream_window_size(wrenn_proto::STREAM_WINDOW)
             .initial_connection_window_size(wrenn_proto::CONNECTION_WINDOW)
             .connect_with_connector_lazy(connector);
-        Client { guest: GuestClient::new(channel.clone()), processes: ProcessesClient::new(channel), line }
+        Client {
+            guest: GuestClient::new(channel.clone()),
+            files: FilesClient::new(channel.clone()),
+            ports: PortsClient::new(channel.clone()),
+            processes: ProcessesClient::new(channel),
+            line,
+        }
     }
 }
 
-/// The two services over one connection.
+/// The services over one connection.
 #[derive(Clone)]
 pub struct Client {
     pub guest: GuestClient<Channel>,
+    pub files: FilesClient<Channel>,
+    pub ports: PortsClient<Channel>,
     pub processes: ProcessesClient<Channel>,
     line: Arc<Mutex<Option<std::os::fd::OwnedFd>>>,
 }
@@ -284,8 +300,12 @@ pub async fn until<T>(what: &str, mut condition: impl AsyncFnMut() -> Option<T>)
 }
 
 pub fn with_token<T>(message: T) -> Request<T> {
+    with_this_token(TOKEN, message)
+}
+
+pub fn with_this_token<T>(token: &[u8], message: T) -> Request<T> {
     let mut request = Request::new(message);
-    let hex: String = TOKEN.iter().map(|it| format!("{it:02x}")).collect();
+    let hex: String = token.iter().map(|it| format!("{it:02x}")).collect();
     let value: AsciiMetadataValue = hex.parse().expect("ascii");
     request.metadata_mut().insert(wrenn_proto::TOKEN, value);
     request
