@@ -55,7 +55,7 @@ fn the_last_one_takes_the_hosts_rules_away() {
         assert!(has_rules());
         let (left, right) = tokio::join!(allocator("10-19"), allocator("20-29"));
         let (left, right, again) = tokio::join!(left.shutdown(), right.shutdown(), again.shutdown());
-        [left, right, again].map(Result::unwrap);
+        left.and(right).and(again).unwrap();
         assert!(!has_rules(), "also when all leave at once");
     });
 }

@@ -87,9 +87,9 @@ fn ip(arguments: &str) {
     assert!(status.success(), "ip {arguments}");
 }
 
-/// Everything beyond the host: the documentation networks, a name server, and what no guest may reach.
+/// Everything beyond the host: the documentation networks, a name server, and what no guest may reach. Its
+/// services are threads of this process, and it lasts as long as they do.
 pub struct Outside {
-    namespace: Namespace,
     pub asked: Asked,
 }
 
@@ -128,11 +128,7 @@ impl Outside {
             let to = SocketAddr::from((address, WEB));
             TcpStream::connect_timeout(&to, PATIENCE).expect("the host itself reaches the outside");
         }
-        Self { namespace, asked }
-    }
-
-    pub fn run<T: Send>(&self, work: impl FnOnce() -> T + Send) -> T {
-        self.namespace.run(work)
+        Self { asked }
     }
 }
 

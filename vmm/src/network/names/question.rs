@@ -459,7 +459,8 @@ mod tests {
             plausible in any::<bool>(),
         ) {
             if plausible && bytes.len() >= HEADER {
-                bytes[2..HEADER].copy_from_slice(&[1, 0, 0, 1, 0, 0, 0, 0, 0, bytes[11] & 3]);
+                let records = bytes[11] & 3;
+                bytes[2..HEADER].copy_from_slice(&[1, 0, 0, 1, 0, 0, 0, 0, 0, records]);
             }
             let policy = policy(true, &["*.com"], &["*.net"]);
             match Question::read(&policy, &bytes, Transport::Datagram) {
