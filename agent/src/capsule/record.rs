@@ -146,6 +146,8 @@ impl RecordFile {
 
 #[cfg(test)]
 mod tests {
+    use wrenn_vmm::network::EgressPolicy;
+
     use super::*;
     use crate::ids::{CapsuleId, TeamId, TemplateId};
 
@@ -160,6 +162,7 @@ mod tests {
             disk_mib: 5120,
             env: vec![],
             default_user: "root".into(),
+            egress: EgressPolicy::new(true, &["*.example.com"], &["203.0.113.0/24"]).unwrap(),
         };
         Record::new(spec, Token::generate().unwrap(), 60)
     }
