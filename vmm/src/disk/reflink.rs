@@ -43,7 +43,7 @@ pub(super) fn share_blocks(source: &File, target: &File) -> io::Result<()> {
 }
 
 /// The file system, or this pair of files, cannot share blocks.
-pub(super) fn is_unsupported(error: &io::Error) -> bool {
+pub(crate) fn is_unsupported(error: &io::Error) -> bool {
     const CODES: [i32; 5] = [libc::EOPNOTSUPP, libc::ENOTTY, libc::EINVAL, libc::EXDEV, libc::ENOSYS];
     error.raw_os_error().is_some_and(|code| CODES.contains(&code))
 }

@@ -22,18 +22,20 @@ use tokio::time::timeout;
 
 use super::{
     MemoryRecord, QemuRecord, command,
-    image::{save_changed, save_whole},
+    image::{SavedMemory, save_generation, save_private, save_whole},
     launch::{LOG_DESCRIPTOR, Plan, STATE_DESCRIPTOR, Started, clear},
     mapping::Mapping,
+    merging::Merging,
     qmp::{Qmp, QmpError},
 };
 use crate::{
     driver::{DriverError, DriverRecord, Machine, MachineConfig, MachineRecord, SaveReport, VmmIdentity},
     failure::{Doing as _, Failure, Teardown, blocking},
+    memory::Generations,
     network::SlotNumber,
     paths::CapsulePaths,
     process::{ProcessExit, VmmProcess},
-    snapshot::{MemoryLayout, SnapshotWriter},
+    snapshot::{SnapshotFiles, SnapshotWriter},
 };
 
 /// How much of QEMU's log an error carries.
@@ -54,6 +56,8 @@ pub struct QemuMachine {
     config: MachineConfig,
     slot: SlotNumber,
     home: CapsulePaths,
+    /// Of the generations its memory is based on.
+    merging: Option<Merging>,
 }
 
 impl QemuMachine {
@@ -96,7 +100,9 @@ impl QemuMachine {
         match supervise(&process, &log, "starting the machine", deadline, ready).await {
             Ok(qmp) => {
                 launched.keep();
-                Ok(Self { process, qmp, log, state, memory, identity, config, slot, home })
+                let merging = matches!(memory, MemoryRecord::Generations { .. })
+                    .then(|| Merging::start(home.generations()));
+                Ok(Self { process, qmp, log, state, memory, identity, config, slot, home, merging })
             }
             Err(error) => {
                 process.kill().await?;
@@ -126,6 +132,7 @@ impl QemuMachine {
             config: record.config,
             slot: record.slot,
             home: record.home.clone(),
+            merging: None,
         })
     }
 
@@ -134,12 +141,18 @@ impl QemuMachine {
         explain(&self.process, &self.log, during, source).await
     }
 
-    fn save_memory(&self) -> impl FnOnce(&Path) -> Result<u64, DriverError> + Send + 'static {
-        let base = self.home.memory();
+    fn save_memory(
+        &self,
+    ) -> impl FnOnce(&SnapshotFiles) -> Result<SavedMemory, DriverError> + Send + 'static {
+        let (base, generations) = (self.home.memory(), self.home.generations());
         let (pid, bytes, memory) = (self.process.identity().pid, self.config.memory_bytes(), self.memory);
-        move |to| match memory {
-            MemoryRecord::File => save_whole(&base, to),
-            MemoryRecord::Private { inode } => save_changed(&Mapping::find(pid, inode, bytes)?, &base, to),
+        move |into| match memory {
+            MemoryRecord::File => save_whole(&base, &into.memory),
+            MemoryRecord::Private { inode } => save_private(&Mapping::find(pid, inode, bytes)?, &base, into),
+            MemoryRecord::Generations { inode } => {
+                let base = Generations::open(&generations)?;
+                save_generation(&Mapping::find(pid, inode, bytes)?, &base, into)
+            }
         }
     }
 }
@@ -178,24 +191,26 @@ impl Machine for QemuMachine {
 
     async fn save(&mut self, into: &mut SnapshotWriter) -> Result<SaveReport, DriverError> {
         let begun = Instant::now();
+        if let Some(merging) = &mut self.merging {
+            merging.end().await;
+        }
         let file = command::path_of(STATE_DESCRIPTOR);
         if let Err(error) = self.qmp.save_devices(&file).await {
             return Err(self.explain("saving the devices' state", error).await);
         }
         let state = self.state.try_clone().doing(|| "reading the devices' state")?;
         let save_memory = self.save_memory();
-        let (state_path, memory_path) = (into.state_path(), into.memory_path());
+        let (state_path, files) = (into.state_path(), into.files());
         let saved = blocking(move || -> Result<_, DriverError> {
             copy_state(state, &state_path)?;
             let state_done = Instant::now();
-            let written = save_memory(&memory_path)?;
-            Ok((written, state_done))
+            Ok((save_memory(&files)?, state_done))
         });
-        let (memory_written_bytes, state_done) = saved.await?;
-        let layout = MemoryLayout::Flat { bytes: self.config.memory_bytes() };
+        let (SavedMemory { written_bytes, layout }, state_done) = saved.await?;
         let memory_took = state_done.elapsed();
         let state_bytes = into.saved(self.identity.clone(), self.config, layout)?;
-        Ok(SaveReport { memory_written_bytes, state_bytes, memory_took, state_took: state_done - begun })
+        let state_took = state_done - begun;
+        Ok(SaveReport { memory_written_bytes: written_bytes, state_bytes, memory_took, state_took })
     }
 
     async fn console(&mut self) -> Result<String, DriverError> {
@@ -209,8 +224,11 @@ impl Machine for QemuMachine {
         last_words(&self.log)
     }
 
-    async fn terminate(self: Box<Self>) -> Result<(), DriverError> {
+    async fn terminate(mut self: Box<Self>) -> Result<(), DriverError> {
         self.process.kill().await?;
+        if let Some(merging) = &mut self.merging {
+            merging.end().await;
+        }
         let home = self.home.clone();
         let cleared = blocking(move || {
             let mut teardown = Teardown::default();
