@@ -13,3 +13,4 @@ pub mod paths;
 pub mod process;
 pub mod qemu;
 pub mod snapshot;
+pub mod uffd;
