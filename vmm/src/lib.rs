@@ -15,3 +15,4 @@ pub mod paths;
 pub mod process;
 pub mod qemu;
 pub mod snapshot;
+pub mod uffd;

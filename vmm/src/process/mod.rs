@@ -20,7 +20,7 @@ use tokio::{
 };
 
 pub use self::identity::ProcessIdentity;
-pub(crate) use self::identity::boot_id;
+pub(crate) use self::{identity::boot_id, launch::Launched};
 use crate::failure::{Doing as _, Failure};
 
 #[derive(Debug, thiserror::Error)]
@@ -135,7 +135,7 @@ impl VmmProcess {
     }
 }
 
-fn open(pid: i32) -> Result<OwnedFd, ProcessError> {
+pub(crate) fn open(pid: i32) -> Result<OwnedFd, ProcessError> {
     // SAFETY: the call takes two integers; a non-negative result is a new descriptor that is ours.
     let fd = unsafe { libc::syscall(libc::SYS_pidfd_open, pid, 0) };
     if fd < 0 {

@@ -1,0 +1,212 @@
+//! A page server as the program that drives the VMM sees it. Killing the VMM and restoring again when the
+//! server fails is that program's business: this notices it.
+
+use std::{
+    ffi::OsString,
+    fs::File,
+    io,
+    os::{fd::OwnedFd, unix::process::CommandExt as _},
+    path::{Path, PathBuf},
+    process::{Command, Stdio},
+    time::Duration,
+};
+
+use serde::{Deserialize, Serialize};
+use tokio::{
+    io::{AsyncBufReadExt as _, AsyncReadExt as _, AsyncWriteExt as _, BufReader},
+    net::{UnixStream, unix::pipe},
+    time::{sleep, timeout},
+};
+
+use super::{
+    config::PageServerConfig,
+    control::{self, Answer, LONGEST_LINE, Request, Stats},
+    serve::{FAILED, LISTENING},
+};
+use crate::{
+    failure::{Doing as _, Failure, Failures, Teardown},
+    process::{Launched, ProcessError, ProcessExit, ProcessIdentity, VmmProcess},
+};
+
+/// A server opens its files and sockets before it says that it is there; no more than that.
+const START: Duration = Duration::from_secs(10);
+/// Recording a working set is one sync of a small file, on a disk that may be busy.
+const RECORDING: Duration = Duration::from_secs(30);
+
+#[derive(Debug, thiserror::Error)]
+pub enum PageServerFailure {
+    #[error("the page server did not start: {0}")]
+    Start(String),
+    #[error("the page server gives no answer")]
+    Silent(#[source] io::Error),
+    #[error("the page server refused: {0}")]
+    Refused(String),
+    #[error(transparent)]
+    Process(#[from] ProcessError),
+    #[error(transparent)]
+    Io(#[from] Failure),
+}
+
+/// Why a VMM hangs, or will.
+#[derive(Debug)]
+pub enum Trouble {
+    /// The process is no longer there. That is how it should be only if the VMM has ended.
+    Exited(ProcessExit),
+    /// It does not answer, or has been at one fault for too long.
+    Hangs(String),
+}
+
+/// Enough to take a server up in another life of the agent.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct PageServerRecord {
+    pub process: ProcessIdentity,
+    pub socket: PathBuf,
+    pub control: PathBuf,
+}
+
+/// A page server's process. Dropping this leaves it running, as it must be when the agent ends.
+#[derive(Clone, Debug)]
+pub struct PageServerHandle {
+    process: VmmProcess,
+    socket: PathBuf,
+    control: PathBuf,
+}
+
+impl PageServerHandle {
+    /// Starts `program`, which must call [`super::run`] with the last of its arguments; `arguments` come
+    /// before that. Answers when the VMM may connect. What it logs goes to `log`. A future that is dropped
+    /// leaves no process.
+    pub async fn spawn(
+        program: &Path,
+        arguments: &[OsString],
+        config: &PageServerConfig,
+        log: File,
+    ) -> Result<Self, PageServerFailure> {
+        let doing = || format!("starting a page server by {}", program.display());
+        let json = serde_json::to_string(config).doing(doing)?;
+        let mut command = Command::new(program);
+        command.args(arguments).arg(json).stdin(Stdio::null()).stdout(Stdio::piped()).stderr(log);
+        // A signal from the agent's terminal is not meant for it.
+        command.process_group(0);
+        let mut child = command.spawn().doing(doing)?;
+        let output = child.stdout.take().map(OwnedFd::from);
+        // The process is reaped by its watch.
+        let launched = Launched::new(VmmProcess::of_child(child.id().cast_signed())?);
+        let output = output.ok_or(io::ErrorKind::BrokenPipe).doing(doing)?;
+        let output = pipe::Receiver::from_owned_fd(output).doing(doing)?;
+        let mut line = String::new();
+        let mut lines = BufReader::new(output.take(LONGEST_LINE));
+        let said = timeout(START, lines.read_line(&mut line)).await;
+        match (said, line.trim_end()) {
+            (_, LISTENING) => {
+                let (socket, control) = (config.socket.clone(), config.control.clone());
+                Ok(Self { process: launched.keep(), socket, control })
+            }
+            (Err(_), _) => {
+                Err(PageServerFailure::Start(format!("it says nothing for {} s", START.as_secs())))
+            }
+            (_, "") => {
+                let exit = launched.process().kill().await?;
+                Err(PageServerFailure::Start(format!("it ended ({exit}) and said nothing")))
+            }
+            (_, line) => Err(PageServerFailure::Start(line.strip_prefix(FAILED).unwrap_or(line).to_owned())),
+        }
+    }
+
+    pub fn record(&self) -> PageServerRecord {
+        let process = self.process.identity().clone();
+        PageServerRecord { process, socket: self.socket.clone(), control: self.control.clone() }
+    }
+
+    /// Takes up a server that an earlier life of this program started.
+    pub fn adopt(record: &PageServerRecord) -> Result<Self, ProcessError> {
+        let process = VmmProcess::adopt(&record.process)?;
+        Ok(Self { process, socket: record.socket.clone(), control: record.control.clone() })
+    }
+
+    pub fn process(&self) -> &VmmProcess {
+        &self.process
+    }
+
+    /// Tells it that the restore is complete: what that needed is recorded now, and so many pages are on disk
+    /// when this answers. Again is fine.
+    pub async fn ready(&self) -> Result<u64, PageServerFailure> {
+        match self.ask(&Request::Ready, RECORDING).await? {
+            Answer::Recorded(pages) => Ok(pages),
+            Answer::Failed(why) => Err(PageServerFailure::Refused(why)),
+            Answer::Stats(_) => Err(nonsense()),
+        }
+    }
+
+    /// Fails if there is no answer within `patience`.
+    pub async fn stats(&self, patience: Duration) -> Result<Stats, PageServerFailure> {
+        match self.ask(&Request::Stats, patience).await? {
+            Answer::Stats(stats) => Ok(stats),
+            Answer::Failed(why) => Err(PageServerFailure::Refused(why)),
+            Answer::Recorded(_) => Err(nonsense()),
+        }
+    }
+
+    /// Waits for the end of the process.
+    pub async fn exited(&self) -> ProcessExit {
+        self.process.exited().await
+    }
+
+    /// Answers when something is wrong: the process ended, gave no answer within `patience`, or one of
+    /// its threads has been at one thing for longer than that. Asks four times in that time; while a restore is
+    /// under way a few seconds are right, afterwards more.
+    pub async fn trouble(&self, patience: Duration) -> Trouble {
+        let watch = async {
+            loop {
+                match self.stats(patience).await {
+                    Ok(stats) if u128::from(stats.busy_ms) > patience.as_millis() => {
+                        return format!("a fault has been waiting for {} ms", stats.busy_ms);
+                    }
+                    Ok(_) => sleep(patience / 4).await,
+                    Err(PageServerFailure::Silent(error)) => {
+                        return format!(
+                            "{}: {error}",
+                            PageServerFailure::Silent(io::ErrorKind::Other.into())
+                        );
+                    }
+                    Err(error) => return error.to_string(),
+                }
+            }
+        };
+        tokio::select! {
+            // The end of the process explains why it gives no answer.
+            biased;
+            exit = self.exited() => Trouble::Exited(exit),
+            why = watch => Trouble::Hangs(why),
+        }
+    }
+
+    /// Kills it and removes its sockets. A VMM it was serving hangs from then on: end that first. Fine if
+    /// it has ended already.
+    pub async fn end(self) -> Result<(), Failures> {
+        let mut teardown = Teardown::default();
+        if let Err(error) = self.process.kill().await {
+            teardown.failed(Failure::new("ending a page server", io::Error::other(error)));
+        }
+        for path in [&self.socket, &self.control] {
+            teardown.step(|| format!("removing {}", path.display()), std::fs::remove_file(path));
+        }
+        teardown.finish()
+    }
+
+    async fn ask(&self, request: &Request, patience: Duration) -> Result<Answer, PageServerFailure> {
+        let exchange = async {
+            let mut stream = UnixStream::connect(&self.control).await?;
+            stream.write_all(control::line(request)?.as_bytes()).await?;
+            let mut line = String::new();
+            BufReader::new(stream.take(LONGEST_LINE)).read_line(&mut line).await?;
+            control::parse(&line)
+        };
+        let answer = timeout(patience, exchange).await;
+        answer.unwrap_or(Err(io::ErrorKind::TimedOut.into())).map_err(PageServerFailure::Silent)
+    }
+}
+
+fn nonsense() -> PageServerFailure {
+    PageServerFailure::Silent(io::Error::other("it answered another question"))
+}
