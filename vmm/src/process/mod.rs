@@ -192,6 +192,7 @@ mod tests {
     }
 
     #[tokio::test]
+    #[expect(clippy::zombie_processes, reason = "the watch under test reaps it")]
     async fn an_exit_code_is_reported() {
         // It waits for its input, so that it does not end before it is watched.
         let mut command = Command::new("sh");
