@@ -172,7 +172,7 @@ fn reap(pidfd: impl AsFd) -> io::Result<ProcessExit> {
 
 #[cfg(test)]
 mod tests {
-    use std::process::Command;
+    use std::process::{Command, Stdio};
 
     use super::*;
 
@@ -192,8 +192,13 @@ mod tests {
     }
 
     #[tokio::test]
+    #[expect(clippy::zombie_processes, reason = "the watch under test reaps it")]
     async fn an_exit_code_is_reported() {
-        let process = VmmProcess::of_child(child("read line; exit 7")).unwrap();
+        // It waits for its input, so that it does not end before it is watched.
+        let mut command = Command::new("sh");
+        let mut child = command.args(["-c", "read line; exit 7"]).stdin(Stdio::piped()).spawn().unwrap();
+        let process = VmmProcess::of_child(child.id() as i32).unwrap();
+        drop(child.stdin.take());
         assert_eq!(process.exited().await, ProcessExit::Code(7));
     }
 
