@@ -27,7 +27,8 @@ const PRIORITY_SNAT: i32 = 100;
 /// Where name servers listen.
 pub(super) const DNS_PORT: u16 = 53;
 
-/// Bytes a second that a guest may send, and how many at once.
+/// Bytes a second that a guest may send, and how many at once beyond those of one second: the kernel's bucket for bytes
+/// holds both (`nft_limit_init` in net/netfilter/nft_limit.c).
 const TX_RATE: u32 = 200_000_000;
 const TX_BURST: u32 = 100_000_000;
 /// Connections to outside that one guest may have. The host tracks those of all guests in one table (262144 on most
