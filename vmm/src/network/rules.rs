@@ -61,7 +61,8 @@ pub fn apply(rules: &Rules) -> Result<(), NftablesError> {
 /// ```text
 /// ingress      from the guest, more than its rate     → drop, before anything else looks at it
 /// prerouting   from the host to 10.11.0.0/16          → the guest
-/// input        from the guest: answers, questions for names; nothing else
+/// input        from the guest, not by its own address → drop
+///              answers, questions for names           → pass, and nothing else
 /// forward      from the guest, not by its own address → drop
 ///              more connections than it may have      → drop
 /// postrouting  to the guest                           → comes from the namespace's end of its link
@@ -75,17 +76,19 @@ pub fn namespace_rules() -> Rules {
     add_hook(&mut batch, TABLE, "input", NfChainType::Filter, NfHook::Input, PRIORITY_FILTER);
     add_hook(&mut batch, TABLE, "forward", NfChainType::Filter, NfHook::Forward, PRIORITY_FILTER);
     add_hook(&mut batch, TABLE, "postrouting", NfChainType::NAT, NfHook::Postrouting, PRIORITY_SNAT);
+    let spoofed = || compare(Operator::NEQ, address("saddr"), literal(GUEST_ADDRESS));
     let mut add = |chain, statements| add_rule(&mut batch, TABLE, chain, statements);
     let dnat = Statement::DNAT(Some(to_address(GUEST_ADDRESS)));
     add("prerouting", vec![input_is(UPLINK), destination_in(&[GUESTS]), dnat]);
+    // An answer to whoever it says it comes from would leave the host past every policy.
+    add("input", vec![input_is(TAP), spoofed(), drop()]);
     add("input", vec![input_is(TAP), is_answer(), accept()]);
     for protocol in ["udp", "tcp"] {
         // Where no policy names hosts nobody listens there.
         add("input", vec![input_is(TAP), port_is(protocol, DNS_PORT), accept()]);
     }
     add("input", vec![input_is(TAP), drop()]);
-    let spoofed = compare(Operator::NEQ, address("saddr"), literal(GUEST_ADDRESS));
-    add("forward", vec![input_is(TAP), spoofed, drop()]);
+    add("forward", vec![input_is(TAP), spoofed(), drop()]);
     add("forward", vec![input_is(TAP), is_beginning(), more_connections_than(MAX_CONNECTIONS), drop()]);
     let snat = Statement::SNAT(Some(to_address(NAMESPACE_ADDRESS)));
     add("postrouting", vec![output_is(TAP), snat]);
