@@ -1,5 +1,5 @@
-//! Slots on the real host. Needs root and nft; uses slots 31100 to 31199, and leaves the host as it was but
-//! for IPv4 forwarding and the table `wrenn`, which every agent shares.
+//! Slots on the real host. Needs root and nft; uses slots 31100 to 31159, and leaves the host as it was but
+//! for IPv4 forwarding.
 
 use std::{
     collections::BTreeSet,

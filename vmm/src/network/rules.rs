@@ -27,7 +27,8 @@ const PRIORITY_SNAT: i32 = 100;
 /// Where name servers listen.
 pub(super) const DNS_PORT: u16 = 53;
 
-/// Bytes a second that a guest may send, and how many at once.
+/// Bytes a second that a guest may send, and how many at once beyond those of one second: the kernel's bucket for bytes
+/// holds both (`nft_limit_init` in net/netfilter/nft_limit.c).
 const TX_RATE: u32 = 200_000_000;
 const TX_BURST: u32 = 100_000_000;
 /// Connections to outside that one guest may have. The host tracks those of all guests in one table (262144 on most
@@ -60,7 +61,8 @@ pub fn apply(rules: &Rules) -> Result<(), NftablesError> {
 /// ```text
 /// ingress      from the guest, more than its rate     → drop, before anything else looks at it
 /// prerouting   from the host to 10.11.0.0/16          → the guest
-/// input        from the guest: answers, questions for names; nothing else
+/// input        from the guest, not by its own address → drop
+///              answers, questions for names           → pass, and nothing else
 /// forward      from the guest, not by its own address → drop
 ///              more connections than it may have      → drop
 /// postrouting  to the guest                           → comes from the namespace's end of its link
@@ -74,17 +76,19 @@ pub fn namespace_rules() -> Rules {
     add_hook(&mut batch, TABLE, "input", NfChainType::Filter, NfHook::Input, PRIORITY_FILTER);
     add_hook(&mut batch, TABLE, "forward", NfChainType::Filter, NfHook::Forward, PRIORITY_FILTER);
     add_hook(&mut batch, TABLE, "postrouting", NfChainType::NAT, NfHook::Postrouting, PRIORITY_SNAT);
+    let spoofed = || compare(Operator::NEQ, address("saddr"), literal(GUEST_ADDRESS));
     let mut add = |chain, statements| add_rule(&mut batch, TABLE, chain, statements);
     let dnat = Statement::DNAT(Some(to_address(GUEST_ADDRESS)));
     add("prerouting", vec![input_is(UPLINK), destination_in(&[GUESTS]), dnat]);
+    // An answer to whoever it says it comes from would leave the host past every policy.
+    add("input", vec![input_is(TAP), spoofed(), drop()]);
     add("input", vec![input_is(TAP), is_answer(), accept()]);
     for protocol in ["udp", "tcp"] {
         // Where no policy names hosts nobody listens there.
         add("input", vec![input_is(TAP), port_is(protocol, DNS_PORT), accept()]);
     }
     add("input", vec![input_is(TAP), drop()]);
-    let spoofed = compare(Operator::NEQ, address("saddr"), literal(GUEST_ADDRESS));
-    add("forward", vec![input_is(TAP), spoofed, drop()]);
+    add("forward", vec![input_is(TAP), spoofed(), drop()]);
     add("forward", vec![input_is(TAP), is_beginning(), more_connections_than(MAX_CONNECTIONS), drop()]);
     let snat = Statement::SNAT(Some(to_address(NAMESPACE_ADDRESS)));
     add("postrouting", vec![output_is(TAP), snat]);

@@ -1,16 +1,19 @@
 //! Host names: what may be looked up, and what may be reached because of it.
 
+use std::io::Write as _;
+
 use hickory_proto::{op::ResponseCode, rr::RecordType};
 use proptest::{
     prelude::any,
     strategy::{Strategy as _, ValueTree as _},
     test_runner::TestRunner,
 };
+use wrenn_vmm::network::GUEST_ADDRESS;
 
 use crate::{
     allocator, end, guest, policy,
-    world::{NAME_SERVER, Outside, WEB},
-    zone::{look_up, look_up_by_stream, look_up_kind, outside},
+    world::{NAME_SERVER, Outside, WEB, beside, frame, open_tap},
+    zone::{look_up, look_up_by_stream, look_up_kind, outside, question},
 };
 
 #[tokio::test(flavor = "multi_thread")]
@@ -23,7 +26,7 @@ async fn an_allowed_name_is_reached_once_it_was_looked_up() {
 
     // Whoever is asked, and however.
     guest.assert_refused(outside(14), WEB);
-    let question = crate::zone::question("a.b.wild.test.", RecordType::A);
+    let question = question("a.b.wild.test.", RecordType::A);
     guest.ask_by_stream(outside(99), &question).unwrap();
     guest.assert_reaches(outside(14), WEB);
     assert_eq!(look_up(&guest, "no.wild.test.").code, ResponseCode::NXDomain);
@@ -118,4 +121,25 @@ async fn rubbish_does_not_stop_the_answers() {
     assert_eq!(look_up(&guest, "www.example.com.").addresses, [outside(10)]);
     drop(idle);
     end(slots, [guest]).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_answer_goes_to_no_address_that_a_guest_invents() {
+    let slots = allocator("31178-31178", 0, &[]).await;
+    let mut slot = slots.acquire().await.unwrap();
+    slot.restrict(&policy(true, &["www.example.com"], &[]), &[NAME_SERVER]).await.unwrap();
+    let refused = question("c2VjcmV0.tunnel.test.", RecordType::A);
+    let tracked = beside(slot.number(), || {
+        let mut tap = open_tap("tap0");
+        let own = frame(GUEST_ADDRESS, NAME_SERVER, 53, &refused);
+        let invented = frame(outside(99), NAME_SERVER, 53, &refused);
+        for datagram in [own, invented] {
+            tap.write_all(&datagram).unwrap();
+        }
+        std::fs::read_to_string("/proc/thread-self/net/nf_conntrack").unwrap()
+    });
+    assert!(tracked.contains(&format!("src={GUEST_ADDRESS} dst={NAME_SERVER}")), "{tracked}");
+    assert!(!tracked.contains(&outside(99).to_string()), "{tracked}");
+    slots.release(slot).await.unwrap();
+    slots.shutdown().await.unwrap();
 }

@@ -34,6 +34,8 @@ const PATIENCE: Duration = Duration::from_secs(10);
 
 /// The host, as the outside sees it.
 pub const HOST: Ipv4Addr = Ipv4Addr::new(192, 0, 2, 1);
+/// The guest's gateway, in every slot.
+const NAMESPACE_MAC: [u8; 6] = [0x02, 0x57, 0x52, 0x4e, 0x00, 0x16];
 const NETWORKS: [&str; 4] = ["203.0.113.0/24", "198.51.100.0/24", "169.254.169.254/32", "192.168.77.0/24"];
 /// The name server of the outside.
 pub const NAME_SERVER: Ipv4Addr = Ipv4Addr::new(203, 0, 113, 53);
@@ -308,4 +310,26 @@ pub fn open_tap(name: &str) -> File {
     // SAFETY: the request reads and writes one such structure, which lives through the call.
     Errno::result(unsafe { libc::ioctl(tap.as_raw_fd(), libc::TUNSETIFF as _, &raw mut request) }).unwrap();
     tap
+}
+
+/// A datagram as it comes from a guest to its gateway, with a header for the TAP before it.
+pub fn frame(from: Ipv4Addr, to: Ipv4Addr, port: u16, payload: &[u8]) -> Vec<u8> {
+    let length = 20 + 8 + payload.len();
+    let mut frame = vec![0; 10];
+    frame.extend(NAMESPACE_MAC);
+    frame.extend(GUEST_MAC);
+    frame.extend([0x08, 0x00]);
+    let mut header = vec![0x45, 0, (length >> 8) as u8, length as u8, 0, 0, 0, 0, 64, 17, 0, 0];
+    header.extend(from.octets());
+    header.extend(to.octets());
+    let words = header.chunks(2).map(|pair| u32::from(u16::from_be_bytes([pair[0], pair[1]])));
+    let sum = words.sum::<u32>();
+    let checksum = !((sum & 0xffff) + (sum >> 16)) as u16;
+    header[10..12].copy_from_slice(&checksum.to_be_bytes());
+    frame.extend(header);
+    for field in [9, port, 8 + payload.len() as u16, 0] {
+        frame.extend(field.to_be_bytes());
+    }
+    frame.extend(payload);
+    frame
 }
