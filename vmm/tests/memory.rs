@@ -1,4 +1,5 @@
-//! Memory in generations, against a plain copy of all of it. No machine runs here.
+//! Memory in generations, against a plain copy of all of it. No machine runs here. One test needs root, to mount a file
+//! system whose files share blocks.
 
 use std::{
     fs::{self, File},
@@ -13,11 +14,14 @@ use std::{
 
 use proptest::prelude::*;
 use wrenn_vmm::{
+    disk::{self, DiskOptions, DiskStoreChoice, DiskStoreKind},
     driver::{MachineConfig, VmmIdentity},
     memory::{BLOCK, BlockAt, GenerationWriter, Generations, MERGE_AT, MemoryError, Merged, Written, merge},
+    paths::HostPaths,
     snapshot::{MemoryLayout, Snapshot, SnapshotError, SnapshotWriter},
 };
 
+/// Never set.
 static GO_ON: AtomicBool = AtomicBool::new(false);
 
 /// What a memory should be.
@@ -221,8 +225,6 @@ fn what_is_damaged_is_refused_saying_how() {
             said += &format!(" {source}");
         }
         assert!(said.contains(expected), "{said} should say {expected}");
-        let copy = directory.path().join("unusable");
-        fs::create_dir(&copy).unwrap();
         assert!(merge(&at, &GO_ON).is_err());
     }
 
@@ -294,7 +296,8 @@ fn many_threads_read_while_it_is_merged() {
     });
 }
 
-const BLOCKS: u64 = (64 << 20) / BLOCK;
+const MEMORY: MachineConfig = MachineConfig { vcpus: 1, memory_mib: 32 };
+const BLOCKS: u64 = (32 << 20) / BLOCK;
 const PAUSES: u64 = 100;
 /// Blocks that change in one life: some always the same, some all over the memory.
 const CHANGES: u64 = 200;
@@ -302,7 +305,7 @@ const CHANGES: u64 = 200;
 /// What the nth life changes.
 fn life(number: u64) -> Vec<Change> {
     let mut starts: Vec<u64> = (0..CHANGES / 2).map(|at| 1000 + at * 3).collect();
-    starts.extend((0..CHANGES / 2).map(|at| 4000 + (at * 7919 + number * 104_729) % (BLOCKS - 5000)));
+    starts.extend((0..CHANGES / 2).map(|at| 3000 + (at * 7919 + number * 104_729) % (BLOCKS - 3000)));
     starts.sort_unstable();
     starts.dedup();
     let byte = (number % 250 + 1) as u8;
@@ -333,8 +336,7 @@ async fn pause(at: &Path, home: &Path, model: &mut Model, changes: &[Change]) ->
     let written = writer.finish().unwrap();
     let files = fs::read_dir(snapshot.directory()).unwrap().map(|entry| entry.unwrap().metadata().unwrap());
     let new = files.filter(|file| file.nlink() == 1).map(|file| file.len()).sum();
-    let machine = MachineConfig { vcpus: 1, memory_mib: 64 };
-    snapshot.saved(identity(), machine, MemoryLayout::from(&written)).unwrap();
+    snapshot.saved(identity(), MEMORY, MemoryLayout::from(&written)).unwrap();
     (snapshot.commit().await.unwrap(), new)
 }
 
@@ -344,10 +346,10 @@ async fn the_hundredth_pause_costs_what_the_second_did() {
     let (at, home) = (directory.path().join("cl-1"), directory.path().join("home"));
     let image = directory.path().join("golden");
     let mut model = Model::new(BLOCKS);
-    model.apply(&Change { blocks: 500..4500, byte: 251 });
+    model.apply(&Change { blocks: 500..3500, byte: 251 });
     let file = File::create(&image).unwrap();
     file.set_len(model.bytes()).unwrap();
-    file.write_all_at(model.part(&(500..4500)), 500 * BLOCK).unwrap();
+    file.write_all_at(model.part(&(500..3500)), 500 * BLOCK).unwrap();
     Generations::of_flat(&image, None).unwrap().link_into(&home).unwrap();
     fs::remove_file(image).unwrap();
 
@@ -374,6 +376,44 @@ async fn the_hundredth_pause_costs_what_the_second_did() {
     last.verify().await.unwrap();
     assert_is(&last.open_memory().unwrap(), &model, directory.path());
     assert_eq!(names(directory.path()), ["cl-1", "home"]);
+}
+
+/// Room in the file system that `at` is on.
+fn free(at: &Path) -> u64 {
+    nix::unistd::syncfs(File::open(at).unwrap()).unwrap();
+    let found = nix::sys::statvfs::statvfs(at).unwrap();
+    found.blocks_available() * found.fragment_size()
+}
+
+/// Needs root, xfsprogs and a loop device.
+#[tokio::test]
+async fn merging_and_flattening_copy_nothing_where_files_share_blocks() {
+    assert!(nix::unistd::geteuid().is_root(), "mounting needs root");
+    let directory = tempfile::Builder::new().prefix("wrenn-vmm-").tempdir_in("/var/tmp").unwrap();
+    let paths = HostPaths::new(directory.path()).unwrap();
+    let choice = DiskStoreChoice::Only(DiskStoreKind::Reflink);
+    let options = DiskOptions { choice, data_size_bytes: Some(512 << 20) };
+    disk::prepare(&paths, &options).await.unwrap();
+    let data = paths.data();
+
+    let mut model = Model::new(BLOCKS);
+    write(None, &data.join("1"), &mut model, &[Change { blocks: 0..4000, byte: 1 }]);
+    let changes = [Change { blocks: 1000..2000, byte: 2 }, Change { blocks: 5000..8000, byte: 3 }];
+    write(Some(&data.join("1")), &data.join("2"), &mut model, &changes);
+    write(Some(&data.join("2")), &data.join("3"), &mut model, &[Change { blocks: 1500..1501, byte: 4 }]);
+    let at = data.join("3");
+    let before = free(&data);
+    assert_eq!(merge(&at, &GO_ON).unwrap(), Merged::Done);
+    let memory = Generations::open(&at).unwrap();
+    memory.flatten(&data.join("flat")).unwrap();
+    let used = before - free(&data);
+    // Of 28 MiB each.
+    assert!(used < 1 << 20, "{used} bytes were copied");
+    assert!(fs::read(data.join("flat")).unwrap() == model.0);
+    assert_eq!(memory.count(), 1);
+    assert_is(&memory, &model, directory.path());
+    drop(memory);
+    disk::unmount(&paths).await.unwrap();
 }
 
 #[tokio::test]

@@ -49,7 +49,7 @@ impl Generations {
         let doing = || format!("looking for the data in {}", image.display());
         let bytes = fs::metadata(image).doing(doing)?.len();
         let file = DataFile::open(image.to_owned(), bytes)?;
-        if bytes == 0 || bytes % BLOCK != 0 {
+        if bytes == 0 || !bytes.is_multiple_of(BLOCK) {
             return Err(file.damaged(format!("{bytes} bytes are no whole blocks")));
         }
         let mut changes = Vec::new();
@@ -139,10 +139,9 @@ impl Generations {
         let making = || format!("making {}", to.display());
         let options = OpenOptions::new().read(true).write(true).create_new(true).mode(0o600).clone();
         let file = options.open(to).doing(making)?;
-        self.flatten_into(&file).map_err(|error| {
+        self.flatten_into(&file).inspect_err(|_| {
             // Half an image is nobody's memory.
             let _ = fs::remove_file(to);
-            error
         })
     }
 

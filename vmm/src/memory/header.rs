@@ -155,7 +155,7 @@ impl Start {
         if u64::from(block) != BLOCK {
             return Err(inconsistent(format!("its blocks have {block} bytes instead of {BLOCK}")));
         }
-        if memory == 0 || memory % BLOCK != 0 || memory > MOST_BYTES {
+        if memory == 0 || !memory.is_multiple_of(BLOCK) || memory > MOST_BYTES {
             return Err(inconsistent(format!("no machine has {memory} bytes of memory")));
         }
         if generations as usize > MOST_GENERATIONS {
@@ -179,7 +179,7 @@ fn decode_generations(bytes: &mut Bytes<'_>, count: u64) -> Result<Vec<Generatio
         if !numbers.insert(number) {
             return Err(inconsistent(format!("two generations have the number {number}")));
         }
-        if size % BLOCK != 0 {
+        if !size.is_multiple_of(BLOCK) {
             return Err(inconsistent(format!("generation {number} has {size} bytes, no whole blocks")));
         }
         generations.push(Generation { number, bytes: size, digest: (digest != [0; 32]).then_some(digest) });

@@ -212,6 +212,6 @@ mod tests {
         map.push(1, BlockAt::Zero);
         map.push(4, BlockAt::Zero);
         assert_eq!(map.run_count(), 3);
-        assert_eq!(map.data_ranges().collect::<Vec<_>>(), [0..6]);
+        assert_eq!(map.data_ranges().collect::<Vec<_>>(), vec![Range { start: 0, end: 6 }]);
     }
 }

@@ -59,7 +59,7 @@ impl GenerationWriter {
     pub fn write(&mut self, offset: u64, content: &[u8]) -> Result<(), MemoryError> {
         let end = self.changes.last().map_or(0, Run::end) * BLOCK;
         let (length, bytes) = (content.len(), self.blocks * BLOCK);
-        let aligned = offset % BLOCK == 0 && length as u64 % BLOCK == 0;
+        let aligned = offset.is_multiple_of(BLOCK) && (length as u64).is_multiple_of(BLOCK);
         let within = offset.checked_add(length as u64).is_some_and(|end| end <= bytes);
         if !aligned || !within || offset < end {
             return Err(MemoryError::Change { offset, length, end, bytes });

@@ -58,7 +58,7 @@ pub struct Launcher {
 /// Where a machine comes from.
 pub enum Origin {
     Boot { kernel: KernelImage, tsc_khz: u64 },
-    Restore { snapshot: Snapshot, sharing: MemorySharing, sealed: Arc<SealedMemories> },
+    Restore { snapshot: Box<Snapshot>, sharing: MemorySharing, sealed: Arc<SealedMemories> },
 }
 
 /// A machine that is about to be started.

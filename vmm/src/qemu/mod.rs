@@ -156,7 +156,8 @@ impl Driver for QemuDriver {
         let wanted = kernel.map_or_else(|| manifest.identity.kernel.clone(), |kernel| kernel.version.clone());
         let identity = self.identity_with(wanted);
         manifest.identity.check_restorable_on(&identity)?;
-        let origin = Origin::Restore { snapshot: snapshot.clone(), sharing, sealed: self.sealed.clone() };
+        let origin =
+            Origin::Restore { snapshot: Box::new(snapshot.clone()), sharing, sealed: self.sealed.clone() };
         let plan = self.launcher.plan(manifest.machine, origin, disk, slot, home)?;
         // The guest goes on with the rate it was told at its boot.
         let identity = VmmIdentity { tsc_khz: manifest.identity.tsc_khz, ..identity };
