@@ -32,7 +32,7 @@ use crate::{
     failure::{Doing as _, Failure, Teardown, blocking},
     network::SlotNumber,
     paths::CapsulePaths,
-    process::{ProcessExit, VmmProcess},
+    process::{ProcessExit, VmmProcess, cgroup::Cgroups},
     snapshot::{MemoryLayout, SnapshotWriter},
 };
 
@@ -54,21 +54,27 @@ pub struct QemuMachine {
     config: MachineConfig,
     slot: SlotNumber,
     home: CapsulePaths,
+    cgroups: Cgroups,
 }
 
 impl QemuMachine {
     /// Starts it, and waits until its vCPUs run.
     pub async fn start(plan: Plan, identity: VmmIdentity, deadline: Duration) -> Result<Self, DriverError> {
         let (config, slot, home) = (plan.config, plan.slot, plan.home.clone());
+        let cgroups = plan.launcher.cgroups.clone();
         let started = blocking(move || plan.start()).await;
         let result = match started {
-            Ok(started) => Self::take_charge(started, identity, config, slot, home.clone(), deadline).await,
+            Ok(started) => {
+                let place = (slot, home.clone(), cgroups.clone());
+                Self::take_charge(started, identity, config, place, deadline).await
+            }
             Err(error) => Err(error),
         };
         if result.is_err() {
             let cleared = blocking(move || {
                 let mut teardown = Teardown::default();
                 clear(&home, &mut teardown);
+                cgroups.clear(slot, &mut teardown);
                 teardown.finish()
             });
             if let Err(failures) = cleared.await {
@@ -82,8 +88,7 @@ impl QemuMachine {
         started: Started,
         identity: VmmIdentity,
         config: MachineConfig,
-        slot: SlotNumber,
-        home: CapsulePaths,
+        (slot, home, cgroups): (SlotNumber, CapsulePaths, Cgroups),
         deadline: Duration,
     ) -> Result<Self, DriverError> {
         let Started { process: launched, memory, log, state } = started;
@@ -96,7 +101,7 @@ impl QemuMachine {
         match supervise(&process, &log, "starting the machine", deadline, ready).await {
             Ok(qmp) => {
                 launched.keep();
-                Ok(Self { process, qmp, log, state, memory, identity, config, slot, home })
+                Ok(Self { process, qmp, log, state, memory, identity, config, slot, home, cgroups })
             }
             Err(error) => {
                 process.kill().await?;
@@ -110,6 +115,7 @@ impl QemuMachine {
         process: VmmProcess,
         record: &MachineRecord,
         memory: MemoryRecord,
+        cgroups: Cgroups,
     ) -> Result<Self, DriverError> {
         let pid = record.process.pid;
         let log = descriptor_of(pid, LOG_DESCRIPTOR)?;
@@ -126,6 +132,7 @@ impl QemuMachine {
             config: record.config,
             slot: record.slot,
             home: record.home.clone(),
+            cgroups,
         })
     }
 
@@ -211,10 +218,11 @@ impl Machine for QemuMachine {
 
     async fn terminate(self: Box<Self>) -> Result<(), DriverError> {
         self.process.kill().await?;
-        let home = self.home.clone();
+        let (home, cgroups, slot) = (self.home.clone(), self.cgroups.clone(), self.slot);
         let cleared = blocking(move || {
             let mut teardown = Teardown::default();
             clear(&home, &mut teardown);
+            cgroups.clear(slot, &mut teardown);
             teardown.finish()
         });
         Ok(cleared.await?)
