@@ -10,6 +10,7 @@ use metrics_exporter_prometheus::PrometheusHandle;
 use secrecy::SecretString;
 use tokio::net::TcpListener;
 use tokio::task::JoinHandle;
+use tokio_stream::wrappers::ReceiverStream;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 use tonic::transport::Server;
@@ -19,17 +20,19 @@ use wrenn_vmm::disk::{self, DiskError, DiskOptions};
 use wrenn_vmm::driver::{self, DriverError, DriverOptions};
 use wrenn_vmm::network::{NetworkError, NetworkOptions, SlotAllocator};
 use wrenn_vmm::paths::{HostPaths, PathError};
+use wrenn_vmm::process::cgroup::Cgroups;
 
 use crate::capsule::{Admission, AdoptError, CapsuleRegistry, Engine, Goldens, Leftovers, Limits};
 use crate::config::{Config, OnStop};
 use crate::control::{
     ControlClient, ControlError, Credentials, CredentialsError, CredentialsFile, HostLink, LinkError,
 };
-use crate::grpc::{AgentService, ServerTls, TlsError};
+use crate::grpc::{Accepted, AgentService, ServerTls, TlsConnection, TlsError};
 use crate::host::{self, HostProbe};
 use crate::lock::{DirectoryLock, LockError};
+use crate::metrics::Meters;
 use crate::size::Size;
-use crate::{control, dns, grpc, http};
+use crate::{control, dns, grpc, http, proxy, upkeep};
 
 /// Large enough for a process's whole standard input at its start.
 const LARGEST_REQUEST: usize = 16 << 20;
@@ -84,6 +87,7 @@ pub struct Agent {
     paths: HostPaths,
     engine: Arc<Engine>,
     capsules: Arc<CapsuleRegistry>,
+    cgroups: Cgroups,
     address: SocketAddr,
     /// New calls are refused, watchers end.
     stop: CancellationToken,
@@ -110,7 +114,7 @@ impl Agent {
         let operators = listen(config.http_listen).await?;
         let address = listener.local_addr().unwrap_or(config.listen);
 
-        let Host { engine, probe, leftovers } = Host::open(&config, &paths).await?;
+        let Host { engine, probe, leftovers, cgroups } = Host::open(&config, &paths).await?;
         let client = ControlClient::new(&config.api_url)?;
         let offer =
             Offer { client: &client, file: &file, probe: &probe, address: config.advertised(address) };
@@ -129,13 +133,17 @@ impl Agent {
             capsules: capsules.clone(),
         };
         let service = AgentService { capsules: capsules.clone(), probe, stop: stop.clone() };
+        let Accepted { grpc, proxy: proxied } = grpc::accept(listener, tls, stop.clone());
         let servers = vec![
             tokio::spawn(link.run(stop.clone())),
-            tokio::spawn(serve_grpc(listener, tls, service, stop.clone())),
+            tokio::spawn(serve_grpc(grpc, service, stop.clone())),
+            tokio::spawn(proxy::serve(proxied, capsules.clone(), stop.clone())),
+            tokio::spawn(crate::metrics::sample(capsules.clone(), stop.clone())),
+            tokio::spawn(upkeep::trim(paths.clone(), stop.clone())),
             tokio::spawn(serve_http(operators, capsules.clone(), recorder, stop.clone())),
         ];
         tracing::info!(%address, dir = %paths.root().display(), version = crate::VERSION, "serving");
-        Ok(Self { on_stop: config.on_stop, paths, engine, capsules, address, stop, servers, lock })
+        Ok(Self { on_stop: config.on_stop, paths, engine, capsules, cgroups, address, stop, servers, lock })
     }
 
     /// Where the gRPC service listens.
@@ -150,7 +158,7 @@ impl Agent {
 
     /// Stops in order: no new work, transitions under way to their end, capsules as configured, then the servers.
     pub async fn stop(self) {
-        let Self { on_stop, paths, engine, capsules, address: _, stop, servers, lock } = self;
+        let Self { on_stop, paths, engine, capsules, cgroups, address: _, stop, servers, lock } = self;
         tracing::info!(?on_stop, "stopping");
         capsules.close();
         stop.cancel();
@@ -172,6 +180,7 @@ impl Agent {
         {
             tracing::error!(error = %crate::report(&error), "not every spare network slot could be removed");
         }
+        cgroups.close().await;
         if on_stop == OnStop::Pause
             && running == 0
             && let Err(error) = disk::unmount(&paths).await
@@ -188,6 +197,7 @@ struct Host {
     engine: Arc<Engine>,
     probe: Arc<HostProbe>,
     leftovers: Leftovers,
+    cgroups: Cgroups,
 }
 
 impl Host {
@@ -196,9 +206,18 @@ impl Host {
             DiskOptions { choice: config.disk_store, data_size_bytes: config.store_size.map(Size::bytes) };
         let disks = disk::prepare(paths, &options).await?;
         paths.create_all()?;
-        let options = DriverOptions { kvm: config.kvm, qemu_binary: None, run: paths.run().to_owned() };
+        let cgroups = Cgroups::open(paths, &config.cgroups).await;
+        let options = DriverOptions {
+            kvm: config.kvm,
+            qemu_binary: None,
+            run: paths.run().to_owned(),
+            cgroups: cgroups.clone(),
+        };
         let vmm = driver::open(&options).await?;
         let leftovers = Leftovers::inspect(paths, vmm.as_ref(), &config.slots).await?;
+        if let Err(error) = cgroups.sweep().await {
+            tracing::error!(%error, "control groups of machines that ended are left");
+        }
         let name_servers = if config.dns.is_empty() { dns::host_name_servers() } else { config.dns.clone() };
         let options = NetworkOptions {
             slots: config.slots,
@@ -225,11 +244,12 @@ impl Host {
                 config.default_rootfs_size.mib_ceil(),
             ),
             name_servers,
+            meters: Arc::new(Meters::new(paths.clone())),
             golden_timeout: config.golden_timeout,
             grace: config.reconnect_grace,
             tasks: TaskTracker::new(),
         });
-        Ok(Self { engine, probe, leftovers })
+        Ok(Self { engine, probe, leftovers, cgroups })
     }
 }
 
@@ -271,12 +291,10 @@ async fn listen(address: SocketAddr) -> Result<TcpListener, AgentError> {
 }
 
 async fn serve_grpc(
-    listener: TcpListener,
-    tls: Arc<ServerTls>,
+    incoming: ReceiverStream<io::Result<TlsConnection>>,
     service: AgentService,
     stop: CancellationToken,
 ) {
-    let incoming = grpc::accept(listener, tls, stop.clone());
     let service = AgentServer::new(service).max_decoding_message_size(LARGEST_REQUEST);
     let served = Server::builder()
         .initial_stream_window_size(STREAM_WINDOW)

@@ -17,6 +17,7 @@ use tracing_subscriber::EnvFilter;
 use wrenn_vmm::disk::DiskStoreChoice;
 use wrenn_vmm::kvm::KvmPolicy;
 use wrenn_vmm::network::SlotRange;
+use wrenn_vmm::process::cgroup::CgroupOptions;
 
 use crate::size::Size;
 
@@ -55,6 +56,12 @@ pub const SETTINGS: &[Setting] = &[
         "size of the XFS file made where the file system cannot reflink; 64Gi or what fits",
     ),
     setting("WRENN_DEFAULT_ROOTFS_SIZE", "5Gi", "disk of a capsule that asks for no size"),
+    setting("WRENN_CGROUPS", "auto", "limits of capsules by cgroup v2: auto (as far as the host can) or off"),
+    setting(
+        "WRENN_CPUS_PER_VCPU",
+        "1.5",
+        "host CPUs a vCPU may use, the VMM's own work included; 0 for no bound",
+    ),
     setting("WRENN_GOLDEN_TIMEOUT", "120", "seconds a template may take to boot once"),
     setting(
         "WRENN_RECONNECT_GRACE",
@@ -98,10 +105,14 @@ pub struct Config {
     /// None: as large as the disk has room for.
     pub store_size: Option<Size>,
     pub default_rootfs_size: Size,
+    pub cgroups: CgroupOptions,
     pub golden_timeout: Duration,
     pub reconnect_grace: Duration,
     pub on_stop: OnStop,
     pub log: String,
+    /// Settings of the file that are not the agent's. The file may be shared with the control plane, whose settings
+    /// begin with `WRENN_` too.
+    pub ignored: Vec<String>,
 }
 
 /// One line: which setting is wrong, and why.
@@ -134,10 +145,11 @@ impl Config {
             .merge(Serialized::defaults(&environment))
             .extract()
             .map_err(|error| ConfigError::File(one_line(&error.to_string())))?;
-        if let Some(name) = values.keys().find(|name| !known(name)) {
+        let ignored: Vec<String> = values.keys().filter(|name| !known(name)).cloned().collect();
+        if let Some(name) = ignored.iter().find(|name| !name.starts_with("WRENN_")) {
             return Err(ConfigError::Unknown(name.clone()));
         }
-        Self::from_values(&Values(values))
+        Ok(Self { ignored, ..Self::from_values(&Values(values))? })
     }
 
     fn from_values(values: &Values) -> Result<Self, ConfigError> {
@@ -163,10 +175,15 @@ impl Config {
             disk_store: values.parse("WRENN_DISK_STORE", "one of auto, reflink, copy is wanted")?,
             store_size: values.get("WRENN_STORE_SIZE", optional_size)?,
             default_rootfs_size: values.get("WRENN_DEFAULT_ROOTFS_SIZE", size)?,
+            cgroups: CgroupOptions {
+                policy: values.parse("WRENN_CGROUPS", "one of auto, off is wanted")?,
+                cpus_per_vcpu: values.get("WRENN_CPUS_PER_VCPU", factor)?,
+            },
             golden_timeout: values.get("WRENN_GOLDEN_TIMEOUT", seconds)?,
             reconnect_grace: values.get("WRENN_RECONNECT_GRACE", seconds)?,
             on_stop: values.one_of("WRENN_ON_STOP", &[("keep", OnStop::Keep), ("pause", OnStop::Pause)])?,
             log: values.get("WRENN_LOG", filter)?,
+            ignored: Vec::new(),
         };
         if config.vmm == VmmChoice::Firecracker {
             return Err(ConfigError::Value {
@@ -290,6 +307,13 @@ fn seconds(text: &str) -> Result<Duration, String> {
     }
 }
 
+fn factor(text: &str) -> Result<f64, String> {
+    match text.parse::<f64>() {
+        Ok(factor) if (0.0..=1000.0).contains(&factor) => Ok(factor),
+        _ => Err("a number from 0 to 1000 is wanted, such as 1.5".into()),
+    }
+}
+
 fn filter(text: &str) -> Result<String, String> {
     EnvFilter::try_new(text).map(|_| text.to_owned()).map_err(|error| one_line(&error.to_string()))
 }
@@ -329,6 +353,9 @@ mod tests {
             ("WRENN_VMM", "firecracker"),
             ("WRENN_DNS", "1.1.1.1,::1"),
             ("WRENN_STORE_SIZE", "big"),
+            ("WRENN_CGROUPS", "v1"),
+            ("WRENN_CPUS_PER_VCPU", "-1"),
+            ("WRENN_CPUS_PER_VCPU", "NaN"),
             ("WRENN_GOLDEN_TIMEOUT", "0"),
             ("WRENN_ON_STOP", "never"),
             ("WRENN_LOG", "a=b=c"),
@@ -355,12 +382,15 @@ mod tests {
     }
 
     #[test]
-    fn the_file_may_hold_settings_only() {
+    fn the_file_may_be_shared_with_the_control_plane_but_hold_settings_only() {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("agent.toml");
-        std::fs::write(&path, "WRENN_SLOT = 4\n").unwrap();
+        std::fs::write(&path, "WRENN_SLOT_POOL = 4\nWRENN_DATABASE_URL = \"sqlite:x\"\n").unwrap();
+        let config = load(&[("WRENN_CONFIG", path.to_str().unwrap())]).unwrap();
+        assert_eq!((config.slot_pool, config.ignored), (4, vec!["WRENN_DATABASE_URL".to_owned()]));
+        std::fs::write(&path, "SLOTS = 4\n").unwrap();
         let error = load(&[("WRENN_CONFIG", path.to_str().unwrap())]).unwrap_err();
-        assert!(error.to_string().starts_with("WRENN_SLOT "), "{error}");
+        assert!(error.to_string().starts_with("SLOTS "), "{error}");
         let error = load(&[("WRENN_CONFIG", "/nonexistent.toml")]).unwrap_err();
         assert!(!error.to_string().contains('\n'), "{error}");
     }

@@ -18,8 +18,9 @@ pub struct Diagnosis {
 /// Looks at the host; changes nothing.
 pub async fn diagnose(config: &Config) -> Result<Diagnosis, PathError> {
     let paths = HostPaths::new(&config.dir)?;
-    let report =
-        HostReport::inspect(&paths, &HostOptions { kvm: config.kvm, disk_store: config.disk_store }).await;
+    let options =
+        HostOptions { kvm: config.kvm, disk_store: config.disk_store, cgroups: config.cgroups.policy };
+    let report = HostReport::inspect(&paths, &options).await;
     let mut text = report.to_string();
     let _ = writeln!(
         text,

@@ -12,7 +12,9 @@ use tonic::metadata::{Ascii, MetadataValue};
 use tonic::transport::{Channel, Endpoint, Uri};
 use tonic::{Request, Status};
 use tower::service_fn;
+use wrenn_proto::envd::v1::files_client::FilesClient;
 use wrenn_proto::envd::v1::guest_client::GuestClient;
+use wrenn_proto::envd::v1::ports_client::PortsClient;
 use wrenn_proto::envd::v1::processes_client::ProcessesClient;
 use wrenn_proto::envd::v1::{
     ConfigureRequest, HealthRequest, HealthResponse, PostRestoreRequest, PostRestoreResponse,
@@ -32,6 +34,8 @@ const LONGEST_ATTEMPT: Duration = Duration::from_secs(1);
 const MOST_ATTEMPTS: usize = 4;
 /// Syncing file systems before a snapshot.
 const PREPARE_TIMEOUT: Duration = Duration::from_secs(30);
+/// Of one answer about files: ten thousand entries with long names and links.
+const LARGEST_LISTING: usize = 16 << 20;
 
 #[derive(Debug, thiserror::Error)]
 pub enum GuestError {
@@ -50,6 +54,7 @@ pub enum GuestError {
 /// Envd of one machine, for one life of it. Cheap to clone; every clone uses the same connection.
 #[derive(Debug, Clone)]
 pub struct Guest {
+    address: Ipv4Addr,
     channel: Channel,
     token: Option<MetadataValue<Ascii>>,
 }
@@ -61,7 +66,8 @@ impl Guest {
         token: Option<&Token>,
         deadline: Instant,
     ) -> Result<Self, GuestError> {
-        let address = SocketAddr::from((address, ENVD_PORT));
+        let guest = address;
+        let address = SocketAddr::from((guest, ENVD_PORT));
         let started = Instant::now();
         let mut first = Some(
             reach(address, deadline)
@@ -87,7 +93,7 @@ impl Guest {
             .connect_with_connector(connector)
             .await
             .map_err(GuestError::Connect)?;
-        Ok(Self { channel, token: token.and_then(Token::metadata) })
+        Ok(Self { address: guest, channel, token: token.and_then(Token::metadata) })
     }
 
     /// A request that carries what every call into a guest carries.
@@ -98,6 +104,19 @@ impl Guest {
         }
         id.put_into(request.metadata_mut());
         request
+    }
+
+    /// Where this host reaches the guest.
+    pub fn address(&self) -> Ipv4Addr {
+        self.address
+    }
+
+    pub fn files(&self) -> FilesClient<Channel> {
+        FilesClient::new(self.channel.clone()).max_decoding_message_size(LARGEST_LISTING)
+    }
+
+    pub fn ports(&self) -> PortsClient<Channel> {
+        PortsClient::new(self.channel.clone())
     }
 
     pub fn processes(&self) -> ProcessesClient<Channel> {

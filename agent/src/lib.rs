@@ -18,9 +18,12 @@ pub mod http;
 pub mod ids;
 pub mod lock;
 pub mod logging;
+pub mod metrics;
+pub mod proxy;
 mod request_id;
 pub mod size;
 mod token;
+mod upkeep;
 
 pub use agent::{Agent, AgentError};
 pub use config::Config;

@@ -70,6 +70,9 @@ fn run(command: Command, config: Config) -> anyhow::Result<ExitCode> {
 async fn serve(config: Config, register: Option<SecretString>) -> anyhow::Result<ExitCode> {
     let log = HostPaths::new(&config.dir)?.logs().join("agent.log");
     logging::start(EnvFilter::try_new(&config.log)?, &log)?;
+    for name in &config.ignored {
+        tracing::warn!(name, "in the configuration file is no setting of the agent's: ignored");
+    }
     let (mut terminate, mut interrupt) = (signal(SignalKind::terminate())?, signal(SignalKind::interrupt())?);
     let agent = tokio::select! {
         agent = Agent::start(config, register) => agent?,

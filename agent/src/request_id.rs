@@ -2,6 +2,7 @@
 
 use std::fmt;
 
+use hyper::HeaderMap;
 use tonic::metadata::{Ascii, MetadataMap, MetadataValue};
 use wrenn_proto::REQUEST_ID;
 
@@ -24,6 +25,12 @@ impl RequestId {
             .get(REQUEST_ID)
             .filter(|id| id.len() <= LONGEST)
             .map_or_else(Self::new, |id| Self(id.clone()))
+    }
+
+    /// The same of a plain HTTP request.
+    pub fn from_headers(headers: &HeaderMap) -> Self {
+        let id = headers.get(REQUEST_ID).filter(|id| id.len() <= LONGEST);
+        id.and_then(|id| MetadataValue::try_from(id.as_bytes()).ok()).map_or_else(Self::new, Self)
     }
 
     pub fn put_into(&self, metadata: &mut MetadataMap) {

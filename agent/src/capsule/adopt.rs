@@ -209,7 +209,7 @@ async fn revive(engine: &Engine, record: &Record, mut parts: Parts) -> Result<Ru
     let home = engine.paths.capsule(&record.spec.name());
     match (outcome, parts) {
         (Ok(guest), Parts { machine: Some(machine), slot: Some(slot), disk: Some(disk) }) => {
-            let handle = RunningHandle { guest, life: Life::default() };
+            let handle = RunningHandle { guest, life: Life::default(), vmm: machine.process().clone() };
             Ok(RunningCapsule { machine, slot, disk, home, handle })
         }
         (outcome, mut parts) => {

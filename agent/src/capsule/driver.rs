@@ -225,6 +225,7 @@ impl Driver {
     async fn leave(mut self, body: &Body, reply: Reply) {
         if let Body::Running(running) = body {
             running.handle.life.end(LifeEnd::AgentStopping);
+            self.engine.meters.flush(self.spec.id).await;
             self.record.last_active_at_ns = self.activity.last_ns();
             self.store(Durability::Process).await;
         }

@@ -13,6 +13,7 @@ use wrenn_vmm::paths::HostPaths;
 use super::admission::Admission;
 use super::golden::Goldens;
 use super::spec::Limits;
+use crate::metrics::Meters;
 
 /// Shared by all capsules; owns none of them.
 pub struct Engine {
@@ -23,6 +24,7 @@ pub struct Engine {
     pub admission: Admission,
     pub goldens: Goldens,
     pub limits: Limits,
+    pub meters: Arc<Meters>,
     /// Given to every guest.
     pub name_servers: Vec<Ipv4Addr>,
     /// How long a template may take to boot.

@@ -30,6 +30,12 @@ pub enum CapsuleError {
     VmmDied(String),
     #[error("this agent is stopping")]
     Stopping,
+    #[error(
+        "this host is draining: it takes no new capsules and resumes none until its agent is started again"
+    )]
+    Draining,
+    #[error("{0} capsules of this host could not be paused; the agent's log says why")]
+    StillRunning(usize),
     #[error("the guest did not answer in time: {step}")]
     GuestTimeout { step: &'static str },
     #[error("{step} failed")]

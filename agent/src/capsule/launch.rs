@@ -54,7 +54,7 @@ impl Launch<'_> {
         let outcome = self.assemble(&home, &mut parts, steps).await;
         match (outcome, parts) {
             (Ok(guest), Parts { machine: Some(machine), slot: Some(slot), disk: Some(disk) }) => {
-                let handle = RunningHandle { guest, life: Life::default() };
+                let handle = RunningHandle { guest, life: Life::default(), vmm: machine.process().clone() };
                 Ok(RunningCapsule { machine, slot, disk, home, handle })
             }
             (outcome, parts) => {

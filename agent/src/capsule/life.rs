@@ -3,11 +3,20 @@
 //! Whatever is open into a guest holds the life, and ends when it does.
 
 use std::sync::{Arc, OnceLock};
+use std::time::Duration;
 
 use tokio_util::sync::CancellationToken;
+use tokio_util::task::TaskTracker;
+use tokio_util::task::task_tracker::TaskTrackerToken;
+
+use wrenn_vmm::process::VmmProcess;
 
 use super::view::Cause;
 use crate::guest::Guest;
+use crate::proxy::Upstream;
+
+/// How soon after its connections the end of a life is known.
+const END_FOLLOWS: Duration = Duration::from_millis(1500);
 
 /// How a life ended.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -28,6 +37,9 @@ pub struct Life(Arc<Inner>);
 struct Inner {
     over: CancellationToken,
     end: OnceLock<LifeEnd>,
+    /// Requests that a pause waits for a little.
+    in_flight: TaskTracker,
+    upstream: OnceLock<Upstream>,
 }
 
 impl Life {
@@ -46,6 +58,25 @@ impl Life {
     pub fn is_over(&self) -> bool {
         self.0.over.is_cancelled()
     }
+
+    /// The end of it, if that is what just broke a connection into the guest.
+    pub async fn end_behind_it(&self) -> Option<LifeEnd> {
+        tokio::time::timeout(END_FOLLOWS, self.ended()).await.ok()
+    }
+
+    /// A request that should come to its end before the life does, for as long as the token is held.
+    pub fn in_flight(&self) -> TaskTrackerToken {
+        self.0.in_flight.token()
+    }
+
+    /// Lets the requests in flight come to their end, but waits no longer than `patience`. Called when no new ones
+    /// are let in any more.
+    pub async fn drain(&self, patience: Duration) {
+        self.0.in_flight.close();
+        if tokio::time::timeout(patience, self.0.in_flight.wait()).await.is_err() {
+            tracing::debug!(left = self.0.in_flight.len(), "requests in flight are cut off");
+        }
+    }
 }
 
 /// The way into a running capsule, for calls that do not change its state: they never queue behind
@@ -54,6 +85,15 @@ impl Life {
 pub struct RunningHandle {
     pub guest: Guest,
     pub life: Life,
+    pub vmm: VmmProcess,
+}
+
+impl RunningHandle {
+    /// The connections to the guest's own services, which end with the life.
+    pub fn upstream(&self) -> &Upstream {
+        let life = &self.life.0;
+        life.upstream.get_or_init(|| Upstream::new(self.guest.address(), life.over.clone()))
+    }
 }
 
 #[cfg(test)]
@@ -69,5 +109,26 @@ mod tests {
         life.end(LifeEnd::Paused);
         assert_eq!(waiter.await.unwrap(), LifeEnd::Lost(Cause::new("VMM_DIED", "signal 9")));
         assert!(life.is_over());
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn requests_in_flight_are_waited_for_but_not_for_long() {
+        const PATIENCE: Duration = Duration::from_secs(2);
+        let life = Life::default();
+        let began = tokio::time::Instant::now();
+        life.drain(PATIENCE).await;
+        assert_eq!(began.elapsed(), Duration::ZERO, "nothing to wait for");
+
+        let request = life.in_flight();
+        tokio::spawn(async move {
+            tokio::time::sleep(Duration::from_secs(1)).await;
+            drop(request);
+        });
+        life.drain(PATIENCE).await;
+        assert_eq!(began.elapsed(), Duration::from_secs(1));
+
+        let _stuck = life.in_flight();
+        life.drain(PATIENCE).await;
+        assert_eq!(began.elapsed(), Duration::from_secs(3));
     }
 }

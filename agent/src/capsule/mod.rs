@@ -73,5 +73,5 @@ pub use error::{CapsuleError, TeardownError};
 pub use golden::Goldens;
 pub use life::{Life, LifeEnd, RunningHandle};
 pub use registry::{CapsuleRegistry, Running};
-pub use spec::{CapsuleSpec, EnvVar, Limits, parse_capsule_id};
+pub use spec::{CapsuleSpec, EnvVar, Limits, name as capsule_name, parse_capsule_id};
 pub use view::{CapsuleView, Cause, State};

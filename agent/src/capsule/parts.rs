@@ -53,7 +53,7 @@ impl RunningCapsule {
 
     /// Puts another life in the place of one that ended though the machine goes on.
     pub fn begin_life(&mut self, guest: Guest) {
-        self.handle = RunningHandle { guest, life: Life::default() };
+        self.handle = RunningHandle { guest, life: Life::default(), vmm: self.handle.vmm.clone() };
     }
 
     pub fn record(&self) -> MachineRecord {

@@ -1,5 +1,7 @@
 //! From running to paused: what runs is frozen, written down, and only then taken apart.
 
+use std::time::Duration;
+
 use wrenn_vmm::snapshot::{Snapshot, SnapshotWriter};
 
 use super::engine::Engine;
@@ -11,6 +13,9 @@ use super::steps::Steps;
 use crate::guest::Guest;
 use crate::request_id::RequestId;
 use crate::token::Token;
+
+/// How long a pause waits for proxied requests in flight; no new ones are let in meanwhile.
+const DRAIN: Duration = Duration::from_secs(2);
 
 /// A frozen capsule: its snapshot holds memory, devices and disk. Resuming reads it.
 pub struct PausedCapsule {
@@ -40,6 +45,8 @@ pub async fn save(
     request: &RequestId,
     steps: &mut Steps,
 ) -> Result<Saved, PauseFailure> {
+    running.handle.life.drain(DRAIN).await;
+    steps.done("drain");
     if let Err(error) = running.handle.guest.prepare_snapshot(request).await {
         return Err(PauseFailure::Running(running, CapsuleError::step("preparing the guest")(error)));
     }

@@ -1,14 +1,17 @@
 //! The capsules of this host: how requests find their driver, and how the others learn what happened.
 
 use std::collections::HashMap;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard};
 use std::time::Duration;
 
+use futures_util::StreamExt;
 use futures_util::future::join_all;
 use tokio::sync::{broadcast, mpsc, oneshot, watch};
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 use tracing::Instrument;
+use wrenn_vmm::process::VmmProcess;
 
 use super::activity::{Activity, Attached};
 use super::driver::{Beginning, Body, Driver, Published, Reply, Request};
@@ -28,6 +31,8 @@ const REMEMBERED: Duration = Duration::from_secs(600);
 const QUEUE: usize = 64;
 /// Changes that a watcher may be behind before it is told to begin again.
 const EVENTS: usize = 1024;
+/// Pauses under way when a whole host is paused: more would only wait for the same disk.
+const PAUSES_AT_ONCE: usize = 4;
 
 /// A driver, from outside.
 #[derive(Clone)]
@@ -100,11 +105,18 @@ pub struct CapsuleRegistry {
     engine: Arc<Engine>,
     shared: Arc<Shared>,
     stopping: CancellationToken,
+    /// Set by a drain, to the end of this agent.
+    draining: AtomicBool,
 }
 
 impl CapsuleRegistry {
     pub fn new(engine: Arc<Engine>) -> Self {
-        Self { engine, shared: Arc::new(Shared::new()), stopping: CancellationToken::new() }
+        Self {
+            engine,
+            shared: Arc::new(Shared::new()),
+            stopping: CancellationToken::new(),
+            draining: AtomicBool::new(false),
+        }
     }
 
     pub fn engine(&self) -> &Engine {
@@ -123,14 +135,12 @@ impl CapsuleRegistry {
         let token = Token::generate().map_err(CapsuleError::step("making a token"))?;
         let mut published = {
             let mut table = self.shared.write();
-            if self.stopping.is_cancelled() {
-                return Err(CapsuleError::Stopping);
-            }
             if let Some(handle) = table.living.get(&id) {
                 handle.published.clone()
             } else if let Some(stone) = table.tombstones.get(&id).filter(|stone| !stone.failed_to_start) {
                 return Ok(stone.view.clone());
             } else {
+                self.admits()?;
                 table.tombstones.remove(&id);
                 let record = Record::new(spec, token, timeout_sec);
                 let handle = self.spawn(record, Beginning::Create { request });
@@ -271,10 +281,14 @@ impl CapsuleRegistry {
     }
 
     pub async fn resume(&self, id: CapsuleId, request: RequestId) -> Result<Arc<CapsuleView>, CapsuleError> {
-        if self.stopping.is_cancelled() {
-            return Err(CapsuleError::Stopping);
+        self.admits()?;
+        let resumed = self.ask(id, |reply| Request::Resume { request: request.clone(), reply }).await?;
+        // A drain that began meanwhile may have come to this capsule before the resume did.
+        if self.draining.load(Ordering::Relaxed) {
+            self.pause(id, request).await?;
+            return Err(CapsuleError::Draining);
         }
-        self.ask(id, |reply| Request::Resume { request, reply }).await
+        Ok(resumed)
     }
 
     /// Unknown is destroyed already.
@@ -320,17 +334,48 @@ impl CapsuleRegistry {
         answer.await.unwrap_or_else(|_| Err(gone()))
     }
 
-    /// Pauses whatever runs; failures are logged.
-    pub async fn pause_all(&self, code: &str) {
-        let ids: Vec<CapsuleId> = self.shared.read().living.keys().copied().collect();
-        let pauses = ids.into_iter().map(|id| async move {
+    /// Takes no new lives until the agent is started again, and pauses whatever runs; answers how many it paused.
+    pub async fn drain(&self) -> Result<usize, CapsuleError> {
+        {
+            // Under the lock, so that whoever checked before is in the table by now.
+            let _table = self.shared.write();
+            self.draining.store(true, Ordering::Relaxed);
+        }
+        let paused = self.pause_all("HOST_DRAINING").await;
+        match self.count_running() {
+            0 => Ok(paused),
+            left => Err(CapsuleError::StillRunning(left)),
+        }
+    }
+
+    /// Whether a new life may begin here: of a new capsule, a paused one or a fork.
+    fn admits(&self) -> Result<(), CapsuleError> {
+        if self.stopping.is_cancelled() {
+            return Err(CapsuleError::Stopping);
+        }
+        if self.draining.load(Ordering::Relaxed) { Err(CapsuleError::Draining) } else { Ok(()) }
+    }
+
+    /// Pauses whatever runs, a few at a time, and answers how many it paused; failures are logged.
+    pub async fn pause_all(&self, code: &str) -> usize {
+        let capsules: Vec<(CapsuleId, u64)> = {
+            let table = self.shared.read();
+            table.living.iter().map(|(id, handle)| (*id, handle.published.borrow().view.revision)).collect()
+        };
+        let pauses = capsules.into_iter().map(|(id, revision)| async move {
             let cause = Some(Cause::new(code, "every capsule of this host was paused"));
             let request = RequestId::new();
-            if let Err(error) = self.ask(id, |reply| Request::Pause { cause, request, reply }).await {
-                tracing::warn!(capsule = %id, error = %crate::report(&error), "not paused");
+            match self.ask(id, |reply| Request::Pause { cause, request, reply }).await {
+                // One that was paused already has not changed.
+                Ok(view) => view.revision != revision,
+                Err(error) => {
+                    tracing::warn!(capsule = %id, error = %crate::report(&error), "not paused");
+                    false
+                }
             }
         });
-        join_all(pauses).await;
+        let paused = futures_util::stream::iter(pauses).buffer_unordered(PAUSES_AT_ONCE);
+        paused.filter(|paused| std::future::ready(*paused)).count().await
     }
 
     /// Takes no new work, lets transitions under way end, and leaves machines running.
@@ -347,6 +392,15 @@ impl CapsuleRegistry {
         // Under the lock, so that whoever checked before is in the table by now.
         let _table = self.shared.write();
         self.stopping.cancel();
+    }
+
+    /// All that live, and the VMM of each that runs.
+    pub fn machines(&self) -> HashMap<CapsuleId, Option<VmmProcess>> {
+        let vmm = |handle: &Handle| {
+            let now = handle.published.borrow();
+            now.running.as_ref().filter(|running| !running.life.is_over()).map(|running| running.vmm.clone())
+        };
+        self.shared.read().living.iter().map(|(id, handle)| (*id, vmm(handle))).collect()
     }
 
     /// How many run.

@@ -131,6 +131,7 @@ impl Driver {
                 pause::release(&self.engine, running).await;
                 steps.done("release");
                 steps.finish();
+                self.engine.meters.flush(self.spec.id).await;
                 body
             }
             Err(PauseFailure::Running(running, error)) => {

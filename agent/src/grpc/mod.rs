@@ -4,6 +4,7 @@
 
 mod files;
 mod metrics;
+mod passage;
 mod ports;
 mod relay;
 mod request;
@@ -14,4 +15,4 @@ mod tls;
 mod watch;
 
 pub use service::AgentService;
-pub use tls::{CONTROL_PLANE_NAME, ServerTls, TlsError, accept};
+pub use tls::{Accepted, CONTROL_PLANE_NAME, ServerTls, TlsConnection, TlsError, accept};

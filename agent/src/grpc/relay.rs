@@ -19,8 +19,6 @@ use super::status::with_cause;
 use crate::capsule::{CapsuleError, LifeEnd, Running};
 use crate::request_id::RequestId;
 
-/// How soon after its connection the end of a life is known.
-const LIFE_END_FOLLOWS: Duration = Duration::from_millis(1500);
 /// How long a broken connection to a living guest is tried to be made again.
 const REOPEN_FOR: Duration = Duration::from_secs(10);
 const REOPEN_PAUSE: Duration = Duration::from_millis(50);
@@ -49,13 +47,19 @@ pub async fn within_life<T>(
         end = running.handle.life.ended() => return Err(refusal(running, end)),
     };
     match outcome {
-        Err(status) if broke(&status) => match timeout(LIFE_END_FOLLOWS, running.handle.life.ended()).await {
-            Ok(end) => Err(refusal(running, end)),
-            Err(_) => {
-                Err(Status::unavailable(format!("the connection to the guest broke: {}", status.message())))
-            }
-        },
+        Err(status) => Err(ended_by(running, status).await),
         outcome => outcome,
+    }
+}
+
+/// What a call or a stream that ended with `status` is told: the end of the life, where that is what broke it.
+pub async fn ended_by(running: &Running, status: Status) -> Status {
+    if !broke(&status) {
+        return status;
+    }
+    match running.handle.life.end_behind_it().await {
+        Some(end) => refusal(running, end),
+        None => Status::unavailable(format!("the connection to the guest broke: {}", status.message())),
     }
 }
 
@@ -65,7 +69,7 @@ fn broke(status: &Status) -> bool {
 }
 
 /// What a call gets whose capsule went away under it.
-fn refusal(running: &Running, end: LifeEnd) -> Status {
+pub fn refusal(running: &Running, end: LifeEnd) -> Status {
     match end {
         LifeEnd::Lost(cause) => {
             let error = CapsuleError::WrongState {
@@ -194,7 +198,7 @@ impl Relay {
             }
         }
         // Not even `started` came: whoever asked does not know of a process yet.
-        if let Ok(end) = timeout(LIFE_END_FOLLOWS, life.ended()).await {
+        if let Some(end) = life.end_behind_it().await {
             return Some(self.end(end));
         }
         self.over = true;

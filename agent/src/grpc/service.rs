@@ -33,6 +33,11 @@ impl AgentService {
     pub fn running(&self, id: &str) -> Result<Running, Status> {
         parse_capsule_id(id).and_then(|id| self.capsules.running(id)).map_err(|error| status(&error))
     }
+
+    /// The same for those who only look: it may fall asleep meanwhile.
+    pub fn look_into(&self, id: &str) -> Result<Running, Status> {
+        parse_capsule_id(id).and_then(|id| self.capsules.look_into(id)).map_err(|error| status(&error))
+    }
 }
 
 /// The part of a request that a client may not leave out.
@@ -215,8 +220,7 @@ impl Agent for AgentService {
         request: Request<agent::CapsuleRef>,
     ) -> Result<Response<envd::ListResponse>, Status> {
         let Call { message, id, .. } = Call::of("ListProcesses", request);
-        let running = parse_capsule_id(&message.capsule_id).and_then(|id| self.capsules.look_into(id));
-        let running = running.map_err(|error| status(&error))?;
+        let running = self.look_into(&message.capsule_id)?;
         let list = running.handle.guest.request(envd::ListRequest {}, &id);
         let mut processes = running.handle.guest.processes();
         Ok(Response::new(within_life(&running, processes.list(list)).await?.into_inner()))

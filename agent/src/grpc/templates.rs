@@ -3,6 +3,7 @@
 use tonic::{Request, Response, Status};
 use wrenn_proto::agent::v1 as agent;
 
+use super::request::{Call, detached};
 use super::service::AgentService;
 
 pub async fn snapshot_capsule(
@@ -27,8 +28,14 @@ pub async fn delete_template(
 }
 
 pub async fn drain(
-    _service: &AgentService,
-    _request: Request<agent::DrainRequest>,
+    service: &AgentService,
+    request: Request<agent::DrainRequest>,
 ) -> Result<Response<agent::DrainResponse>, Status> {
-    Err(Status::unimplemented("Drain"))
+    let Call { span, .. } = Call::of("Drain", request);
+    let capsules = service.capsules.clone();
+    detached(span, async move {
+        let paused = capsules.drain().await?;
+        Ok(agent::DrainResponse { paused: paused.try_into().unwrap_or(u32::MAX) })
+    })
+    .await
 }

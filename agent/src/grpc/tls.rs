@@ -34,6 +34,9 @@ const HANDSHAKE_TIMEOUT: Duration = Duration::from_secs(10);
 /// Handshakes finished and not yet taken by the server.
 const ACCEPT_QUEUE: usize = 64;
 
+/// What a connection to the proxy agrees on in its handshake; all others speak gRPC.
+const HTTP_1: &[u8] = b"http/1.1";
+
 /// Why certificates cannot be served with.
 #[derive(Debug, thiserror::Error)]
 pub enum TlsError {
@@ -88,7 +91,7 @@ fn server_config(credentials: &Credentials) -> Result<Arc<ServerConfig>, TlsErro
         .with_client_cert_verifier(Arc::new(ControlPlaneOnly { signed }))
         .with_single_cert(chain, key)
         .map_err(TlsError::Material)?;
-    config.alpn_protocols = vec![b"h2".to_vec()];
+    config.alpn_protocols = vec![b"h2".to_vec(), HTTP_1.to_vec()];
     // A resumed session would outlive the certificates it was made with.
     config.session_storage = Arc::new(NoServerSessionStorage {});
     config.send_tls13_tickets = 0;
@@ -142,23 +145,30 @@ impl ClientCertVerifier for ControlPlaneOnly {
     }
 }
 
-/// Connections whose handshake is done, until `stop`. A slow handshake delays nobody else.
-pub fn accept(
-    listener: TcpListener,
-    tls: Arc<ServerTls>,
-    stop: CancellationToken,
-) -> ReceiverStream<io::Result<TlsConnection>> {
-    let (ready, connections) = mpsc::channel(ACCEPT_QUEUE);
+/// Connections whose handshake is done, by what they speak.
+pub struct Accepted {
+    pub grpc: ReceiverStream<io::Result<TlsConnection>>,
+    /// HTTP/1.1 to the ports of capsules.
+    pub proxy: mpsc::Receiver<TlsConnection>,
+}
+
+/// Accepts until `stop`. A slow handshake delays nobody else.
+pub fn accept(listener: TcpListener, tls: Arc<ServerTls>, stop: CancellationToken) -> Accepted {
+    let (to_grpc, grpc) = mpsc::channel(ACCEPT_QUEUE);
+    let (to_proxy, proxy) = mpsc::channel(ACCEPT_QUEUE);
     tokio::spawn(async move {
         while let Some(accepted) = stop.run_until_cancelled(listener.accept()).await {
             match accepted {
                 Ok((socket, peer)) => {
                     let acceptor = TlsAcceptor::from(tls.0.load_full());
-                    let ready = ready.clone();
+                    let (to_grpc, to_proxy) = (to_grpc.clone(), to_proxy.clone());
                     tokio::spawn(async move {
                         match tokio::time::timeout(HANDSHAKE_TIMEOUT, handshake(acceptor, socket)).await {
                             // The server has stopped when nobody takes it.
-                            Ok(Ok(connection)) => drop(ready.send(Ok(connection)).await),
+                            Ok(Ok(connection)) if connection.speaks(HTTP_1) => {
+                                drop(to_proxy.send(connection).await);
+                            }
+                            Ok(Ok(connection)) => drop(to_grpc.send(Ok(connection)).await),
                             Ok(Err(error)) => tracing::warn!(%peer, %error, "TLS handshake refused"),
                             Err(_) => tracing::warn!(%peer, "TLS handshake timed out"),
                         }
@@ -172,7 +182,7 @@ pub fn accept(
             }
         }
     });
-    ReceiverStream::new(connections)
+    Accepted { grpc: ReceiverStream::new(grpc), proxy }
 }
 
 async fn handshake(acceptor: TlsAcceptor, socket: TcpStream) -> io::Result<TlsConnection> {
@@ -186,6 +196,12 @@ pub struct TlsConnection {
     stream: TlsStream<TcpStream>,
     local: Option<SocketAddr>,
     remote: Option<SocketAddr>,
+}
+
+impl TlsConnection {
+    fn speaks(&self, protocol: &[u8]) -> bool {
+        self.stream.get_ref().1.alpn_protocol() == Some(protocol)
+    }
 }
 
 impl Connected for TlsConnection {

@@ -15,7 +15,7 @@ use crate::{
     failure::{Failure, Failures},
     kvm::KvmPolicy,
     memory::MemoryError,
-    process::{ProcessError, ProcessExit, VmmProcess},
+    process::{ProcessError, ProcessExit, VmmProcess, cgroup::Cgroups},
     qemu::{QemuDriver, QmpError},
     snapshot::{SnapshotError, SnapshotWriter},
 };
@@ -112,6 +112,8 @@ pub struct DriverOptions {
     pub qemu_binary: Option<PathBuf>,
     /// [`HostPaths::run`](crate::paths::HostPaths::run): what was measured is kept there.
     pub run: PathBuf,
+    /// What holds machines to their share of the host.
+    pub cgroups: Cgroups,
 }
 
 /// The best driver this host can use.

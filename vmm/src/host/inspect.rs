@@ -6,7 +6,7 @@ use std::{
 };
 
 use super::{
-    Area::{self, Disk, Kernel, Network, Tools, Vmm},
+    Area::{self, Disk, Kernel, Limits, Network, Tools, Vmm},
     Finding, HostOptions,
     Status::{self, Missing, Ok as Fine, Warning},
 };
@@ -14,12 +14,14 @@ use crate::{
     disk::{DiskStoreChoice, DiskStoreKind, clones_here},
     kvm::KvmCheck,
     paths::HostPaths,
+    process::cgroup::{CgroupPolicy, Survey, Unlimited, names},
     qemu,
 };
 
 pub fn all(paths: &HostPaths, options: &HostOptions) -> Vec<Finding> {
     let mut findings = vec![privilege(), vmm(options), kernel(paths), disk(paths, options.disk_store)];
     findings.extend(network());
+    findings.push(limits(options.cgroups));
     findings.push(tool("nft", "nftables", "sets up the capsules' packet filters"));
     findings
 }
@@ -133,6 +135,27 @@ fn default_interface(routes: &str) -> Option<&str> {
             _ => None,
         }
     })
+}
+
+/// Says what machines will be held to.
+fn limits(policy: CgroupPolicy) -> Finding {
+    let survey = match Survey::of_host(policy) {
+        Ok(survey) => survey,
+        Err(reason @ Unlimited::Off) => return finding(Limits, Warning, "none", reason.to_string()),
+        Err(reason) => {
+            let none =
+                finding(Limits, Warning, "none, a machine may take all of the host", reason.to_string());
+            return fixed_by(none, "boot the host with systemd.unified_cgroup_hierarchy=1 cgroup_no_v1=all");
+        }
+    };
+    let what = format!("cgroup v2, by {}", names(&survey.offered));
+    match survey.missing() {
+        missing if missing.is_empty() => finding(Limits, Fine, what, survey.mount.display().to_string()),
+        missing => {
+            let why = format!("{} does not offer {}", survey.mount.display(), names(&missing));
+            finding(Limits, Warning, what, why)
+        }
+    }
 }
 
 fn tool(program: &str, package: &str, why: &str) -> Finding {

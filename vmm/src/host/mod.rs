@@ -4,13 +4,14 @@ mod inspect;
 
 use std::fmt;
 
-use crate::{disk::DiskStoreChoice, kvm::KvmPolicy, paths::HostPaths};
+use crate::{disk::DiskStoreChoice, kvm::KvmPolicy, paths::HostPaths, process::cgroup::CgroupPolicy};
 
 /// What the operator has decided already.
 #[derive(Clone, Debug, Default)]
 pub struct HostOptions {
     pub kvm: KvmPolicy,
     pub disk_store: DiskStoreChoice,
+    pub cgroups: CgroupPolicy,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -19,6 +20,7 @@ pub enum Area {
     Kernel,
     Disk,
     Network,
+    Limits,
     Tools,
 }
 
@@ -29,6 +31,7 @@ impl fmt::Display for Area {
             Self::Kernel => "kernel",
             Self::Disk => "disk",
             Self::Network => "network",
+            Self::Limits => "limits",
             Self::Tools => "tools",
         })
     }

@@ -7,7 +7,7 @@
 //! <root>/logs/  ca/  agent/
 //! <root>/data.xfs                   the disk store's own file system, where it needs one; mounted on
 //! <root>/data/                      what is cloned from each other lives in one file system:
-//!        capsules/<capsule>/        capsule.json, disk.ext4, memory, generations/
+//!        capsules/<capsule>/        capsule.json, disk.ext4, memory, generations/, metrics.json
 //!        snapshots/<capsule>/       see `snapshot`
 //!        golden/<template>/<vcpus>-<memory>-<disk>-<vmm>-<versions>/
 //! /run/wrenn/<digest of root>/<capsule>/    sockets: a socket's path may have 107 bytes at most
@@ -161,6 +161,11 @@ impl HostPaths {
         &self.run
     }
 
+    /// Of all its machines, below where the control groups are mounted.
+    pub fn cgroup(&self) -> PathBuf {
+        Path::new("wrenn").join(self.run.file_name().unwrap_or_default())
+    }
+
     /// Makes the directories, open to root alone except the way to what is served to others.
     /// Call it after [`disk::prepare`](crate::disk::prepare), which may mount `data/`.
     pub fn create_all(&self) -> Result<(), PathError> {
@@ -237,6 +242,11 @@ impl CapsulePaths {
     /// The generations that the machine's memory is based on, where it is not only a flat file.
     pub fn generations(&self) -> PathBuf {
         self.directory.join("generations")
+    }
+
+    /// What its machine's load was.
+    pub fn metrics(&self) -> PathBuf {
+        self.directory.join("metrics.json")
     }
 
     pub fn qmp_socket(&self) -> PathBuf {

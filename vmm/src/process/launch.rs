@@ -26,7 +26,7 @@ use nix::{
     unistd::Pid,
 };
 
-use super::{ProcessError, VmmProcess};
+use super::{ProcessError, VmmProcess, cgroup::Group};
 use crate::failure::{Doing as _, Failure};
 
 /// A program to start.
@@ -42,6 +42,8 @@ pub struct Launch {
     /// Of devices it must open itself.
     pub groups: Vec<u32>,
     pub limits: Vec<(libc::__rlimit_resource_t, u64)>,
+    /// Where the kernel holds it to what it may take of the host.
+    pub group: Option<Group>,
 }
 
 /// First descriptor a program is given.
@@ -52,22 +54,24 @@ const OOM_SCORE_ADJUSTMENT: &str = "500";
 impl Launch {
     /// Blocks for the few milliseconds it takes; needs a runtime to watch the process with.
     pub fn start(self) -> Result<Launched, ProcessError> {
-        let pid = self.spawn()?;
-        let watched = expose(pid).map_err(ProcessError::from).and_then(|()| VmmProcess::of_child(pid));
+        let (pid, group) = self.spawn()?;
+        let confined = expose(pid).and_then(|()| group.map_or(Ok(()), |group| group.add(pid)));
+        let watched = confined.map_err(ProcessError::from).and_then(|()| VmmProcess::of_child(pid));
         if watched.is_err() {
             end_child(pid);
         }
         Ok(Launched::new(watched?))
     }
 
-    fn spawn(self) -> Result<i32, Failure> {
-        let program = self.program.clone();
+    fn spawn(mut self) -> Result<(i32, Option<Group>), Failure> {
+        let (program, group) = (self.program.clone(), self.group.take());
         let result = thread::Builder::new()
             .name("launch".into())
             .spawn(move || self.start_here())
             .doing(|| "starting the thread that launches a VMM")?
             .join();
-        result.unwrap_or_else(|panic| std::panic::resume_unwind(panic)).map_err(|mut failure| {
+        let result = result.unwrap_or_else(|panic| std::panic::resume_unwind(panic));
+        result.map(|pid| (pid, group)).map_err(|mut failure| {
             failure.action = format!("starting {}: {}", program.display(), failure.action);
             failure
         })

@@ -1,6 +1,7 @@
 //! A VMM's process: who it is, that it is still the same one, and when it ends. It may be our child
 //! or, after a restart of the host's agent, nobody's; both are watched through a pidfd.
 
+pub mod cgroup;
 mod identity;
 pub(crate) mod launch;
 

@@ -32,7 +32,10 @@ use crate::{
     failure::{Doing as _, Failure, Teardown},
     network::{NetworkError, NetworkSlot, SlotNumber},
     paths::CapsulePaths,
-    process::launch::{Descriptors, FIRST_DESCRIPTOR, Launch, Launched},
+    process::{
+        cgroup::Cgroups,
+        launch::{Descriptors, FIRST_DESCRIPTOR, Launch, Launched},
+    },
     snapshot::Snapshot,
 };
 
@@ -53,6 +56,7 @@ pub struct Launcher {
     pub version: QemuVersion,
     pub accelerator: Accelerator,
     pub groups: Vec<u32>,
+    pub cgroups: Cgroups,
 }
 
 /// Where a machine comes from.
@@ -63,7 +67,7 @@ pub enum Origin {
 
 /// A machine that is about to be started.
 pub struct Plan {
-    launcher: Launcher,
+    pub launcher: Launcher,
     pub config: MachineConfig,
     origin: Origin,
     disk: PathBuf,
@@ -142,7 +146,9 @@ impl Plan {
             (libc::RLIMIT_NPROC, MOST_THREADS),
             (libc::RLIMIT_FSIZE, largest_file),
         ];
+        let group = launcher.cgroups.create(self.slot, &self.config)?;
         let launch = Launch {
+            group,
             arguments: arguments(launcher.version, launcher.accelerator, self.config, &numbers),
             program: launcher.program,
             descriptors: given.into_inner(),

@@ -34,7 +34,7 @@ use crate::{
     memory::Generations,
     network::SlotNumber,
     paths::CapsulePaths,
-    process::{ProcessExit, VmmProcess},
+    process::{ProcessExit, VmmProcess, cgroup::Cgroups},
     snapshot::{SnapshotFiles, SnapshotWriter},
 };
 
@@ -58,21 +58,27 @@ pub struct QemuMachine {
     home: CapsulePaths,
     /// Of the generations its memory is based on.
     merging: Option<Merging>,
+    cgroups: Cgroups,
 }
 
 impl QemuMachine {
     /// Starts it, and waits until its vCPUs run.
     pub async fn start(plan: Plan, identity: VmmIdentity, deadline: Duration) -> Result<Self, DriverError> {
         let (config, slot, home) = (plan.config, plan.slot, plan.home.clone());
+        let cgroups = plan.launcher.cgroups.clone();
         let started = blocking(move || plan.start()).await;
         let result = match started {
-            Ok(started) => Self::take_charge(started, identity, config, slot, home.clone(), deadline).await,
+            Ok(started) => {
+                let place = (slot, home.clone(), cgroups.clone());
+                Self::take_charge(started, identity, config, place, deadline).await
+            }
             Err(error) => Err(error),
         };
         if result.is_err() {
             let cleared = blocking(move || {
                 let mut teardown = Teardown::default();
                 clear(&home, &mut teardown);
+                cgroups.clear(slot, &mut teardown);
                 teardown.finish()
             });
             if let Err(failures) = cleared.await {
@@ -86,8 +92,7 @@ impl QemuMachine {
         started: Started,
         identity: VmmIdentity,
         config: MachineConfig,
-        slot: SlotNumber,
-        home: CapsulePaths,
+        (slot, home, cgroups): (SlotNumber, CapsulePaths, Cgroups),
         deadline: Duration,
     ) -> Result<Self, DriverError> {
         let Started { process: launched, memory, log, state } = started;
@@ -102,7 +107,7 @@ impl QemuMachine {
                 launched.keep();
                 let merging = matches!(memory, MemoryRecord::Generations { .. })
                     .then(|| Merging::start(home.generations()));
-                Ok(Self { process, qmp, log, state, memory, identity, config, slot, home, merging })
+                Ok(Self { process, qmp, log, state, memory, identity, config, slot, home, merging, cgroups })
             }
             Err(error) => {
                 process.kill().await?;
@@ -116,6 +121,7 @@ impl QemuMachine {
         process: VmmProcess,
         record: &MachineRecord,
         memory: MemoryRecord,
+        cgroups: Cgroups,
     ) -> Result<Self, DriverError> {
         let pid = record.process.pid;
         let log = descriptor_of(pid, LOG_DESCRIPTOR)?;
@@ -133,6 +139,7 @@ impl QemuMachine {
             slot: record.slot,
             home: record.home.clone(),
             merging: None,
+            cgroups,
         })
     }
 
@@ -229,10 +236,11 @@ impl Machine for QemuMachine {
         if let Some(merging) = &mut self.merging {
             merging.end().await;
         }
-        let home = self.home.clone();
+        let (home, cgroups, slot) = (self.home.clone(), self.cgroups.clone(), self.slot);
         let cleared = blocking(move || {
             let mut teardown = Teardown::default();
             clear(&home, &mut teardown);
+            cgroups.clear(slot, &mut teardown);
             teardown.finish()
         });
         Ok(cleared.await?)

@@ -97,7 +97,7 @@ impl QemuDriver {
         };
         let memory = nix::sys::sysinfo::sysinfo().doing(|| "asking for the host's memory")?.ram_total();
         Ok(Self {
-            launcher: Launcher { program, version, accelerator, groups },
+            launcher: Launcher { program, version, accelerator, groups, cgroups: options.cgroups.clone() },
             cpu_model,
             tsc_khz: tsc::khz(&options.run)?,
             sealed: std::sync::Arc::new(SealedMemories::new(memory / SEALED_SHARE)),
@@ -167,7 +167,7 @@ impl Driver for QemuDriver {
     async fn adopt(&self, record: &MachineRecord) -> Result<Box<dyn Machine>, DriverError> {
         let DriverRecord::Qemu(qemu) = &record.driver;
         let process = VmmProcess::adopt(&record.process)?;
-        Ok(Box::new(QemuMachine::adopt(process, record, qemu.memory).await?))
+        Ok(Box::new(QemuMachine::adopt(process, record, qemu.memory, self.launcher.cgroups.clone()).await?))
     }
 }
 

@@ -17,6 +17,7 @@ use wrenn_vmm::{
     kvm::KvmPolicy,
     network::{NetworkOptions, NetworkSlot, SlotAllocator, SlotRange},
     paths::{CapsulePaths, HostPaths},
+    process::cgroup::Cgroups,
     snapshot::{Snapshot, SnapshotWriter},
 };
 
@@ -78,7 +79,12 @@ impl Host {
         let slot_range: SlotRange = slots.parse().unwrap();
         let options = NetworkOptions { slots: slot_range, pool: 1, name_servers: Vec::new() };
         let slots = SlotAllocator::start(options, &Default::default()).await.unwrap();
-        let options = DriverOptions { kvm: KvmPolicy::Auto, qemu_binary: None, run: paths.run().to_owned() };
+        let options = DriverOptions {
+            kvm: KvmPolicy::Auto,
+            qemu_binary: None,
+            run: paths.run().to_owned(),
+            cgroups: Cgroups::none(),
+        };
         let driver = driver::open(&options).await.unwrap();
         Self { driver, store, slots, paths, kernel, directory, image, slot_range }
     }

@@ -1,0 +1,64 @@
+//! What a capsule costs its host.
+
+use tonic::Code;
+use wrenn_proto::agent::v1 as agent;
+
+use crate::support::calls::{capsule, create, new_id, sh, until};
+use crate::{cause, ended, finish, site};
+
+fn range(id: &str, range_sec: u32) -> agent::GetMetricsRequest {
+    agent::GetMetricsRequest { capsule_id: id.to_owned(), range_sec }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn load_is_measured_while_a_capsule_runs_and_kept_while_it_is_paused() {
+    let (_turn, site) = site().await;
+    let (agent, mut client) = site.start(&[]).await;
+    let id = new_id();
+    client.create_capsule(create(&id)).await.unwrap();
+    client.start_process(sh(&id, "while :; do :; done")).await.unwrap();
+
+    let mut live = client.watch_metrics(capsule(&id)).await.unwrap().into_inner();
+    let mut busiest = 0.0_f64;
+    for _ in 0..6 {
+        let point = live.message().await.unwrap().unwrap();
+        assert!(point.memory_bytes > 10 << 20 && point.disk_bytes > 0, "{point:?}");
+        busiest = busiest.max(point.cpu_percent);
+    }
+    assert!(busiest > 10.0, "a loop in the guest is work for the host: {busiest}");
+    let points = client.get_metrics(range(&id, 600)).await.unwrap().into_inner().points;
+    assert!(points.len() >= 6 && points.windows(2).all(|pair| pair[0].at_ns < pair[1].at_ns), "{points:?}");
+    for coarser in [7200, 86_400] {
+        let points = client.get_metrics(range(&id, coarser)).await.unwrap().into_inner().points;
+        assert!(!points.is_empty(), "the open window counts");
+    }
+    for wrong in [0, 86_401] {
+        let status = client.get_metrics(range(&id, wrong)).await.unwrap_err();
+        assert_eq!(status.code(), Code::InvalidArgument);
+    }
+
+    client.pause_capsule(capsule(&id)).await.unwrap();
+    let end = ended(live).await;
+    assert_eq!(cause(&end), Some("CAPSULE_PAUSED"));
+    let paused = client.get_metrics(range(&id, 600)).await.unwrap().into_inner().points;
+    assert!(paused.len() >= points.len());
+    assert_eq!(
+        client.watch_metrics(capsule(&id)).await.map(drop).unwrap_err().code(),
+        Code::FailedPrecondition
+    );
+    agent.stop().await;
+
+    let (agent, mut client) = site.start(&[]).await;
+    let again = client.get_metrics(range(&id, 600)).await.unwrap().into_inner().points;
+    assert_eq!(again, paused, "kept over the agent");
+    client.resume_capsule(capsule(&id)).await.unwrap();
+    until("it goes on where it was", async || {
+        let points = client.get_metrics(range(&id, 600)).await.unwrap().into_inner().points;
+        points.len() > paused.len() && points[..paused.len()] == paused[..]
+    })
+    .await;
+    client.destroy_capsule(capsule(&id)).await.unwrap();
+    let gone = client.get_metrics(range(&id, 600)).await.unwrap_err();
+    assert_eq!((gone.code(), cause(&gone)), (Code::FailedPrecondition, Some("DESTROYED")));
+    finish(agent, site).await;
+}
