@@ -29,6 +29,10 @@ pub struct Model {
     pub template_id: TemplateId,
     /// Present once a host was chosen.
     pub host_id: Option<HostId>,
+    /// The capsule that it is a copy of.
+    pub parent_id: Option<CapsuleId>,
+    /// The moment that it is a copy of: one for all copies made together.
+    pub fork_id: Option<Uuid>,
     pub name: Option<String>,
     pub state: CapsuleState,
     /// Grows with every change but that of `last_active_at` and `operation_until`.

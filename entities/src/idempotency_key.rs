@@ -2,7 +2,7 @@
 
 use sea_orm::entity::prelude::*;
 
-use crate::{CapsuleId, TeamId};
+use crate::{CapsuleId, TeamId, TemplateId};
 
 #[derive(Clone, Debug, PartialEq, Eq, DeriveEntityModel)]
 #[sea_orm(table_name = "idempotency_keys")]
@@ -16,7 +16,9 @@ pub struct Model {
     pub key: String,
     /// SHA-256 of the input the key was first used with.
     pub input_digest: Vec<u8>,
+    /// What was made: a capsule, the first of a fork, or the capsule that `template_id` is a snapshot of.
     pub capsule_id: CapsuleId,
+    pub template_id: Option<TemplateId>,
     pub created_at: DateTimeUtc,
 }
 

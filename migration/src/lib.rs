@@ -12,6 +12,7 @@ mod m20261101_000004_templates;
 mod m20261101_000005_capsules;
 mod m20261101_000006_idempotency_keys;
 mod m20261101_000007_platform;
+mod m20261101_000008_snapshots_and_forks;
 
 /// All steps, in order.
 pub struct Migrator;
@@ -27,6 +28,7 @@ impl MigratorTrait for Migrator {
             Box::new(m20261101_000005_capsules::Migration),
             Box::new(m20261101_000006_idempotency_keys::Migration),
             Box::new(m20261101_000007_platform::Migration),
+            Box::new(m20261101_000008_snapshots_and_forks::Migration),
         ]
     }
 }

@@ -8,7 +8,7 @@ use crate::{m20261101_000001_accounts::Teams, m20261101_000005_capsules::Capsule
 pub struct Migration;
 
 #[derive(DeriveIden)]
-enum IdempotencyKeys {
+pub enum IdempotencyKeys {
     Table,
     TeamId,
     Operation,

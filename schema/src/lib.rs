@@ -12,12 +12,16 @@ mod capsule;
 mod config;
 pub mod database;
 mod error;
+mod file;
 mod host;
+mod idempotency;
 pub mod jobs;
 mod key;
 mod loader;
+mod metrics;
 mod node;
 mod page;
+mod port;
 mod process;
 mod scalar;
 mod secret;
@@ -32,6 +36,7 @@ use async_graphql::{MergedObject, MergedSubscription, SDLExportOptions, Schema, 
 pub use crate::{
     config::SchemaConfig,
     error::{Code, Error, Refusal},
+    file::{FileEntry, FileKind, transfer},
     host::AuthorityError,
     services::{Services, StartError},
 };
@@ -40,10 +45,22 @@ pub use crate::{
 pub struct Query(node::NodeQuery, account::ViewerQuery, capsule::CapsuleQuery, template::TemplateQuery);
 
 #[derive(MergedObject, Default)]
-pub struct Mutation(capsule::CapsuleMutation, process::ProcessMutation, host::HostMutation);
+pub struct Mutation(
+    capsule::CapsuleMutation,
+    template::TemplateMutation,
+    process::ProcessMutation,
+    process::PtyMutation,
+    file::FileMutation,
+    host::HostMutation,
+);
 
 #[derive(MergedSubscription, Default)]
-pub struct Subscription(process::ProcessSubscription, capsule::CapsuleSubscription);
+pub struct Subscription(
+    process::ProcessSubscription,
+    capsule::CapsuleSubscription,
+    file::FileSubscription,
+    metrics::MetricsSubscription,
+);
 
 /// The executable schema.
 pub type WrennSchema = Schema<Query, Mutation, Subscription>;

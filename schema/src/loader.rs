@@ -12,15 +12,14 @@ use std::{
 };
 
 use sea_orm::{ColumnTrait, EntityTrait, QueryFilter};
-use wrenn_entities::{
-    CapsuleId, HostId, TeamId, TemplateId,
-    capsule::{self, CapsuleState},
-    host, team, template,
-};
+use wrenn_entities::{CapsuleId, HostId, TeamId, TemplateId, capsule, host, team, template};
 
 use crate::{
     Error, Services,
     access::RequestId,
+    capsule::reach::live,
+    host::Placed,
+    port::{self, Port},
     process::{self, Process},
 };
 
@@ -80,8 +79,10 @@ pub(crate) struct Loaders {
     templates: Batch<TemplateId, template::Model>,
     teams: Batch<TeamId, team::Model>,
     hosts: Batch<HostId, host::Model>,
+    capsules: Batch<CapsuleId, Arc<capsule::Model>>,
     /// Each with an answer of its own: that one host is away is not the failure of another.
-    processes: Batch<(HostId, CapsuleId), Result<Vec<Process>, Error>>,
+    processes: Batch<Placed, Result<Vec<Process>, Error>>,
+    ports: Batch<Placed, Result<Vec<Port>, Error>>,
 }
 
 impl Loaders {
@@ -92,7 +93,9 @@ impl Loaders {
             templates: Batch::default(),
             teams: Batch::default(),
             hosts: Batch::default(),
+            capsules: Batch::default(),
             processes: Batch::default(),
+            ports: Batch::default(),
         }
     }
 
@@ -100,17 +103,24 @@ impl Loaders {
     pub(crate) fn announce_capsule(&self, row: &capsule::Model) {
         self.templates.announce(row.template_id);
         self.teams.announce(row.team_id);
+        if let Some(parent) = row.parent_id {
+            self.capsules.announce(parent);
+        }
         if let Some(host) = row.host_id {
             self.hosts.announce(host);
-            if row.state == CapsuleState::Running {
-                self.processes.announce((host, row.id));
-            }
+        }
+        if let Some(placed) = live(row) {
+            self.processes.announce(placed);
+            self.ports.announce(placed);
         }
     }
 
     /// What fields of this template may ask for.
     pub(crate) fn announce_template(&self, row: &template::Model) {
         self.teams.announce(row.team_id);
+        if let Some(host) = row.host_id {
+            self.hosts.announce(host);
+        }
     }
 
     pub(crate) async fn template(&self, id: TemplateId) -> Result<Option<template::Model>, Error> {
@@ -146,12 +156,33 @@ impl Loaders {
             .await
     }
 
-    pub(crate) async fn processes(&self, host: HostId, id: CapsuleId) -> Result<Vec<Process>, Error> {
-        let list = self
-            .processes
-            .get((host, id), async |capsules| {
-                Ok(process::lists(&self.services, &self.request_id, capsules).await)
+    pub(crate) async fn capsule(&self, id: CapsuleId) -> Result<Option<Arc<capsule::Model>>, Error> {
+        self.capsules
+            .get(id, async |ids| {
+                let rows = capsule::Entity::find()
+                    .filter(capsule::Column::Id.is_in(ids))
+                    .all(&self.services.db)
+                    .await?;
+                rows.iter().for_each(|row| self.announce_capsule(row));
+                Ok(rows.into_iter().map(|row| (row.id, Arc::new(row))).collect())
             })
+            .await
+    }
+
+    pub(crate) async fn processes(&self, placed: Placed) -> Result<Vec<Process>, Error> {
+        let list =
+            self.processes
+                .get(placed, async |capsules| {
+                    Ok(process::lists(&self.services, &self.request_id, capsules).await)
+                })
+                .await?;
+        list.unwrap_or_else(|| Ok(Vec::new()))
+    }
+
+    pub(crate) async fn ports(&self, placed: Placed) -> Result<Vec<Port>, Error> {
+        let list = self
+            .ports
+            .get(placed, async |capsules| Ok(port::lists(&self.services, &self.request_id, capsules).await))
             .await?;
         list.unwrap_or_else(|| Ok(Vec::new()))
     }
@@ -161,7 +192,9 @@ impl Loaders {
         self.templates.forget().await;
         self.teams.forget().await;
         self.hosts.forget().await;
+        self.capsules.forget().await;
         self.processes.forget().await;
+        self.ports.forget().await;
     }
 }
 

@@ -35,6 +35,12 @@ impl ScalarType for BigInt {
     }
 }
 
+impl serde::Serialize for BigInt {
+    fn serialize<S: serde::Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        serializer.collect_str(&self.0)
+    }
+}
+
 /// Bytes, base64.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Base64(pub Bytes);

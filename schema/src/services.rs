@@ -36,6 +36,8 @@ pub struct Services {
     pub(crate) keys: KeyCache,
     /// Woken when a host came or changed, so that it is watched at once.
     pub(crate) hosts_changed: Notify,
+    /// Woken when a template went, so that its files go at once.
+    pub(crate) templates_changed: Notify,
     /// Operations that go on whatever happens to the request that started them.
     pub(crate) tasks: TaskTracker,
     /// Cancelled when the process is about to end.
@@ -56,6 +58,7 @@ impl Services {
             hosts,
             keys: KeyCache::default(),
             hosts_changed: Notify::new(),
+            templates_changed: Notify::new(),
             tasks: TaskTracker::new(),
             stopping: CancellationToken::new(),
         }))

@@ -2,16 +2,22 @@
 
 mod app;
 mod envelope;
+mod files;
 mod gate;
 mod graphql;
 mod listener;
 mod pages;
+mod range;
 mod refusal;
 mod telemetry;
 
 use std::{io, net::SocketAddr, sync::Arc, time::Duration};
 
-use axum::{Router, routing};
+use axum::{
+    Router,
+    http::{Method, header},
+    routing,
+};
 use sea_orm::DbErr;
 use secrecy::ExposeSecret;
 use tokio::task::JoinHandle;
@@ -190,6 +196,7 @@ fn schema_config(config: &Config) -> SchemaConfig {
 fn routes(app: Arc<App>) -> Router {
     Router::new()
         .route("/graphql", routing::post(graphql::execute).get(graphql::upgrade))
+        .route("/files/{capsule}", routing::get(files::download).put(files::upload))
         .route("/schema.graphql", routing::get(pages::sdl))
         .route("/health", routing::get(pages::health))
         .route("/health/jobs", routing::get(pages::jobs))
@@ -210,13 +217,20 @@ fn cors(config: &Config) -> CorsLayer {
     let origins = config.cors_origins.iter().filter_map(|origin| origin.as_str().parse().ok());
     CorsLayer::new()
         .allow_origin(AllowOrigin::list(origins))
-        .allow_methods([axum::http::Method::GET, axum::http::Method::POST])
+        .allow_methods([Method::GET, Method::HEAD, Method::POST, Method::PUT])
         .allow_headers([
-            axum::http::header::CONTENT_TYPE,
-            axum::http::header::AUTHORIZATION,
+            header::CONTENT_TYPE,
+            header::AUTHORIZATION,
+            header::RANGE,
             axum::http::HeaderName::from_static("x-api-key"),
             envelope::X_REQUEST_ID,
         ])
-        .expose_headers([envelope::X_REQUEST_ID])
+        .expose_headers([
+            envelope::X_REQUEST_ID,
+            files::X_WRENN_PATH,
+            header::ACCEPT_RANGES,
+            header::CONTENT_RANGE,
+            header::CONTENT_DISPOSITION,
+        ])
         .max_age(Duration::from_secs(600))
 }

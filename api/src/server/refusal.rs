@@ -35,13 +35,16 @@ impl Refusal {
         Self::new(status, "INVALID_INPUT", id, message)
     }
 
-    /// An error of the schema's own, from a check made before execution.
+    /// An error of the schema's own, outside of GraphQL.
     pub(super) fn from_schema(error: &wrenn_schema::Error, id: &RequestId) -> Self {
         let status = match error.code().as_str() {
             "UNAUTHENTICATED" => StatusCode::UNAUTHORIZED,
             "FORBIDDEN" => StatusCode::FORBIDDEN,
-            "RESOURCE_EXHAUSTED" => StatusCode::TOO_MANY_REQUESTS,
+            "NOT_FOUND" => StatusCode::NOT_FOUND,
+            "CONFLICT" | "FAILED_PRECONDITION" => StatusCode::CONFLICT,
+            "RESOURCE_EXHAUSTED" => StatusCode::INSUFFICIENT_STORAGE,
             "UNAVAILABLE" => StatusCode::SERVICE_UNAVAILABLE,
+            "DEADLINE_EXCEEDED" => StatusCode::GATEWAY_TIMEOUT,
             "INTERNAL" => StatusCode::INTERNAL_SERVER_ERROR,
             _ => StatusCode::BAD_REQUEST,
         };

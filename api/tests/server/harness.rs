@@ -6,6 +6,8 @@ use serde_json::{Value, json};
 use tempfile::TempDir;
 use wrenn_api::{Bootstrap, Config, Server, ServerBuilder};
 
+use crate::agent::ControlPlane;
+
 /// Longer than anything here takes; only a failing test waits for it.
 pub const DEADLINE: Duration = Duration::from_secs(30);
 
@@ -17,6 +19,7 @@ pub struct Running {
     pub http: Client,
     pub team_id: String,
     pub api_key: String,
+    admin_key: String,
     _dir: TempDir,
 }
 
@@ -54,7 +57,8 @@ impl Running {
         let server = builder.start(config).await.unwrap();
         let http = Client::builder().timeout(DEADLINE).build().unwrap();
         let api_key = first.api_key.expose_secret().to_owned();
-        Self { server, http, team_id: first.team_id, api_key, _dir: dir }
+        let admin_key = first.admin_key.expose_secret().to_owned();
+        Self { server, http, team_id: first.team_id, api_key, admin_key, _dir: dir }
     }
 
     pub fn url(&self, path: &str) -> String {
@@ -72,6 +76,18 @@ impl Running {
 
     pub fn query(&self, query: &str) -> RequestBuilder {
         self.post().json(&json!({ "query": query }))
+    }
+}
+
+impl ControlPlane for Running {
+    async fn carry_out(&self, as_platform: bool, query: &str, variables: Value) -> Value {
+        let mut request = self.post().json(&json!({ "query": query, "variables": variables }));
+        if as_platform {
+            request = request.header("x-api-key", &self.admin_key);
+        }
+        let mut body: Value = request.send().await.unwrap().json().await.unwrap();
+        assert!(body.get("errors").is_none(), "{body}");
+        body["data"].take()
     }
 }
 

@@ -84,9 +84,13 @@ pub(crate) struct Actor {
 }
 
 impl Actor {
+    pub(crate) fn new(caller: &Caller, request_id: &RequestId) -> Result<Self, Error> {
+        let key = caller.key()?;
+        Ok(Self { key_id: key.id, team_id: key.team_id, request_id: request_id.clone() })
+    }
+
     pub(crate) fn of(ctx: &Context<'_>) -> Result<Self, Error> {
-        let key = key_caller(ctx)?;
-        Ok(Self { key_id: key.id, team_id: key.team_id, request_id: request_id(ctx)?.clone() })
+        Self::new(caller(ctx)?, request_id(ctx)?)
     }
 }
 
@@ -103,11 +107,7 @@ pub(crate) fn request_id<'a>(ctx: &Context<'a>) -> Result<&'a RequestId, Error> 
 }
 
 pub(crate) fn key_caller<'a>(ctx: &Context<'a>) -> Result<&'a KeyCaller, Error> {
-    match caller(ctx)? {
-        Caller::Key(key) => Ok(key),
-        Caller::Host(_) => Err(Error::forbidden("a host's token does not open this; an API key is wanted")),
-        Caller::Anonymous => Err(Error::unauthenticated("an API key is wanted, in the header X-API-Key")),
-    }
+    caller(ctx)?.key()
 }
 
 pub(crate) fn loaders<'a>(ctx: &Context<'a>) -> Result<&'a Arc<Loaders>, Error> {
@@ -203,6 +203,15 @@ fn touch(services: &Services, row: &api_key::Model) {
 }
 
 impl Caller {
+    /// The key, where it is one.
+    fn key(&self) -> Result<&KeyCaller, Error> {
+        match self {
+            Self::Key(key) => Ok(key),
+            Self::Host(_) => Err(Error::forbidden("a host's token does not open this; an API key is wanted")),
+            Self::Anonymous => Err(Error::unauthenticated("an API key is wanted, in the header X-API-Key")),
+        }
+    }
+
     /// Whether what was accepted once is still accepted now; for connections that live long. Asks the database.
     pub async fn recheck(&self, services: &Services) -> Result<(), Error> {
         match self {

@@ -6,9 +6,12 @@
 //!              ▼ no host can take it                   └────────┘ another one
 //!         row withdrawn
 //! ```
+//! A snapshot is on one host only: what is made from it is made there or not at all.
+//!
 //! From the row on, everything happens in a task of its own: whoever asked may go away.
 
 use std::{
+    slice,
     sync::Arc,
     time::{Duration, Instant},
 };
@@ -17,6 +20,7 @@ use sea_orm::{ColumnTrait, EntityTrait, QueryFilter};
 use wrenn_entities::{
     HostId,
     capsule::{self, CapsuleState, Model},
+    template::TemplateKind,
     time::{self, now},
 };
 use wrenn_proto::agent::v1 as agent;
@@ -34,7 +38,11 @@ use crate::{
     access::Actor,
     bus::Change,
     database,
-    host::{answer, placement, requested},
+    host::{
+        answer,
+        placement::{self, Candidates, Demand},
+        requested,
+    },
 };
 
 /// How long a host may take: the first capsule of a template boots, with nothing to restore from.
@@ -74,7 +82,7 @@ async fn drive(
     let mut tried = Vec::new();
     let mut refused: Option<Error> = None;
     loop {
-        let host = match place(services, &row, &tried).await {
+        let host = match place(services, wanted, &row, &tried).await {
             Ok((host, placed)) => {
                 row = placed;
                 host
@@ -84,7 +92,7 @@ async fn drive(
                 return Err(refused.unwrap_or(error));
             }
         };
-        let hold = Hold::keep(services, &row);
+        let hold = Hold::keep(services, slice::from_ref(&row));
         let answered = call(services, actor, wanted, host, &row).await;
         drop(hold);
         match answered {
@@ -92,6 +100,10 @@ async fn drive(
             // What a host that was lost on the way has made after all is removed when it is back.
             Err(error) if matches!(error.code(), Code::Unavailable | Code::ResourceExhausted) => {
                 tracing::warn!(capsule = %row.id, %host, error = %error.chain(), "the host cannot take the capsule");
+                if wanted.pinned_to().is_some() {
+                    withdraw(services, &row).await;
+                    return Err(error);
+                }
                 tried.push(host);
                 refused = Some(error);
             }
@@ -106,11 +118,13 @@ async fn drive(
 /// Chooses a host and puts the row there, in one transaction.
 async fn place(
     services: &Services,
+    wanted: &Wanted,
     row: &Arc<Model>,
     tried: &[HostId],
 ) -> Result<(HostId, Arc<Model>), Error> {
     let transaction = database::begin(&services.db).await?;
-    let host = placement::choose(&transaction, &services.config, placement::Demand::of(row), tried).await?;
+    let candidates = wanted.pinned_to().map_or(Candidates::AllBut(tried), Candidates::Holder);
+    let host = placement::choose(&transaction, &services.config, Demand::of(row), candidates).await?;
     let step = Step::to(CapsuleState::Starting).on(host);
     let placed =
         compare_and_set(&transaction, row, &[CapsuleState::Pending, CapsuleState::Starting], step).await?;
@@ -141,11 +155,14 @@ async fn call(
         timeout_sec: unsigned(row.timeout_sec),
         env: wanted.env.clone(),
         default_user: wanted.template.default_user.clone(),
+        egress: wanted.egress.clone(),
+        from_snapshot: wanted.template.kind == TemplateKind::Snapshot,
+        secret_env: wanted.secret_env.clone(),
     };
     answer("CreateCapsule", CREATE, client.create_capsule(requested(message, &actor.request_id))).await
 }
 
-async fn started(
+pub(super) async fn started(
     services: &Services,
     actor: &Actor,
     row: &Model,
@@ -191,7 +208,7 @@ async fn failed(services: &Services, actor: &Actor, row: &Model, host: HostId, e
 }
 
 /// Takes back a row of which nothing came; its idempotency key goes with it.
-async fn withdraw(services: &Services, row: &Model) {
+pub(super) async fn withdraw(services: &Services, row: &Model) {
     let deleted = capsule::Entity::delete_many()
         .filter(capsule::Column::Id.eq(row.id))
         .filter(capsule::Column::Generation.eq(row.generation))

@@ -1,13 +1,17 @@
 //! Capsules: what they look like, how they are found, made, changed and watched.
 
 mod create;
+mod egress;
 mod filter;
+mod fork;
 mod mutation;
 mod operation;
 mod query;
+pub(crate) mod reach;
 mod record;
 pub(crate) mod rules;
 pub(crate) mod settle;
+mod snapshot;
 pub(crate) mod state;
 mod subscription;
 mod timing;
@@ -20,9 +24,21 @@ use chrono::{DateTime, Utc};
 use sea_orm::{ColumnTrait, ConnectionTrait, EntityTrait, QueryFilter};
 use wrenn_entities::{CapsuleId, TeamId, capsule};
 
-pub use self::{mutation::CapsuleMutation, query::CapsuleQuery, subscription::CapsuleSubscription};
+pub use self::{
+    egress::EgressPolicyInput, mutation::CapsuleMutation, query::CapsuleQuery,
+    subscription::CapsuleSubscription,
+};
 use crate::{
-    Error, access::loaders, host::Host, process::Process, scalar::Labels, team::Team, template::Template,
+    Error,
+    access::{loaders, request_id, services},
+    file::{self, FileEntry},
+    host::Host,
+    metrics::{self, CapsuleMetricPoint, MetricsRange},
+    port::Port,
+    process::Process,
+    scalar::Labels,
+    team::Team,
+    template::Template,
 };
 
 /// One microVM with its disk, network and lifecycle.
@@ -143,13 +159,51 @@ impl Capsule {
         self.0.last_active_at
     }
 
+    /// The capsule that it is a fork of. That may be gone.
+    async fn parent(&self, ctx: &Context<'_>) -> Result<Option<Capsule>, Error> {
+        match self.0.parent_id {
+            Some(id) => Ok(loaders(ctx)?.capsule(id).await?.map(Capsule::from)),
+            None => Ok(None),
+        }
+    }
+
+    /// What listens in it; nothing while it is not running. To look is no activity.
+    #[graphql(complexity = "10 * child_complexity + 1")]
+    async fn ports(&self, ctx: &Context<'_>) -> Result<Vec<Port>, Error> {
+        match reach::live(&self.0) {
+            Some(placed) => loaders(ctx)?.ports(placed).await,
+            None => Ok(Vec::new()),
+        }
+    }
+
     /// The living ones and those that exited lately; none while it is not running. To look is no activity.
     #[graphql(complexity = "10 * child_complexity + 1")]
     async fn processes(&self, ctx: &Context<'_>) -> Result<Vec<Process>, Error> {
-        match (self.0.state, self.0.host_id) {
-            (capsule::CapsuleState::Running, Some(host)) => loaders(ctx)?.processes(host, self.0.id).await,
-            _ => Ok(Vec::new()),
+        match reach::live(&self.0) {
+            Some(placed) => loaders(ctx)?.processes(placed).await,
+            None => Ok(Vec::new()),
         }
+    }
+
+    /// What is in a directory of it while it runs, `depth` levels of it. Content goes over HTTP.
+    #[graphql(complexity = "50 * child_complexity + 1")]
+    async fn files(
+        &self,
+        ctx: &Context<'_>,
+        path: String,
+        #[graphql(default_with = "Some(1)")] depth: Option<i32>,
+    ) -> Result<Vec<FileEntry>, Error> {
+        file::list(services(ctx)?, request_id(ctx)?, &self.0, path, depth.unwrap_or(1)).await
+    }
+
+    /// What it used, oldest point first, while it runs or is paused.
+    #[graphql(complexity = "100 * child_complexity + 1")]
+    async fn metrics(
+        &self,
+        ctx: &Context<'_>,
+        range: MetricsRange,
+    ) -> Result<Vec<CapsuleMetricPoint>, Error> {
+        metrics::points(services(ctx)?, request_id(ctx)?, &self.0, range).await
     }
 }
 

@@ -6,9 +6,9 @@ use async_graphql::{Context, ID, InputObject, Object, SimpleObject};
 use wrenn_entities::capsule;
 
 use super::{
-    Capsule, create,
+    Capsule, EgressPolicyInput, create, fork,
     operation::{Verb, carry_out},
-    timing,
+    snapshot, timing,
 };
 use crate::{
     Error,
@@ -16,6 +16,7 @@ use crate::{
     error::parse_id,
     process::EnvVarInput,
     scalar::Labels,
+    template::{Template, TemplatePayload},
 };
 
 #[derive(InputObject)]
@@ -31,6 +32,8 @@ pub struct CreateCapsuleInput {
     /// For every process in it, after the template's.
     pub(super) env: Option<Vec<EnvVarInput>>,
     pub(super) labels: Option<Labels>,
+    /// Everything outside may be reached if absent.
+    pub(super) egress: Option<EgressPolicyInput>,
     /// A repeat with the same key and input answers with the same capsule.
     pub(super) idempotency_key: Option<String>,
 }
@@ -38,6 +41,12 @@ pub struct CreateCapsuleInput {
 #[derive(SimpleObject)]
 pub struct CapsulePayload {
     capsule: Capsule,
+}
+
+#[derive(SimpleObject)]
+pub struct ForkPayload {
+    /// All of the same moment.
+    capsules: Vec<Capsule>,
 }
 
 #[derive(Default)]
@@ -89,6 +98,47 @@ impl CapsuleMutation {
     ) -> Result<CapsulePayload, Error> {
         let id = parse_id("id", &id)?;
         payload(ctx, timing::set_timeout(services(ctx)?, &Actor::of(ctx)?, id, timeout_sec).await?).await
+    }
+
+    /// Makes a template of a running or paused capsule as it is at this moment, with everything in its memory. A
+    /// running one stands still for milliseconds. `overwrite`: in place of the template that has the name.
+    #[graphql(guard = "Member")]
+    async fn snapshot_capsule(
+        &self,
+        ctx: &Context<'_>,
+        id: ID,
+        name: String,
+        #[graphql(default_with = "Some(false)")] overwrite: Option<bool>,
+        idempotency_key: Option<String>,
+    ) -> Result<TemplatePayload, Error> {
+        let actor = Actor::of(ctx)?;
+        let id = parse_id("id", &id)?;
+        let wish = snapshot::Wish::check(&actor, id, name, overwrite.unwrap_or(false), idempotency_key)?;
+        let row = snapshot::snapshot(services(ctx)?, actor, wish).await?;
+        loaders(ctx)?.forget().await;
+        Ok(TemplatePayload { template: Template(row) })
+    }
+
+    /// Makes running copies of a running or paused capsule, all of this moment, all of them or none. They have its
+    /// labels and its timeout and run on its host. `inheritSecrets`: with its secret environment too.
+    #[graphql(guard = "Member")]
+    async fn fork_capsule(
+        &self,
+        ctx: &Context<'_>,
+        id: ID,
+        #[graphql(default_with = "Some(1)")] count: Option<i32>,
+        #[graphql(default_with = "Some(false)")] inherit_secrets: Option<bool>,
+        idempotency_key: Option<String>,
+    ) -> Result<ForkPayload, Error> {
+        let actor = Actor::of(ctx)?;
+        let id = parse_id("id", &id)?;
+        let (count, inherit_secrets) = (count.unwrap_or(1), inherit_secrets.unwrap_or(false));
+        let wish = fork::Wish::check(&actor, id, count, inherit_secrets, idempotency_key)?;
+        let rows = fork::fork(services(ctx)?, actor, wish).await?;
+        let loaders = loaders(ctx)?;
+        loaders.forget().await;
+        rows.iter().for_each(|row| loaders.announce_capsule(row));
+        Ok(ForkPayload { capsules: rows.into_iter().map(Capsule::from).collect() })
     }
 }
 

@@ -1,11 +1,12 @@
 //! Operations that take a while: held rows, and changes from one state to another through the host's agent.
 
 use std::{
+    slice,
     sync::Arc,
     time::{Duration, Instant},
 };
 
-use sea_orm::{ColumnTrait, EntityTrait, QueryFilter, prelude::Expr};
+use sea_orm::{ColumnTrait, Condition, EntityTrait, ExprTrait, QueryFilter, prelude::Expr};
 use tokio_util::sync::{CancellationToken, DropGuard};
 use wrenn_entities::{
     CapsuleId, HostId,
@@ -29,27 +30,30 @@ const RENEW: Duration = Duration::from_secs(5);
 /// How long pausing or resuming may take: all memory of a large capsule goes to disk or comes from it.
 const PAUSE: Duration = Duration::from_secs(120);
 
-/// Keeps a row held as long as it lives.
+/// Keeps rows held as long as it lives.
 pub(crate) struct Hold {
     _stop: DropGuard,
 }
 
 impl Hold {
-    /// Renews the hold that came with the change to `row`.
-    pub(crate) fn keep(services: &Arc<Services>, row: &Model) -> Self {
+    /// Renews the holds that came with the change to each of `rows`.
+    pub(crate) fn keep(services: &Arc<Services>, rows: &[Arc<Model>]) -> Self {
         let stop = CancellationToken::new();
-        let (db, id, generation) = (services.db.clone(), row.id, row.generation);
-        let stopped = stop.clone();
+        let mut held = Condition::any();
+        for row in rows {
+            let unchanged = capsule::Column::Generation.eq(row.generation);
+            held = held.add(capsule::Column::Id.eq(row.id).and(unchanged));
+        }
+        let (db, stopped) = (services.db.clone(), stop.clone());
         services.tasks.spawn(async move {
             while stopped.run_until_cancelled(tokio::time::sleep(RENEW)).await.is_some() {
                 let renewed = capsule::Entity::update_many()
                     .col_expr(capsule::Column::OperationUntil, Expr::value(now() + HOLD))
-                    .filter(capsule::Column::Id.eq(id))
-                    .filter(capsule::Column::Generation.eq(generation))
+                    .filter(held.clone())
                     .exec(&db)
                     .await;
                 if let Err(error) = renewed {
-                    tracing::warn!(capsule = %id, %error, "the hold on a capsule could not be renewed");
+                    tracing::warn!(%error, "the hold on a capsule could not be renewed");
                 }
             }
         });
@@ -126,7 +130,7 @@ async fn drive(
     let Some(host) = row.host_id else {
         return advance(services, row, &[row.state], Step::to(to)).await?.ok_or_else(|| state::lost(row.id));
     };
-    let hold = Hold::keep(services, row);
+    let hold = Hold::keep(services, slice::from_ref(row));
     let answered = call(services, actor, host, row.id, verb).await;
     let result = match answered {
         Ok(capsule) => {

@@ -11,7 +11,6 @@ const LABELS: usize = 32;
 const LABEL_NAME: usize = 63;
 const LABEL_VALUE: usize = 255;
 const NAME: usize = 63;
-const IDEMPOTENCY_KEY: usize = 255;
 /// Variables of one request, and bytes of all their names and values together.
 const ENV: usize = 256;
 const ENV_BYTES: usize = 128 * 1024;
@@ -92,16 +91,6 @@ pub(crate) fn env(env: &[EnvVarInput]) -> Result<(), Error> {
         if var.value.contains('\0') {
             return Err(Error::invalid("env", format!("the value of `{}` has a zero byte", var.name)));
         }
-    }
-    Ok(())
-}
-
-pub(crate) fn idempotency_key(key: &str) -> Result<(), Error> {
-    if key.is_empty() || key.len() > IDEMPOTENCY_KEY || key.contains('\0') {
-        return Err(Error::invalid(
-            "idempotencyKey",
-            format!("`idempotencyKey` is 1 to {IDEMPOTENCY_KEY} bytes long"),
-        ));
     }
     Ok(())
 }

@@ -200,6 +200,8 @@ mod tests {
             team_id: TeamId::PLATFORM,
             template_id: TemplateId::MINIMAL,
             host_id: Some(HostId::generate()),
+            parent_id: None,
+            fork_id: None,
             name: None,
             state,
             generation: 1,

@@ -4,7 +4,7 @@
 //! pending ──▶ starting ──▶ running ◀──▶ missing        its host is out of reach, and back
 //!    │            │        │    ▲
 //!    │            ▼        ▼    │
-//!    │          error   pausing resuming
+//!    │          error   pausing resuming       running, paused ◀──▶ snapshotting
 //!    │                     │    ▲
 //!    │                     ▼    │
 //!    │                     paused
@@ -12,7 +12,7 @@
 //! (withdrawn)      running, paused, missing, error ──▶ stopping ──▶ stopped
 //! ```
 //! - *pending → starting*: a host was chosen. When none can take it the row is withdrawn: nothing was made.
-//! - *starting, pausing, resuming, stopping* are transitional: an operation is under way and holds the row by
+//! - *starting, pausing, resuming, snapshotting, stopping* are transitional: an operation is under way and holds the row by
 //!   `operation_until`, which it renews while it lives. Once that has passed, the reconciler settles the row by what
 //!   the host says (see `settle`).
 //! - *any → error*: the host cannot use what is left of it; `cause` says why.
@@ -46,6 +46,12 @@ pub(crate) struct Cause {
 impl Cause {
     pub(crate) fn new(code: &str, message: impl Into<String>) -> Self {
         Self { code: code.to_owned(), message: message.into() }
+    }
+
+    /// The one that the row has, for a change that is none of what it tells.
+    pub(crate) fn of(row: &Model) -> Option<Self> {
+        let message = row.cause_message.clone().unwrap_or_default();
+        row.cause_code.as_ref().map(|code| Self { code: code.clone(), message })
     }
 }
 

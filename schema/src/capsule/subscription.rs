@@ -1,9 +1,12 @@
 //! Watching capsules: the present first, then every change, and nothing missed between.
 
-use std::{collections::HashMap, sync::Arc};
+use std::{collections::HashMap, sync::Arc, time::Duration};
 
 use async_graphql::{Context, ID, SimpleObject, Subscription};
-use futures_util::Stream;
+use futures_util::{
+    Stream, StreamExt,
+    stream::{self, BoxStream},
+};
 use sea_orm::{ColumnTrait, Condition, QueryFilter, QueryOrder, QuerySelect};
 use wrenn_entities::{
     CapsuleId, TeamId,
@@ -14,17 +17,22 @@ use super::{
     Capsule,
     filter::{CapsuleFilter, Resolved},
     find,
+    reach::live,
 };
 use crate::{
     Error, Services,
     access::{Actor, Member, caller, loaders, services, while_allowed},
     bus::{Change, Received},
     error::parse_id,
+    host::Placed,
     loader::Loaders,
+    port,
 };
 
 /// Rows read at once for the present state.
 const CHUNK: u64 = 200;
+/// How long a host may take to begin telling of a capsule's ports before the capsule is shown without waiting for it.
+const PORTS: Duration = Duration::from_secs(2);
 
 /// What changed: the capsule as it is now, or its id when it is gone from the list.
 #[derive(SimpleObject)]
@@ -48,7 +56,7 @@ pub struct CapsuleSubscription;
 
 #[Subscription]
 impl CapsuleSubscription {
-    /// The present state first, then every change; ends with the capsule.
+    /// The present state first, then every change, also of its ports where they are asked for; ends with the capsule.
     #[graphql(guard = "Member")]
     async fn capsule(
         &self,
@@ -57,7 +65,9 @@ impl CapsuleSubscription {
     ) -> Result<impl Stream<Item = Result<Capsule, Error>> + use<>, Error> {
         let services = services(ctx)?.clone();
         let loaders = loaders(ctx)?.clone();
-        let inner = one(services.clone(), loaders, Actor::of(ctx)?.team_id, parse_id("id", &id)?);
+        // Only who wants to see ports costs the host a stream of them.
+        let ports = ctx.look_ahead().field("ports").exists();
+        let inner = one(services.clone(), loaders, Actor::of(ctx)?, parse_id("id", &id)?, ports);
         Ok(while_allowed(services, caller(ctx)?.clone(), inner))
     }
 
@@ -83,25 +93,51 @@ fn version(row: &Model) -> Version {
     (row.generation, row.last_active_at)
 }
 
+/// An item whenever the capsule's ports have changed since this was called; nothing ever while it is not running.
+async fn port_changes(
+    services: &Arc<Services>,
+    actor: &Actor,
+    placed: Option<Placed>,
+) -> BoxStream<'static, ()> {
+    let Some(placed) = placed else { return stream::pending().boxed() };
+    let mut changes = port::changes(services.clone(), actor.request_id.clone(), placed).boxed();
+    // Who is told of changes first and looks then misses nothing. A host that takes too long is not waited for: once it
+    // tells, that counts as a change.
+    let _ = tokio::time::timeout(PORTS, changes.next()).await;
+    changes
+}
+
 fn one(
     services: Arc<Services>,
     loaders: Arc<Loaders>,
-    team_id: TeamId,
+    actor: Actor,
     id: CapsuleId,
+    with_ports: bool,
 ) -> impl Stream<Item = Result<Capsule, Error>> + Send {
     async_stream::try_stream! {
+        let team_id = actor.team_id;
         let mut changes = services.bus.subscribe();
         let mut row = Arc::new(find(&services.db, team_id, id).await?);
+        let mut ports = stream::pending().boxed();
+        let mut watched = None;
         loop {
             let shown = version(&row);
             let last = row.state == CapsuleState::Stopped;
+            if with_ports && watched != live(&row) {
+                watched = live(&row);
+                ports = port_changes(&services, &actor, watched).await;
+            }
             loaders.forget().await;
-            yield Capsule::from(row);
+            yield Capsule::from(row.clone());
             if last {
                 break;
             }
             row = loop {
-                let newer = match changes.receive().await {
+                let received = tokio::select! {
+                    received = changes.receive() => received,
+                    Some(()) = ports.next() => break row,
+                };
+                let newer = match received {
                     Received::Change(Change::Capsule(row)) if row.id == id => row,
                     Received::Change(Change::CapsuleWithdrawn { id: gone, .. }) if gone == id => {
                         Err(Error::not_found(format!("the capsule {id} could not be made")))?

@@ -12,7 +12,7 @@ use wrenn_proto::agent::v1 as agent;
 use super::{
     find, rules,
     settle::note_activity,
-    state::{self, Step, advance, is_transitional},
+    state::{self, Cause, Step, advance, is_transitional},
 };
 use crate::{
     Error, Services,
@@ -58,7 +58,7 @@ pub(super) async fn set_timeout(
                 if let Some(host) = row.host_id {
                     tell(&services, &actor, host, &row, seconds).await?;
                 }
-                let step = Step::to(row.state).because(cause(&row)).with_timeout(seconds);
+                let step = Step::to(row.state).because(Cause::of(&row)).with_timeout(seconds);
                 if let Some(row) = advance(&services, &row, &[row.state], step).await? {
                     return Ok(row);
                 }
@@ -82,10 +82,4 @@ async fn tell(
     };
     answer("SetTimeout", CALL, client.set_timeout(requested(message, &actor.request_id))).await?;
     Ok(())
-}
-
-/// The cause as it stands: a change of the timeout does not change the state.
-fn cause(row: &Model) -> Option<state::Cause> {
-    let message = row.cause_message.clone().unwrap_or_default();
-    row.cause_code.as_ref().map(|code| state::Cause { code: code.clone(), message })
 }

@@ -3,17 +3,17 @@
 use serde_json::json;
 use sha2::{Digest, Sha256};
 use wrenn_entities::{
-    CapsuleId,
+    CapsuleId, HostId,
     capsule::{CapsuleState, Model},
     id::TypedId,
     json::Labels,
     template::{self, TemplateKind},
     time::now,
 };
-use wrenn_proto::envd::v1 as envd;
+use wrenn_proto::{agent::v1 as agent, envd::v1 as envd};
 
 use super::{mutation::CreateCapsuleInput, rules, state::HOLD};
-use crate::{Error, Services, access::Actor};
+use crate::{Error, Services, access::Actor, idempotency::Key};
 
 /// An input that was checked, with everything filled in.
 pub(super) struct Wanted {
@@ -24,9 +24,13 @@ pub(super) struct Wanted {
     pub(super) disk_mib: i32,
     pub(super) timeout_sec: i32,
     pub(super) env: Vec<envd::EnvVar>,
+    /// Names of those of `env` that are the capsule's alone.
+    pub(super) secret_env: Vec<String>,
     pub(super) labels: Labels,
-    pub(super) idempotency_key: Option<String>,
+    pub(super) egress: Option<agent::EgressPolicy>,
+    pub(super) key: Option<Key>,
 }
+
 /// Checks the input; the template is looked up, what was left out comes from it.
 pub(super) async fn check(
     services: &Services,
@@ -35,9 +39,6 @@ pub(super) async fn check(
 ) -> Result<Wanted, Error> {
     if let Some(name) = &input.name {
         rules::name("name", name)?;
-    }
-    if let Some(key) = &input.idempotency_key {
-        rules::idempotency_key(key)?;
     }
     let bounded = |field: &str, value: Option<i32>, bounds: &_| {
         value.map(|value| rules::within(field, value, bounds)).transpose()
@@ -50,40 +51,66 @@ pub(super) async fn check(
     rules::env(&env)?;
     let labels = input.labels.unwrap_or_default().0;
     rules::labels(&labels)?;
+    let egress = input.egress.map(super::EgressPolicyInput::check).transpose()?;
     let wanted = input.template.as_deref().unwrap_or("minimal");
     let template = crate::template::find(&services.db, actor.team_id, "template", wanted).await?;
     if template.kind == TemplateKind::Snapshot {
-        for (field, given, fixed) in
-            [("vcpus", vcpus, template.vcpus), ("memoryMib", memory_mib, template.memory_mib)]
-        {
-            if given.is_some_and(|given| given != fixed) {
-                return Err(Error::invalid(
-                    field,
-                    format!("the template has {fixed} in its memory; leave `{field}` out"),
-                ));
-            }
-        }
+        as_the_snapshot_is(&template, vcpus, memory_mib, disk_mib)?;
     }
+    let is_secret = |var: &&crate::process::EnvVarInput| var.secret.unwrap_or(false);
+    let secret_env = env.iter().filter(is_secret).map(|var| var.name.clone()).collect();
     let own = env.into_iter().map(|var| envd::EnvVar { name: var.name, value: var.value });
     let inherited =
         template.env.0.iter().map(|var| envd::EnvVar { name: var.name.clone(), value: var.value.clone() });
-    Ok(Wanted {
+    let mut wanted = Wanted {
         name: input.name,
         vcpus: vcpus.unwrap_or(template.vcpus),
         memory_mib: memory_mib.unwrap_or(template.memory_mib),
         disk_mib: disk_mib.unwrap_or(template.disk_mib),
         timeout_sec,
         env: inherited.chain(own).collect(),
+        secret_env,
         labels: Labels(labels),
-        idempotency_key: input.idempotency_key,
+        egress,
+        key: None,
         template,
-    })
+    };
+    wanted.key = Key::checked(actor.team_id, "createCapsule", input.idempotency_key, || wanted.digest())?;
+    Ok(wanted)
+}
+
+/// What is in a snapshot's memory cannot be had in another size.
+fn as_the_snapshot_is(
+    template: &template::Model,
+    vcpus: Option<i32>,
+    memory_mib: Option<i32>,
+    disk_mib: Option<i32>,
+) -> Result<(), Error> {
+    for (field, given, fixed) in [
+        ("vcpus", vcpus, template.vcpus),
+        ("memoryMib", memory_mib, template.memory_mib),
+        ("diskMib", disk_mib, template.disk_mib),
+    ] {
+        if given.is_some_and(|given| given != fixed) {
+            return Err(Error::invalid(
+                field,
+                format!("the template is a snapshot with {fixed}; leave `{field}` out"),
+            ));
+        }
+    }
+    Ok(())
 }
 
 impl Wanted {
+    /// The only host that can make it, where there is only one.
+    pub(super) fn pinned_to(&self) -> Option<HostId> {
+        self.template.host_id
+    }
+
     /// What two requests under one key must have in common.
-    pub(super) fn digest(&self) -> Vec<u8> {
+    fn digest(&self) -> Vec<u8> {
         let env = self.env.iter().map(|var| (&var.name, &var.value)).collect::<Vec<_>>();
+        let egress = self.egress.as_ref().map(|policy| (policy.deny_all, &policy.allow, &policy.deny));
         let whole = json!([
             self.template.id.to_string(),
             self.name,
@@ -92,7 +119,9 @@ impl Wanted {
             self.disk_mib,
             self.timeout_sec,
             env,
+            self.secret_env,
             self.labels,
+            egress,
         ]);
         Sha256::digest(whole.to_string().as_bytes()).to_vec()
     }
@@ -104,6 +133,8 @@ impl Wanted {
             team_id: actor.team_id,
             template_id: self.template.id,
             host_id: None,
+            parent_id: None,
+            fork_id: None,
             name: self.name.clone(),
             state: CapsuleState::Pending,
             generation: 1,

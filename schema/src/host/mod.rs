@@ -3,6 +3,7 @@
 mod authority;
 mod client;
 mod credential;
+mod each;
 mod mutation;
 pub(crate) mod placement;
 
@@ -14,6 +15,7 @@ pub(crate) use self::{
     authority::Authority,
     client::{AgentClient, HostClients, answer, requested},
     credential::{authenticate, recheck},
+    each::{Placed, each},
 };
 pub use self::{authority::AuthorityError, mutation::HostMutation};
 

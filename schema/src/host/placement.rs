@@ -2,7 +2,7 @@
 
 use std::collections::HashMap;
 
-use sea_orm::{ColumnTrait, ConnectionTrait, EntityTrait, QueryFilter, QueryOrder, QuerySelect};
+use sea_orm::{ColumnTrait, ConnectionTrait, EntityTrait, QueryFilter, QueryOrder, QuerySelect, Select};
 use wrenn_entities::{
     HostId,
     capsule::{self, CapsuleState},
@@ -22,6 +22,15 @@ pub(crate) struct Demand {
 impl Demand {
     pub(crate) fn of(row: &capsule::Model) -> Self {
         Self { vcpus: row.vcpus.into(), memory_mib: row.memory_mib.into(), disk_mib: row.disk_mib.into() }
+    }
+
+    /// Of so many like this.
+    pub(crate) fn times(self, count: i64) -> Self {
+        Self {
+            vcpus: self.vcpus * count,
+            memory_mib: self.memory_mib * count,
+            disk_mib: self.disk_mib * count,
+        }
     }
 }
 
@@ -53,27 +62,53 @@ fn tightest(
         .unwrap_or(("CPU", -1.0))
 }
 
-/// Chooses among the online hosts that are not in `tried`. To be called in the transaction that puts the capsule
-/// there: the hosts stay locked, so that two choices never count on the same room.
+/// The hosts that can be chosen.
+#[derive(Clone, Copy, Debug)]
+pub(crate) enum Candidates<'a> {
+    /// All but those that were tried.
+    AllBut(&'a [HostId]),
+    /// The one that holds the files that are wanted.
+    Holder(HostId),
+}
+
+impl Candidates<'_> {
+    fn select(self) -> Select<host::Entity> {
+        let online = host::Entity::find().filter(host::Column::Status.eq(HostStatus::Online));
+        match self {
+            Self::AllBut(tried) => online.filter(host::Column::Id.is_not_in(tried.iter().copied())),
+            Self::Holder(host) => online.filter(host::Column::Id.eq(host)),
+        }
+    }
+
+    fn none_online(self) -> Error {
+        Error::unavailable(match self {
+            Self::AllBut([]) => "no host is online",
+            Self::AllBut(_) => "no other host is online",
+            Self::Holder(_) => "the only host that has what this is made from is out of reach at the moment",
+        })
+    }
+
+    fn too_small(self, resource: &str) -> Error {
+        Error::resource_exhausted(match self {
+            Self::AllBut(_) => format!("no host has enough {resource} left for this capsule"),
+            Self::Holder(_) => {
+                format!("the only host that has what this is made from has not enough {resource} left")
+            }
+        })
+    }
+}
+
+/// Chooses among the candidates that are online. To be called in the transaction that puts the capsules there: the
+/// hosts stay locked, so that two choices never count on the same room.
 pub(crate) async fn choose(
     db: &impl ConnectionTrait,
     config: &SchemaConfig,
     demand: Demand,
-    tried: &[HostId],
+    candidates: Candidates<'_>,
 ) -> Result<HostId, Error> {
-    let online = host::Entity::find()
-        .filter(host::Column::Status.eq(HostStatus::Online))
-        .filter(host::Column::Id.is_not_in(tried.iter().copied()))
-        .order_by_asc(host::Column::Id)
-        .lock_exclusive()
-        .all(db)
-        .await?;
+    let online = candidates.select().order_by_asc(host::Column::Id).lock_exclusive().all(db).await?;
     if online.is_empty() {
-        return Err(Error::unavailable(if tried.is_empty() {
-            "no host is online"
-        } else {
-            "no other host is online"
-        }));
+        return Err(candidates.none_online());
     }
     let placed = placed(db).await?;
     let rated = online.iter().map(|host| {
@@ -83,10 +118,8 @@ pub(crate) async fn choose(
     });
     match rated.max_by(|a, b| a.2.total_cmp(&b.2)) {
         Some((id, _, left)) if left >= 0.0 => Ok(id),
-        Some((_, resource, _)) => {
-            Err(Error::resource_exhausted(format!("no host has enough {resource} left for this capsule")))
-        }
-        None => Err(Error::unavailable("no host is online")),
+        Some((_, resource, _)) => Err(candidates.too_small(resource)),
+        None => Err(candidates.none_online()),
     }
 }
 

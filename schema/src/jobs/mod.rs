@@ -6,6 +6,7 @@ mod host_monitor;
 mod host_watch;
 mod reconciler;
 mod supervisor;
+mod template_files;
 
 use std::{sync::Arc, time::Duration};
 
@@ -41,5 +42,6 @@ fn all(services: &Arc<Services>) -> Vec<Arc<dyn Job>> {
         Arc::new(host_monitor::HostMonitor::new(services.clone())),
         Arc::new(host_watch::HostWatch::new(services.clone())),
         Arc::new(reconciler::Reconciler::new(services.clone())),
+        Arc::new(template_files::TemplateFiles::new(services.clone())),
     ]
 }

@@ -7,13 +7,14 @@ use base64::{Engine, engine::general_purpose::STANDARD};
 use bytes::{Bytes, BytesMut};
 use futures_util::Stream;
 use tonic::Streaming;
+use wrenn_entities::CapsuleId;
 use wrenn_proto::{agent::v1 as agent, envd::v1 as envd};
 
-use super::{OutputStream, ProcessEvent, input::selector, pid, running_on};
+use super::{OutputStream, ProcessEvent, pid};
 use crate::{
     Error, Services,
     access::Actor,
-    capsule,
+    capsule::reach::agent_of,
     host::{answer, requested},
 };
 
@@ -54,8 +55,7 @@ pub(super) async fn open(
     close_stdin: bool,
 ) -> Result<Streaming<envd::ProcessEvent>, Error> {
     let (id, process) = input.check(close_stdin)?;
-    let row = capsule::find(&services.db, actor.team_id, id).await?;
-    let mut client = services.hosts.get(running_on(&row)?).await?;
+    let mut client = agent_of(services, actor, id).await?;
     let message =
         agent::StartProcessRequest { capsule_id: id.to_string(), process: Some(process), keep_awake: false };
     answer("Exec", OPEN, client.exec(requested(message, &actor.request_id))).await
@@ -65,13 +65,12 @@ pub(super) async fn open(
 pub(super) async fn follow(
     services: &Services,
     actor: &Actor,
-    id: wrenn_entities::CapsuleId,
-    of: &str,
+    id: CapsuleId,
+    of: envd::Selector,
     after: envd::OutputCursor,
 ) -> Result<Streaming<envd::ProcessEvent>, Error> {
-    let process = envd::FollowRequest { selector: Some(selector(of)?), after: Some(after) };
-    let row = capsule::find(&services.db, actor.team_id, id).await?;
-    let mut client = services.hosts.get(running_on(&row)?).await?;
+    let process = envd::FollowRequest { selector: Some(of), after: Some(after) };
+    let mut client = agent_of(services, actor, id).await?;
     let message = agent::FollowProcessRequest { capsule_id: id.to_string(), process: Some(process) };
     answer("FollowProcess", OPEN, client.follow_process(requested(message, &actor.request_id))).await
 }

@@ -16,6 +16,9 @@ const TAG: usize = 128;
 pub struct EnvVarInput {
     pub(crate) name: String,
     pub(crate) value: String,
+    /// Of a new capsule: its forks do not get the value unless they are asked to, and no snapshot keeps it.
+    #[graphql(default_with = "Some(false)")]
+    pub(crate) secret: Option<bool>,
 }
 
 #[derive(InputObject, Clone, Debug)]
@@ -98,7 +101,7 @@ pub(super) fn bounded_input(field: &str, length: usize) -> Result<(), Error> {
     Ok(())
 }
 
-fn check_tag(tag: &str) -> Result<(), Error> {
+pub(super) fn check_tag(tag: &str) -> Result<(), Error> {
     if tag.is_empty()
         || tag.len() > TAG
         || tag.bytes().all(|byte| byte.is_ascii_digit())

@@ -4,26 +4,23 @@ mod exec;
 mod input;
 mod list;
 mod mutation;
+mod pty;
 mod subscription;
 
 use async_graphql::{Enum, SimpleObject, Union};
 use chrono::{DateTime, Utc};
-use wrenn_entities::{
-    HostId,
-    capsule::{self, CapsuleState},
-    time,
-};
+use wrenn_entities::time;
 use wrenn_proto::envd::v1 as envd;
 
 pub(crate) use self::list::lists;
 pub use self::{
     input::{EnvVarInput, ExecInput},
     mutation::ProcessMutation,
+    pty::PtyMutation,
     subscription::ProcessSubscription,
 };
 use crate::{
-    Error,
-    capsule::{CapsuleCause, state},
+    capsule::CapsuleCause,
     scalar::{Base64, BigInt},
 };
 
@@ -149,13 +146,5 @@ impl ProcessEvent {
 
     fn is_last(&self) -> bool {
         matches!(self, Self::Exited(_))
-    }
-}
-
-/// The host of a capsule that processes can be asked of.
-fn running_on(row: &capsule::Model) -> Result<HostId, Error> {
-    match (row.state, row.host_id) {
-        (CapsuleState::Running, Some(host)) => Ok(host),
-        _ => Err(state::unfit(row)),
     }
 }

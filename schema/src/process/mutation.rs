@@ -3,25 +3,23 @@
 use std::time::Duration;
 
 use async_graphql::{Context, Enum, ID, Object, SimpleObject};
-use wrenn_entities::CapsuleId;
 use wrenn_proto::{agent::v1 as agent, envd::v1 as envd};
 
 use super::{
     ExecInput, Process,
     exec::{self, ExecResult},
     input::{bounded_input, selector},
-    running_on,
 };
 use crate::{
     Error,
     access::{Actor, Member, services},
-    capsule,
+    capsule::reach::agent_of,
     error::parse_id,
-    host::{AgentClient, answer, requested},
+    host::{answer, requested},
     scalar::{Base64, BigInt},
 };
 
-const CALL: Duration = Duration::from_secs(30);
+pub(super) const CALL: Duration = Duration::from_secs(30);
 
 #[derive(SimpleObject)]
 pub struct ProcessPayload {
@@ -31,7 +29,7 @@ pub struct ProcessPayload {
 /// The sequence that the next input must carry.
 #[derive(SimpleObject)]
 pub struct InputPayload {
-    next_sequence: BigInt,
+    pub(super) next_sequence: BigInt,
 }
 
 #[derive(Enum, Clone, Copy, Debug, PartialEq, Eq)]
@@ -75,13 +73,6 @@ impl Signal {
     }
 }
 
-/// The agent of the host of a running capsule of the caller's team.
-async fn agent_of(ctx: &Context<'_>, actor: &Actor, id: CapsuleId) -> Result<AgentClient, Error> {
-    let services = services(ctx)?;
-    let row = capsule::find(&services.db, actor.team_id, id).await?;
-    services.hosts.get(running_on(&row)?).await
-}
-
 fn payload(process: Option<envd::Process>) -> Result<ProcessPayload, Error> {
     // The contract has it always; a host that leaves it out is broken.
     let process = process.ok_or_else(|| Error::Task("the host named no process".to_owned()))?;
@@ -105,7 +96,7 @@ impl ProcessMutation {
         let actor = Actor::of(ctx)?;
         let keep_awake = input.keep_awake.unwrap_or(false);
         let (id, process) = input.check(false)?;
-        let mut client = agent_of(ctx, &actor, id).await?;
+        let mut client = agent_of(services(ctx)?, &actor, id).await?;
         let message =
             agent::StartProcessRequest { capsule_id: id.to_string(), process: Some(process), keep_awake };
         let started =
@@ -126,7 +117,7 @@ impl ProcessMutation {
         let id = parse_id("capsuleId", &capsule_id)?;
         let process =
             envd::SignalRequest { selector: Some(selector(&of)?), signal: signal.name().to_owned() };
-        let mut client = agent_of(ctx, &actor, id).await?;
+        let mut client = agent_of(services(ctx)?, &actor, id).await?;
         let message = agent::SignalProcessRequest { capsule_id: id.to_string(), process: Some(process) };
         let signalled =
             answer("SignalProcess", CALL, client.signal_process(requested(message, &actor.request_id)))
@@ -149,7 +140,7 @@ impl ProcessMutation {
         bounded_input("data", data.0.len())?;
         let input =
             envd::WriteInputRequest { selector: Some(selector(&of)?), sequence: sequence.0, data: data.0 };
-        let mut client = agent_of(ctx, &actor, id).await?;
+        let mut client = agent_of(services(ctx)?, &actor, id).await?;
         let message = agent::WriteInputRequest { capsule_id: id.to_string(), input: Some(input) };
         let written =
             answer("WriteInput", CALL, client.write_input(requested(message, &actor.request_id))).await?;
@@ -167,7 +158,7 @@ impl ProcessMutation {
         let actor = Actor::of(ctx)?;
         let id = parse_id("capsuleId", &capsule_id)?;
         let input = envd::CloseInputRequest { selector: Some(selector(&of)?) };
-        let mut client = agent_of(ctx, &actor, id).await?;
+        let mut client = agent_of(services(ctx)?, &actor, id).await?;
         let message = agent::CloseInputRequest { capsule_id: id.to_string(), input: Some(input) };
         let closed =
             answer("CloseInput", CALL, client.close_input(requested(message, &actor.request_id))).await?;

@@ -4,7 +4,7 @@ use async_graphql::{Context, ID, InputObject, Subscription};
 use futures_util::Stream;
 use wrenn_proto::envd::v1 as envd;
 
-use super::{ExecInput, ProcessEvent, exec};
+use super::{ExecInput, ProcessEvent, exec, input::selector, pty::named};
 use crate::{
     Error,
     access::{Actor, Member, caller, services, while_allowed},
@@ -54,13 +54,29 @@ impl ProcessSubscription {
         &self,
         ctx: &Context<'_>,
         capsule_id: ID,
-        selector: String,
+        #[graphql(name = "selector")] of: String,
         after: Option<OutputCursor>,
     ) -> Result<impl Stream<Item = Result<ProcessEvent, Error>> + use<>, Error> {
         let services = services(ctx)?.clone();
         let id = parse_id("capsuleId", &capsule_id)?;
         let after = after.unwrap_or_default().into();
-        let wire = exec::follow(&services, &Actor::of(ctx)?, id, &selector, after).await?;
+        let wire = exec::follow(&services, &Actor::of(ctx)?, id, selector(&of)?, after).await?;
+        Ok(while_allowed(services, caller(ctx)?.clone(), exec::events("FollowProcess", wire)))
+    }
+
+    /// What is still held of a terminal's output from `after` on, then what comes, then its exit.
+    #[graphql(guard = "Member")]
+    async fn pty_output(
+        &self,
+        ctx: &Context<'_>,
+        capsule_id: ID,
+        tag: String,
+        after: Option<BigInt>,
+    ) -> Result<impl Stream<Item = Result<ProcessEvent, Error>> + use<>, Error> {
+        let services = services(ctx)?.clone();
+        let id = parse_id("capsuleId", &capsule_id)?;
+        let after = envd::OutputCursor { pty: after.map(|at| at.0), ..Default::default() };
+        let wire = exec::follow(&services, &Actor::of(ctx)?, id, named(&tag)?, after).await?;
         Ok(while_allowed(services, caller(ctx)?.clone(), exec::events("FollowProcess", wire)))
     }
 }

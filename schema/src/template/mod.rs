@@ -1,18 +1,29 @@
 //! Templates: what capsules start from.
 
+pub(crate) mod lifecycle;
+mod mutation;
+
 use async_graphql::{
     Context, Enum, ID, InputObject, Object,
     connection::{Connection, EmptyFields},
 };
 use chrono::{DateTime, Utc};
 use sea_orm::{ColumnTrait, Condition, ConnectionTrait, EntityTrait, QueryFilter, Select};
-use wrenn_entities::{TeamId, TemplateId, id::DIGITS, template};
+use wrenn_entities::{
+    TeamId, TemplateId,
+    id::DIGITS,
+    template::{self, TemplateState},
+};
+
+pub use self::mutation::{TemplateMutation, TemplatePayload};
 
 use crate::{
     Error,
     access::{Actor, Member, loaders, services},
     error::parse_id,
+    host::Host,
     page::{self, Arguments, Cursor, Total},
+    scalar::BigInt,
     team::Team,
 };
 
@@ -62,6 +73,24 @@ impl Template {
         self.0.disk_mib
     }
 
+    /// Of a snapshot: the host that has its files; capsules made from it run there.
+    async fn host(&self, ctx: &Context<'_>) -> Result<Option<Host>, Error> {
+        match self.0.host_id {
+            Some(id) => Ok(loaders(ctx)?.host(id).await?.map(Host)),
+            None => Ok(None),
+        }
+    }
+
+    /// Of a snapshot: the capsule that it is a moment of. That may be gone.
+    async fn source_capsule_id(&self) -> Option<ID> {
+        self.0.source_capsule_id.map(|id| id.to_string().into())
+    }
+
+    /// Of a snapshot: what it takes on its host's disk, without what it shares with other files.
+    async fn size_bytes(&self) -> Option<BigInt> {
+        self.0.size_bytes.and_then(|size| u64::try_from(size).ok()).map(BigInt)
+    }
+
     async fn created_at(&self) -> DateTime<Utc> {
         self.0.created_at
     }
@@ -77,6 +106,7 @@ pub struct TemplateFilter {
 pub(crate) fn visible(team_id: TeamId) -> Select<template::Entity> {
     template::Entity::find()
         .filter(template::Column::TeamId.is_in([team_id, TeamId::PLATFORM]))
+        .filter(template::Column::State.eq(TemplateState::Ready))
         .filter(template::Column::DeletedAt.is_null())
 }
 

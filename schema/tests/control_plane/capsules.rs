@@ -100,6 +100,8 @@ async fn bad_input_changes_nothing(world: &World) {
         (json!({"labels": {"a": 1}}), "INVALID_INPUT", "labels"),
         (json!({"env": [{"name": "A=B", "value": ""}]}), "INVALID_INPUT", "env"),
         (json!({"idempotencyKey": ""}), "INVALID_INPUT", "idempotencyKey"),
+        (json!({"egress": {"allow": ["example.com", "10.0.0.0/40"]}}), "INVALID_INPUT", "egress"),
+        (json!({"egress": {"deny": ["::/0"]}}), "INVALID_INPUT", "egress"),
         (json!({"template": "no-such"}), "NOT_FOUND", "template"),
         (json!({"template": CapsuleId::generate().to_string()}), "INVALID_INPUT", "template"),
     ] {
@@ -107,6 +109,9 @@ async fn bad_input_changes_nothing(world: &World) {
         assert_eq!(error.brief(), (code, Some(field)), "{input}: {error:?}");
         assert!(!error.message.is_empty());
     }
+    let egress = json!({"allow": ["example.com", "10.0.0.0/40"]});
+    let error = world.refused(CREATE, json!({"input": {"egress": egress}})).await;
+    assert!(error.message.contains("`10.0.0.0/40`"), "the entry is named: {error:?}");
     let error = world.refused(CREATE, json!({"input": {"memoryMib": 1_048_576}})).await;
     assert_eq!(error.message, "`memoryMib` is from 128 to 65536, not 1048576");
 

@@ -200,7 +200,7 @@ async fn jobs_show_how_they_fare(world: &World) {
     let supervisor = Supervisor::start(&world.services);
     a_round_of(&supervisor, "host-watch").await;
     let names: Vec<_> = supervisor.status().iter().map(|status| status.name).collect();
-    assert_eq!(names, ["client-certificate", "host-monitor", "host-watch", "reconciler"]);
+    assert_eq!(names, ["client-certificate", "host-monitor", "host-watch", "reconciler", "template-files"]);
     let shown = serde_json::to_value(supervisor.status()).expect("is JSON");
     assert_eq!(shown[2]["failures"], 0);
     assert_eq!(shown[2]["last_error"], json!(null));

@@ -4,6 +4,9 @@
 mod access;
 mod agent;
 mod capsules;
+mod files;
+mod forks;
+mod gauges;
 mod hosts;
 mod idempotency;
 mod jobs;
@@ -11,6 +14,7 @@ mod paging;
 mod placement;
 mod processes;
 mod sdl;
+mod snapshots;
 mod watching;
 mod world;
 

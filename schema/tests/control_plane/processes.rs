@@ -13,6 +13,7 @@ on_both_databases!(
     exec_answers_once,
     exec_wants_a_running_capsule,
     processes_are_talked_to,
+    terminals_are_opened_and_closed,
     output_is_live,
     output_is_taken_up_again,
     streams_end_with_a_cause,
@@ -103,6 +104,52 @@ async fn processes_are_talked_to(world: &World) {
         )
         .await;
     assert_eq!(error.brief(), ("NOT_FOUND", Some("selector")));
+}
+
+async fn terminals_are_opened_and_closed(world: &World) {
+    let agent = world.host("one").await;
+    let id = world.create().await.to_string();
+    let done = world
+        .ask(
+            "mutation($id: ID!) {
+                openPty(input: {capsuleId: $id, columns: 100, user: \"root\"}) { pty { pid tag columns rows } }
+                writePty(capsuleId: $id, tag: \"proc-0000abcd\", sequence: \"5\", data: \"aGVsbG8=\") { nextSequence }
+                resizePty(capsuleId: $id, tag: \"proc-0000abcd\", columns: 120, rows: 40) { pty { pid columns rows } }
+                closePty(capsuleId: $id, tag: \"proc-0000abcd\") { pty { pid tag columns } }
+            }",
+            json!({"id": id}),
+        )
+        .await;
+    assert_eq!(
+        done,
+        json!({
+            "openPty": {"pty": {"pid": 7, "tag": "proc-0000abcd", "columns": 100, "rows": 24}},
+            "writePty": {"nextSequence": "10"},
+            "resizePty": {"pty": {"pid": 7, "columns": 120, "rows": 40}},
+            "closePty": {"pty": {"pid": 7, "tag": "proc-0000abcd", "columns": 0}},
+        })
+    );
+    let started = agent.started().remove(0);
+    assert_eq!(started.pty.map(|size| (size.columns, size.rows)), Some((100, 24)));
+    assert_eq!((started.user.as_str(), started.close_stdin), ("root", false));
+
+    let query =
+        format!("subscription($id: ID!) {{ ptyOutput(capsuleId: $id, tag: \"sh\", after: \"3\") {EVENTS} }}");
+    let mut events = Box::pin(world.subscribe(&query, json!({"id": id})).await);
+    assert_eq!(next_data(&mut events).await["ptyOutput"]["__typename"], "ProcessGap");
+    for (call, code, field) in [
+        ("closePty(capsuleId: $id, tag: \"none\") { pty { pid } }", "NOT_FOUND", "tag"),
+        ("closePty(capsuleId: $id, tag: \"7\") { pty { pid } }", "INVALID_INPUT", "tag"),
+        (
+            "resizePty(capsuleId: $id, tag: \"sh\", columns: 0, rows: 1) { pty { pid } }",
+            "INVALID_INPUT",
+            "columns",
+        ),
+        ("resizePty(capsuleId: $id, tag: \"none\", columns: 1, rows: 1) { pty { pid } }", "NOT_FOUND", "tag"),
+    ] {
+        let error = world.refused(&format!("mutation($id: ID!) {{ {call} }}"), json!({"id": id})).await;
+        assert_eq!(error.brief(), (code, Some(field)), "{call}: {error:?}");
+    }
 }
 
 async fn output_is_live(world: &World) {

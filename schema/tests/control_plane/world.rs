@@ -28,10 +28,8 @@ use wrenn_schema::{
     database, schema,
 };
 
-use crate::agent::PlayedAgent;
-
-/// How long a test waits for what has to happen.
-pub const PATIENCE: Duration = Duration::from_secs(20);
+pub use crate::agent::PATIENCE;
+use crate::agent::{ControlPlane, PlayedAgent};
 
 pub struct World {
     pub services: Arc<Services>,
@@ -243,6 +241,8 @@ impl World {
             team_id: self.team,
             template_id: TemplateId::MINIMAL,
             host_id: host,
+            parent_id: None,
+            fork_id: None,
             name: None,
             state,
             generation: 1,
@@ -274,6 +274,19 @@ impl World {
             assert!(Instant::now() < deadline, "{id} is {:?}, not {state:?}: {row:?}", row.state);
             tokio::time::sleep(Duration::from_millis(10)).await;
         }
+    }
+}
+
+impl ControlPlane for World {
+    async fn carry_out(
+        &self,
+        as_platform: bool,
+        query: &str,
+        variables: serde_json::Value,
+    ) -> serde_json::Value {
+        let response = self.execute(as_platform.then_some(&self.admin), query, variables).await;
+        assert!(response.errors.is_empty(), "{query}: {:?}", response.errors);
+        response.data.into_json().expect("is JSON")
     }
 }
 

@@ -1,11 +1,13 @@
 //! A host agent whose capsules are played: the real contract over real mutual TLS, and nothing behind it.
 
+pub mod files;
+mod gauges;
 mod guest;
 mod service;
 mod wire;
 
 use std::{
-    collections::HashMap,
+    collections::{BTreeMap, HashMap},
     sync::{Arc, Mutex, PoisonError},
     time::Duration,
 };
@@ -20,17 +22,20 @@ use tokio::{
 use tokio_rustls::TlsAcceptor;
 use tokio_util::sync::CancellationToken;
 use tonic::Status;
-use wrenn_entities::{CapsuleId, HostId};
+use wrenn_entities::{CapsuleId, HostId, TemplateId};
 use wrenn_proto::{
     agent::v1::{self as agent, Capsule, CapsuleState},
-    envd::v1 as envd,
+    envd::v1::{self as envd, file_event, port_event},
 };
 
 use self::{
+    files::Files,
     service::Service,
     wire::{serve, server_config},
 };
-use crate::world::World;
+
+/// How long a test waits for what has to happen.
+pub const PATIENCE: Duration = Duration::from_secs(20);
 
 /// What the agent and the tests share.
 #[derive(Default)]
@@ -42,6 +47,23 @@ struct Stage {
     gates: HashMap<&'static str, Arc<Semaphore>>,
     calls: Vec<&'static str>,
     created: Vec<agent::CreateCapsuleRequest>,
+    forked: Vec<agent::ForkCapsuleRequest>,
+    started: Vec<envd::StartRequest>,
+    /// Snapshots that the host keeps.
+    templates: BTreeMap<String, agent::SnapshotCapsuleResponse>,
+    files: Files,
+    ports: Vec<envd::Port>,
+}
+
+/// How an agent and whoever installs it reach the control plane.
+pub trait ControlPlane {
+    /// Carries out what has to succeed: with the platform's key or, without it, with none.
+    fn carry_out(
+        &self,
+        as_platform: bool,
+        query: &str,
+        variables: serde_json::Value,
+    ) -> impl Future<Output = serde_json::Value>;
 }
 
 pub struct PlayedAgent {
@@ -50,6 +72,8 @@ pub struct PlayedAgent {
     pub refresh_token: SecretString,
     stage: Arc<Mutex<Stage>>,
     events: broadcast::Sender<Capsule>,
+    port_events: broadcast::Sender<port_event::Event>,
+    file_events: broadcast::Sender<file_event::Event>,
     stop: CancellationToken,
 }
 
@@ -77,39 +101,36 @@ pub fn csr() -> (KeyPair, String) {
     (key, request.pem().expect("as PEM"))
 }
 
-pub async fn registration_token(world: &World, name: &str) -> String {
-    let made = world
-        .execute(
-            Some(&world.admin),
-            "mutation($input: CreateHostInput!) { createHost(input: $input) { host { id status } token expiresAt } }",
-            json!({"input": {"name": name}}),
-        )
-        .await;
-    assert!(made.errors.is_empty(), "{:?}", made.errors);
-    let made = made.data.into_json().expect("is JSON");
+pub async fn registration_token(control_plane: &impl ControlPlane, name: &str) -> String {
+    let create = "mutation($input: CreateHostInput!) { createHost(input: $input) { host { id status } token expiresAt } }";
+    let made = control_plane.carry_out(true, create, json!({"input": {"name": name}})).await;
     assert_eq!(made["createHost"]["host"]["status"], "PENDING");
     made["createHost"]["token"].as_str().expect("a token").to_owned()
 }
 
 impl PlayedAgent {
     /// Goes the whole way: host created by the platform, registered with a token and a certificate request.
-    pub async fn register(world: &World, name: &str, memory_mib: i32) -> Self {
+    pub async fn register(control_plane: &impl ControlPlane, name: &str, memory_mib: i32) -> Self {
         let listener = TcpListener::bind("127.0.0.1:0").await.expect("binds");
         let address = listener.local_addr().expect("has an address").to_string();
-        let token = registration_token(world, name).await;
+        let token = registration_token(control_plane, name).await;
         let (key, csr_pem) = csr();
         let input =
             json!({"token": token, "csrPem": csr_pem, "address": address, "specs": specs(memory_mib)});
-        let answer = world.execute(None, REGISTER, json!({"input": input})).await;
-        assert!(answer.errors.is_empty(), "{:?}", answer.errors);
-        let answer = answer.data.into_json().expect("is JSON");
+        let answer = control_plane.carry_out(false, REGISTER, json!({"input": input})).await;
         let answer = &answer["registerHost"];
         let text = |name: &str| answer[name].as_str().expect(name).to_owned();
         let stage = Arc::new(Mutex::new(Stage::default()));
         let events = broadcast::channel(1024).0;
+        let (port_events, file_events) = (broadcast::channel(16).0, broadcast::channel(16).0);
         let stop = CancellationToken::new();
         let tls = server_config(&text("certificatePem"), &text("caPem"), &key);
-        let service = Service { stage: stage.clone(), events: events.clone() };
+        let service = Service {
+            stage: stage.clone(),
+            events: events.clone(),
+            port_events: port_events.clone(),
+            file_events: file_events.clone(),
+        };
         tokio::spawn(serve(listener, TlsAcceptor::from(Arc::new(tls)), service, stop.clone()));
         Self {
             host: text("hostId").parse().expect("a host's id"),
@@ -117,6 +138,8 @@ impl PlayedAgent {
             refresh_token: text("refreshToken").into(),
             stage,
             events,
+            port_events,
+            file_events,
             stop,
         }
     }
@@ -145,6 +168,44 @@ impl PlayedAgent {
 
     pub fn created(&self) -> Vec<agent::CreateCapsuleRequest> {
         self.stage().created.clone()
+    }
+
+    pub fn forked(&self) -> Vec<agent::ForkCapsuleRequest> {
+        self.stage().forked.clone()
+    }
+
+    pub fn started(&self) -> Vec<envd::StartRequest> {
+        self.stage().started.clone()
+    }
+
+    /// Ids of the snapshots that the host keeps.
+    pub fn templates(&self) -> Vec<String> {
+        self.stage().templates.keys().cloned().collect()
+    }
+
+    /// A snapshot that the host has made without anybody learning of it.
+    pub fn put_template(&self, id: TemplateId) {
+        self.stage().templates.insert(id.to_string(), agent::SnapshotCapsuleResponse::default());
+    }
+
+    pub fn with_files<T>(&self, act: impl FnOnce(&mut Files) -> T) -> T {
+        act(&mut self.stage().files)
+    }
+
+    pub fn tell_of_files(&self, event: file_event::Event) {
+        // That nobody watches at the moment is fine, here and below.
+        let _ = self.file_events.send(event);
+    }
+
+    pub fn open_port(&self, number: u32) {
+        let port = gauges::port(number);
+        self.stage().ports.push(port.clone());
+        let _ = self.port_events.send(port_event::Event::Opened(port));
+    }
+
+    pub fn close_port(&self, number: u32) {
+        self.stage().ports.retain(|port| port.number != number);
+        let _ = self.port_events.send(port_event::Event::Closed(number));
     }
 
     pub fn capsules(&self) -> Vec<Capsule> {
@@ -178,7 +239,7 @@ impl PlayedAgent {
 }
 /// Waits until a call of this name has arrived so many times.
 pub async fn arrived(agent: &PlayedAgent, call: &str, times: usize) {
-    let deadline = std::time::Instant::now() + crate::world::PATIENCE;
+    let deadline = std::time::Instant::now() + PATIENCE;
     while agent.calls(call) < times {
         assert!(std::time::Instant::now() < deadline, "{call} did not come {times} times");
         tokio::time::sleep(Duration::from_millis(5)).await;

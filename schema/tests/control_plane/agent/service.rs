@@ -4,17 +4,19 @@ use std::sync::{Arc, Mutex, PoisonError};
 
 use tokio::sync::{broadcast, mpsc};
 use tokio_stream::wrappers::ReceiverStream;
-use tonic::{Request, Response, Status};
+use tonic::{Request, Response, Status, Streaming};
 use wrenn_proto::{
     FIELD,
     agent::v1::{
         self as agent, Capsule, CapsuleRef, CapsuleState, agent_server::Agent, capsule_event::Event,
     },
-    envd::v1::{self as envd, process_event},
+    envd::v1::{self as envd, file_event, port_event, process_event},
 };
 
 use super::{
     Stage,
+    files::{self, Reading, Watching},
+    gauges::{Points, PortEvents, point, watch_metrics, watch_ports},
     guest::{Events, exited, output, play, process},
 };
 
@@ -22,6 +24,19 @@ use super::{
 pub struct Service {
     pub stage: Arc<Mutex<Stage>>,
     pub events: broadcast::Sender<Capsule>,
+    pub port_events: broadcast::Sender<port_event::Event>,
+    pub file_events: broadcast::Sender<file_event::Event>,
+}
+
+/// Counts a writing that did not come to its end.
+struct Unfinished(Option<Arc<Mutex<Stage>>>);
+
+impl Drop for Unfinished {
+    fn drop(&mut self) {
+        if let Some(stage) = &self.0 {
+            stage.lock().unwrap_or_else(PoisonError::into_inner).files.broken_off += 1;
+        }
+    }
 }
 
 impl Service {
@@ -73,6 +88,10 @@ impl Agent for Service {
     type WatchCapsulesStream = ReceiverStream<Result<agent::CapsuleEvent, Status>>;
     type ExecStream = Events;
     type FollowProcessStream = Events;
+    type ReadFileStream = Reading;
+    type WatchDirectoryStream = Watching;
+    type WatchPortsStream = PortEvents;
+    type WatchMetricsStream = Points;
 
     async fn info(&self, _: Request<agent::InfoRequest>) -> Result<Response<agent::HostInfo>, Status> {
         Ok(Response::new(agent::HostInfo::default()))
@@ -207,7 +226,9 @@ impl Agent for Service {
         request: Request<agent::StartProcessRequest>,
     ) -> Result<Response<envd::StartResponse>, Status> {
         self.enter("start").await?;
-        self.running(&request.into_inner().capsule_id)?;
+        let request = request.into_inner();
+        self.running(&request.capsule_id)?;
+        self.stage().started.extend(request.process);
         Ok(Response::new(envd::StartResponse { process: Some(process()) }))
     }
 
@@ -249,7 +270,8 @@ impl Agent for Service {
         self.enter("signal").await?;
         let signal = request.into_inner().process.unwrap_or_default();
         let selector = signal.selector.and_then(|selector| selector.by);
-        if selector != Some(envd::selector::By::Pid(7)) {
+        let known = [envd::selector::By::Pid(7), envd::selector::By::Tag(process().tag)];
+        if !selector.is_some_and(|selector| known.contains(&selector)) {
             let mut status = Status::not_found("there is no such process");
             status.metadata_mut().insert(FIELD, "selector".parse().expect("a value"));
             return Err(status);
@@ -274,5 +296,184 @@ impl Agent for Service {
     ) -> Result<Response<envd::InputResponse>, Status> {
         self.enter("close").await?;
         Ok(Response::new(envd::InputResponse { next_sequence: 9 }))
+    }
+
+    async fn resize_pty(
+        &self,
+        _: Request<agent::ResizePtyRequest>,
+    ) -> Result<Response<envd::ResizeResponse>, Status> {
+        self.enter("resize").await?;
+        Ok(Response::new(envd::ResizeResponse {}))
+    }
+
+    async fn snapshot_capsule(
+        &self,
+        request: Request<agent::SnapshotCapsuleRequest>,
+    ) -> Result<Response<agent::SnapshotCapsuleResponse>, Status> {
+        self.enter("snapshot").await?;
+        let request = request.into_inner();
+        let mut stage = self.stage();
+        let capsule =
+            stage.capsules.get(&request.capsule_id).ok_or_else(|| Status::not_found("no capsule"))?;
+        let made = agent::SnapshotCapsuleResponse {
+            vcpus: capsule.vcpus.max(1),
+            memory_mib: capsule.memory_mib.max(256),
+            disk_mib: capsule.disk_mib.max(1024),
+            written_bytes: 12_345,
+            stopped_us: 900,
+        };
+        Ok(Response::new(*stage.templates.entry(request.template_id).or_insert(made)))
+    }
+
+    async fn fork_capsule(
+        &self,
+        request: Request<agent::ForkCapsuleRequest>,
+    ) -> Result<Response<agent::ForkCapsuleResponse>, Status> {
+        self.enter("fork").await?;
+        let request = request.into_inner();
+        let mut stage = self.stage();
+        stage.forked.push(request.clone());
+        let parent = stage
+            .capsules
+            .get(&request.capsule_id)
+            .cloned()
+            .ok_or_else(|| Status::not_found("no capsule"))?;
+        let mut capsules = Vec::new();
+        for id in request.child_ids {
+            let mut child =
+                Capsule { id: id.clone(), parent_id: parent.id.clone(), revision: 1, ..parent.clone() };
+            child.set_state(CapsuleState::Running);
+            child.started_at_ns = 1_700_000_000_000_000_000;
+            let _ = self.events.send(child.clone());
+            stage.capsules.insert(id, child.clone());
+            capsules.push(child);
+        }
+        Ok(Response::new(agent::ForkCapsuleResponse { capsules, stopped_us: 800 }))
+    }
+
+    async fn delete_template(
+        &self,
+        request: Request<agent::DeleteTemplateRequest>,
+    ) -> Result<Response<agent::DeleteTemplateResponse>, Status> {
+        self.enter("delete_template").await?;
+        self.stage().templates.remove(&request.into_inner().template_id);
+        Ok(Response::new(agent::DeleteTemplateResponse {}))
+    }
+
+    async fn drain(&self, _: Request<agent::DrainRequest>) -> Result<Response<agent::DrainResponse>, Status> {
+        Err(Status::unimplemented("the control plane drains nobody"))
+    }
+
+    async fn stat_file(
+        &self,
+        _: Request<agent::StatFileRequest>,
+    ) -> Result<Response<envd::StatResponse>, Status> {
+        Err(Status::unimplemented("the control plane asks for nobody's stat"))
+    }
+
+    async fn list_directory(
+        &self,
+        request: Request<agent::ListDirectoryRequest>,
+    ) -> Result<Response<envd::ListDirectoryResponse>, Status> {
+        self.enter("list_directory").await?;
+        let request = request.into_inner();
+        self.running(&request.capsule_id)?;
+        let directory = request.directory.unwrap_or_default();
+        let entries = self.stage().files.list(&directory.path, directory.depth)?;
+        Ok(Response::new(envd::ListDirectoryResponse { entries }))
+    }
+
+    async fn make_directory(
+        &self,
+        request: Request<agent::MakeDirectoryRequest>,
+    ) -> Result<Response<envd::StatResponse>, Status> {
+        self.enter("make_directory").await?;
+        let directory = request.into_inner().directory.unwrap_or_default();
+        let entry = self.stage().files.make_directory(&directory.path)?;
+        Ok(Response::new(envd::StatResponse { entry: Some(entry) }))
+    }
+
+    async fn move_file(
+        &self,
+        request: Request<agent::MoveFileRequest>,
+    ) -> Result<Response<envd::StatResponse>, Status> {
+        self.enter("move_file").await?;
+        let file = request.into_inner().file.unwrap_or_default();
+        let entry = self.stage().files.rename(&file.from, &file.to)?;
+        Ok(Response::new(envd::StatResponse { entry: Some(entry) }))
+    }
+
+    async fn remove_file(
+        &self,
+        request: Request<agent::RemoveFileRequest>,
+    ) -> Result<Response<envd::RemoveResponse>, Status> {
+        self.enter("remove_file").await?;
+        let file = request.into_inner().file.unwrap_or_default();
+        self.stage().files.remove(&file.path);
+        Ok(Response::new(envd::RemoveResponse {}))
+    }
+
+    async fn read_file(&self, request: Request<agent::ReadFileRequest>) -> Result<Response<Reading>, Status> {
+        self.enter("read_file").await?;
+        let request = request.into_inner();
+        self.running(&request.capsule_id)?;
+        let file = request.file.unwrap_or_default();
+        Ok(Response::new(files::read(&self.stage().files, &file)?))
+    }
+
+    async fn write_file(
+        &self,
+        request: Request<Streaming<agent::WriteFileRequest>>,
+    ) -> Result<Response<envd::StatResponse>, Status> {
+        self.enter("write_file").await?;
+        // Also when the call is dropped because its other end is gone.
+        let mut unfinished = Unfinished(Some(self.stage.clone()));
+        let written = files::receive(request.into_inner()).await?;
+        unfinished.0 = None;
+        let entry = self.stage().files.finish(written);
+        Ok(Response::new(envd::StatResponse { entry: Some(entry) }))
+    }
+
+    async fn watch_directory(
+        &self,
+        request: Request<agent::WatchDirectoryRequest>,
+    ) -> Result<Response<Watching>, Status> {
+        self.enter("watch_directory").await?;
+        self.running(&request.into_inner().capsule_id)?;
+        Ok(Response::new(files::watch(self.file_events.subscribe())))
+    }
+
+    async fn list_ports(
+        &self,
+        request: Request<CapsuleRef>,
+    ) -> Result<Response<envd::ListPortsResponse>, Status> {
+        self.enter("ports").await?;
+        self.running(&request.into_inner().capsule_id)?;
+        Ok(Response::new(envd::ListPortsResponse { ports: self.stage().ports.clone() }))
+    }
+
+    async fn watch_ports(&self, request: Request<CapsuleRef>) -> Result<Response<PortEvents>, Status> {
+        self.enter("watch_ports").await?;
+        self.running(&request.into_inner().capsule_id)?;
+        let changes = self.port_events.subscribe();
+        Ok(Response::new(watch_ports(self.stage().ports.clone(), changes)))
+    }
+
+    async fn get_metrics(
+        &self,
+        request: Request<agent::GetMetricsRequest>,
+    ) -> Result<Response<agent::GetMetricsResponse>, Status> {
+        self.enter("metrics").await?;
+        let request = request.into_inner();
+        assert!(request.range_sec <= 24 * 60 * 60);
+        // As many points as minutes were asked for, three at most.
+        let points = (1..=3.min(i64::from(request.range_sec / 60))).map(point).collect();
+        Ok(Response::new(agent::GetMetricsResponse { points }))
+    }
+
+    async fn watch_metrics(&self, request: Request<CapsuleRef>) -> Result<Response<Points>, Status> {
+        self.enter("watch_metrics").await?;
+        self.running(&request.into_inner().capsule_id)?;
+        Ok(Response::new(watch_metrics()))
     }
 }
