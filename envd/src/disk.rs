@@ -5,6 +5,7 @@ use std::io;
 use std::os::fd::AsRawFd;
 use std::os::unix::fs::MetadataExt;
 use std::path::Path;
+use std::sync::{Mutex, PoisonError};
 
 use nix::errno::Errno;
 use nix::sys::statvfs::fstatvfs;
@@ -31,6 +32,9 @@ pub enum GrowError {
 /// # Errors
 /// It is another file system, or the kernel refused; then it is as large as it was.
 pub fn grow(root: &Path) -> Result<(), GrowError> {
+    // The kernel refuses a second one while it does the first.
+    static ONE_AT_A_TIME: Mutex<()> = Mutex::new(());
+    let _alone = ONE_AT_A_TIME.lock().unwrap_or_else(PoisonError::into_inner);
     let failed = |operation| move |source| GrowError::Kernel { operation, source };
     let directory = File::open(root).map_err(failed("open the root directory"))?;
     let device = directory.metadata().map_err(failed("look at the root directory"))?.dev();
@@ -52,5 +56,18 @@ pub fn grow(root: &Path) -> Result<(), GrowError> {
         Ok(_) => Ok(()),
         Err(Errno::ENOTTY | Errno::EOPNOTSUPP) => Err(GrowError::NotExt4),
         Err(errno) => Err(failed("grow the file system")(errno.into())),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// A real disk that grows is the business of tests with real machines: it takes one to make one.
+    #[test]
+    fn another_file_system_is_refused() {
+        assert!(matches!(grow(Path::new("/proc")), Err(GrowError::NotExt4)));
+        let nowhere = grow(Path::new("/nowhere"));
+        assert!(matches!(nowhere, Err(GrowError::Kernel { operation: "open the root directory", .. })));
     }
 }

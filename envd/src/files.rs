@@ -161,20 +161,13 @@ impl Files for FilesService {
         check_mode(start.mode)?;
         let (actor, target) = self.aim(start.user, &start.path).await?;
         let mut writing = Writing::start(actor, target, start.mode, start.make_parents).await?;
-        loop {
-            match next_part(&mut parts).await? {
-                Some(Part::Data(data)) => writing.write(data).await?,
-                Some(Part::End(pb::WriteEnd {})) => break,
-                Some(Part::Start(_)) => {
-                    return Err(field_error(Code::InvalidArgument, "part", "a write has one `start`"));
-                }
-                None => {
-                    let message = "the stream ended before its `end`: nothing was changed";
-                    return Err(field_error(Code::InvalidArgument, "part", message));
-                }
+        match collect(&mut parts, &mut writing).await {
+            Ok(()) => Ok(Response::new(pb::StatResponse { entry: Some(writing.finish().await?) })),
+            Err(error) => {
+                writing.abandon().await;
+                Err(error)
             }
         }
-        Ok(Response::new(pb::StatResponse { entry: Some(writing.finish().await?) }))
     }
 
     async fn watch(&self, request: Request<pb::WatchRequest>) -> Answer<Self::WatchStream> {
@@ -182,6 +175,23 @@ impl Files for FilesService {
         let (actor, target) = self.aim(user, &path).await?;
         let watching = Watching::start(&self.watches, actor, target, recursive).await?;
         Ok(Response::new(Box::pin(watching.into_stream())))
+    }
+}
+
+/// Takes the content of a write, to its `end`.
+async fn collect(parts: &mut Streaming<pb::WriteRequest>, writing: &mut Writing) -> Result<(), Status> {
+    loop {
+        match next_part(parts).await? {
+            Some(Part::Data(data)) => writing.write(data).await?,
+            Some(Part::End(pb::WriteEnd {})) => return Ok(()),
+            Some(Part::Start(_)) => {
+                return Err(field_error(Code::InvalidArgument, "part", "a write has one `start`"));
+            }
+            None => {
+                let message = "the stream ended before its `end`: nothing was changed";
+                return Err(field_error(Code::InvalidArgument, "part", message));
+            }
+        }
     }
 }
 

@@ -179,7 +179,7 @@ impl Guest for GuestService {
         self.access.rotate(&token);
         // Their other ends belong to an earlier life of this machine.
         self.connections.close_all_but(connection);
-        self.ports.begin_anew().await;
+        self.ports.begin_anew();
         Ok(Response::new(pb::PostRestoreResponse { clock_step_ns, reseeded: reseeded.is_ok() }))
     }
     async fn metrics(

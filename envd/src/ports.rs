@@ -25,7 +25,7 @@ use std::collections::{BTreeMap, HashMap, HashSet, VecDeque};
 use std::net::{IpAddr, Ipv4Addr};
 use std::pin::Pin;
 use std::sync::atomic::{AtomicU16, Ordering};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use futures_util::Stream;
@@ -38,6 +38,7 @@ use wrenn_proto::envd::v1::ports_server::Ports as PortsCalls;
 
 use crate::ports::known::{Known, difference};
 use crate::ports::proc_net::Listener;
+use crate::ports::relay::Relay;
 use crate::ports::relays::Relays;
 use crate::process::now_ns;
 
@@ -60,8 +61,9 @@ pub struct Ports {
     /// envd's own port; 0 until it serves.
     own: AtomicU16,
     known: watch::Sender<Arc<Known>>,
+    relays: Mutex<Relays>,
     /// Held during a scan, so that one follows the other.
-    relays: tokio::sync::Mutex<Relays>,
+    scanning: tokio::sync::Mutex<()>,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -78,7 +80,8 @@ impl Default for Ports {
             changed: Notify::new(),
             own: AtomicU16::new(0),
             known: watch::Sender::new(Arc::default()),
-            relays: tokio::sync::Mutex::new(Relays::new(GUEST_ADDRESS)),
+            relays: Mutex::new(Relays::new(GUEST_ADDRESS)),
+            scanning: tokio::sync::Mutex::default(),
         }
     }
 }
@@ -93,6 +96,10 @@ impl Ports {
         self.changed.notify_one();
     }
 
+    fn relays(&self) -> MutexGuard<'_, Relays> {
+        self.relays.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
     /// Begins to scan and to relay, or does so again at once.
     pub fn begin(&self) {
         self.enter(Phase::Active);
@@ -105,7 +112,8 @@ impl Ports {
             return;
         }
         self.enter(Phase::Resting { until: Instant::now() + LONGEST_PREPARATION });
-        self.relays.lock().await.end().await;
+        let relays = self.relays().take_all();
+        end(relays).await;
     }
 
     /// All is prepared: if the snapshot is not taken shortly, relays start again.
@@ -115,15 +123,19 @@ impl Ports {
         }
     }
 
-    /// Ends the relays of an earlier life; those of this one begin.
-    pub async fn begin_anew(&self) {
-        self.relays.lock().await.end().await;
-        self.begin();
+    /// Ends what relays of an earlier life there may be; those of this one begin. Nobody has to wait for it.
+    pub fn begin_anew(self: &Arc<Self>) {
+        let ports = Arc::clone(self);
+        tokio::spawn(async move {
+            ports.rest().await;
+            ports.begin();
+        });
     }
 
     /// Scans for ever. `own` is the port that envd itself listens on.
     pub async fn run(self: Arc<Self>, own: u16) {
         self.own.store(own, Ordering::Relaxed);
+        let mut newborn = true;
         loop {
             let changed = self.changed.notified();
             match self.phase() {
@@ -133,7 +145,10 @@ impl Ports {
                     () = changed => {}
                 },
                 Phase::Active => {
-                    self.scan().await;
+                    // A machine that has just been born has no ports, and better things to do.
+                    if !std::mem::take(&mut newborn) {
+                        self.scan().await;
+                    }
                     tokio::select! {
                         () = sleep(PERIOD) => {}
                         () = changed => {}
@@ -145,26 +160,29 @@ impl Ports {
 
     /// Compares what listens with what is known, and makes the relays that are needed before it says so.
     async fn scan(&self) {
-        let mut relays = self.relays.lock().await;
+        let _alone = self.scanning.lock().await;
         // What cannot be read has not changed.
         let Ok(listeners) = proc_net::listeners() else { return };
-        let open = self.by_port(&listeners, &relays);
+        let open = self.by_port(&listeners);
         let old = Arc::clone(&self.known.borrow());
         let names = names(&old, &open).await;
-        relays.end_needless(&open).await;
-        if self.phase() == Phase::Active {
-            relays.start_needed(&open);
+        let needless = self.relays().take_needless(&open);
+        end(needless).await;
+        {
+            let mut relays = self.relays();
+            if self.phase() == Phase::Active {
+                relays.start_needed(&open);
+            }
         }
-        let new = known::next(&old, &open, &names, now_ns());
-        drop(relays);
-        if let Some(new) = new {
+        if let Some(new) = known::next(&old, &open, &names, now_ns()) {
             self.known.send_replace(Arc::new(new));
         }
     }
 
     /// The listeners that the host can reach, or could through a relay.
-    fn by_port(&self, listeners: &[Listener], relays: &Relays) -> BTreeMap<u16, Vec<Listener>> {
+    fn by_port(&self, listeners: &[Listener]) -> BTreeMap<u16, Vec<Listener>> {
         let own = self.own.load(Ordering::Relaxed);
+        let relays = self.relays();
         let reachable =
             |it: IpAddr| it.is_unspecified() || it.is_loopback() || it == IpAddr::V4(GUEST_ADDRESS);
         let mut ports: BTreeMap<u16, Vec<Listener>> = BTreeMap::new();
@@ -183,6 +201,13 @@ impl Ports {
     async fn now(&self) -> watch::Receiver<Arc<Known>> {
         self.scan().await;
         self.known.subscribe()
+    }
+}
+
+/// Returns when all their sockets are closed.
+async fn end(relays: Vec<Relay>) {
+    for relay in relays {
+        relay.end().await;
     }
 }
 

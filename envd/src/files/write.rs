@@ -58,7 +58,7 @@ pub struct Writing {
     aside: Aside,
 }
 
-/// The file aside; removed when dropped, unless it got its name.
+/// The file aside; removed when dropped, unless it got its name or was removed before.
 #[derive(Debug)]
 struct Aside {
     actor: Actor,
@@ -67,7 +67,8 @@ struct Aside {
     file: Arc<File>,
     /// Its final name in the same directory.
     last: OsString,
-    renamed: bool,
+    /// Nothing is left to be removed.
+    settled: bool,
 }
 
 impl Writing {
@@ -106,7 +107,7 @@ impl Writing {
             name,
             file: Arc::new(file),
             last: place.name,
-            renamed: false,
+            settled: false,
         };
         Ok(Self { actor, target, mode, owner, aside })
     }
@@ -129,14 +130,25 @@ impl Writing {
     /// Gives the file its owner, mode and name; tells what it is now.
     ///
     /// # Errors
-    /// The target is as it was.
-    pub async fn finish(self) -> Result<FileEntry, FileError> {
+    /// The target is as it was, and nothing else is left.
+    pub async fn finish(mut self) -> Result<FileEntry, FileError> {
         let actor = self.actor.clone();
-        actor.run(move || self.rename()).await
+        actor.run(move || self.rename().inspect_err(|_| self.aside.remove())).await
     }
 
-    fn rename(mut self) -> Result<FileEntry, FileError> {
-        let Self { target, aside, owner, mode, .. } = &mut self;
+    /// Leaves the target as it was, and nothing else.
+    pub async fn abandon(mut self) {
+        let actor = self.actor.clone();
+        let remove = move || {
+            self.aside.remove();
+            Ok(())
+        };
+        // If no worker could do it, what is dropped here tries again.
+        let _ = actor.run(remove).await;
+    }
+
+    fn rename(&mut self) -> Result<FileEntry, FileError> {
+        let Self { target, aside, owner, mode, .. } = self;
         if let Some((uid, gid)) = *owner {
             // Who may not give a file away keeps it; who may not even give it to the group, too.
             let _ = fchown(&*aside.file, None, Some(Gid::from_raw(gid)));
@@ -147,16 +159,25 @@ impl Writing {
         let directory = &*aside.directory;
         renameat(directory, aside.name.as_os_str(), directory, aside.last.as_os_str())
             .map_err(target.cannot("replace"))?;
-        aside.renamed = true;
+        aside.settled = true;
         let mut entry = describe(&target.path, &stat);
         name_owners(std::slice::from_mut(&mut entry), &self.actor.etc());
         Ok(entry)
     }
 }
 
+impl Aside {
+    /// As the user, on a worker.
+    fn remove(&mut self) {
+        // Removed by somebody else, or its directory was: gone either way.
+        let _ = unlinkat(&*self.directory, self.name.as_os_str(), UnlinkatFlags::NoRemoveDir);
+        self.settled = true;
+    }
+}
+
 impl Drop for Aside {
     fn drop(&mut self) {
-        if self.renamed {
+        if self.settled {
             return;
         }
         let (actor, directory, name) =
@@ -165,7 +186,6 @@ impl Drop for Aside {
         let Ok(runtime) = tokio::runtime::Handle::try_current() else { return };
         runtime.spawn(async move {
             let remove = move || {
-                // Removed by somebody else, or its directory was: gone either way.
                 let _ = unlinkat(&*directory, name.as_os_str(), UnlinkatFlags::NoRemoveDir);
                 Ok(())
             };

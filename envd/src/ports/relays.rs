@@ -41,8 +41,8 @@ impl Relays {
         self.places.values().filter_map(|it| it.relay.as_ref()).any(|it| it.inode == inode)
     }
 
-    /// Ends what these open ports do not need.
-    pub async fn end_needless(&mut self, open: &BTreeMap<u16, Vec<Listener>>) {
+    /// Takes out what these open ports do not need, to be ended.
+    pub fn take_needless(&mut self, open: &BTreeMap<u16, Vec<Listener>>) -> Vec<Relay> {
         let address = self.address;
         let needless = self.places.extract_if(|port, place| {
             let needed = open.get(port).filter(|listeners| {
@@ -51,10 +51,7 @@ impl Relays {
             });
             needed.is_none()
         });
-        let relays: Vec<_> = needless.filter_map(|(_, place)| place.relay).collect();
-        for relay in relays {
-            relay.end().await;
-        }
+        needless.filter_map(|(_, place)| place.relay).collect()
     }
 
     /// Starts what they need.
@@ -79,13 +76,9 @@ impl Relays {
         }
     }
 
-    /// Ends all; returns when their sockets are closed.
-    pub async fn end(&mut self) {
-        for (_, place) in self.places.drain() {
-            if let Some(relay) = place.relay {
-                relay.end().await;
-            }
-        }
+    /// Takes all out, to be ended.
+    pub fn take_all(&mut self) -> Vec<Relay> {
+        self.places.drain().filter_map(|(_, place)| place.relay).collect()
     }
 }
 

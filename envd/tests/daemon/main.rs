@@ -6,6 +6,7 @@ mod files;
 mod guest;
 mod input;
 mod lifecycle;
+mod memory;
 mod output;
 mod ports;
 mod restore;

@@ -18,7 +18,7 @@ use crate::restore;
 use crate::stand::{Client, DEADLINE, Stand, until, with_token};
 
 /// Runs a test on a thread of its own, whose network no other test sees.
-fn in_own_network<F: Future<Output = ()>>(test: impl FnOnce() -> F + Send + 'static) {
+pub fn in_own_network<F: Future<Output = ()>>(test: impl FnOnce() -> F + Send + 'static) {
     let thread = std::thread::spawn(|| {
         unshare(CloneFlags::CLONE_NEWNET).expect("a network of its own needs root");
         let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().expect("a runtime");

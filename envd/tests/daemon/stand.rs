@@ -125,9 +125,26 @@ impl Stand {
 
     /// A connection and nothing more.
     pub async fn stranger(&self) -> Client {
+        Client::connect(self.address)
+    }
+}
+
+/// The services over one connection.
+#[derive(Clone)]
+pub struct Client {
+    pub guest: GuestClient<Channel>,
+    pub files: FilesClient<Channel>,
+    pub ports: PortsClient<Channel>,
+    pub processes: ProcessesClient<Channel>,
+    line: Arc<Mutex<Option<std::os::fd::OwnedFd>>>,
+}
+
+impl Client {
+    /// Connects with the first call.
+    pub fn connect(address: SocketAddr) -> Self {
         let line = Arc::new(Mutex::new(None));
         let connector = tower::service_fn({
-            let (line, address) = (Arc::clone(&line), self.address);
+            let line = Arc::clone(&line);
             move |_: Uri| {
                 let line = Arc::clone(&line);
                 async move {
@@ -150,19 +167,6 @@ impl Stand {
             line,
         }
     }
-}
-
-/// The services over one connection.
-#[derive(Clone)]
-pub struct Client {
-    pub guest: GuestClient<Channel>,
-    pub files: FilesClient<Channel>,
-    pub ports: PortsClient<Channel>,
-    pub processes: ProcessesClient<Channel>,
-    line: Arc<Mutex<Option<std::os::fd::OwnedFd>>>,
-}
-
-impl Client {
     /// The connection ends as if its host had died: nothing more is read, nothing said.
     pub fn cut(self) {
         use std::os::fd::AsRawFd;

@@ -1,0 +1,132 @@
+//! What the daemon occupies: the program itself, in a process of its own, after much of everything.
+
+use std::fs;
+use std::io::{BufRead, BufReader};
+use std::net::SocketAddr;
+use std::path::Path;
+use std::process::{Child, Command, Stdio};
+
+use tokio::net::{TcpListener, TcpStream};
+use wrenn_envd::ports::GUEST_ADDRESS;
+use wrenn_proto::envd::v1 as pb;
+use wrenn_proto::envd::v1::write_request::Part;
+
+use crate::files::room;
+use crate::ports::in_own_network;
+use crate::stand::{Client, configuration, shell, until, with_token};
+
+/// What the daemon promises, in KiB.
+const PROMISE: u64 = 15 * 1024;
+const MIB: usize = 1 << 20;
+
+/// The program; ended when dropped.
+struct Envd {
+    process: Child,
+    address: SocketAddr,
+}
+
+impl Envd {
+    fn start() -> Self {
+        let mut process = Command::new(env!("CARGO_BIN_EXE_wrenn-envd"))
+            .args(["--listen", "127.0.0.1:0", "--peer", "127.0.0.1"])
+            .stdout(Stdio::piped())
+            .spawn()
+            .expect("the program starts");
+        let mut line = String::new();
+        BufReader::new(process.stdout.take().expect("a pipe")).read_line(&mut line).expect("a line");
+        let address =
+            line.trim().strip_prefix("listening on ").expect("an address").parse().expect("an address");
+        Self { process, address }
+    }
+
+    /// A row of its `/proc/PID/status` or `smaps_rollup`, in KiB.
+    fn occupies(&self, file: &str, row: &str) -> u64 {
+        let text = fs::read_to_string(format!("/proc/{}/{file}", self.process.id())).expect("it lives");
+        let value = text.lines().find_map(|it| it.strip_prefix(row)).expect("a row");
+        value.split_whitespace().next().expect("a number").parse().expect("a number")
+    }
+}
+
+impl Drop for Envd {
+    fn drop(&mut self) {
+        let _ = self.process.kill();
+        let _ = self.process.wait();
+    }
+}
+
+async fn write(client: &mut Client, path: &Path, bytes: usize) {
+    let start = pb::WriteStart { path: path.to_str().expect("text").into(), ..Default::default() };
+    let piece = bytes::Bytes::from(vec![7; 64 * 1024]);
+    let pieces = std::iter::repeat_n(Part::Data(piece), bytes / (64 * 1024));
+    let parts = [Part::Start(start)].into_iter().chain(pieces).chain([Part::End(pb::WriteEnd {})]);
+    let messages: Vec<_> = parts.map(|it| pb::WriteRequest { part: Some(it) }).collect();
+    client.files.write(with_token(futures_util::stream::iter(messages))).await.expect("write");
+}
+
+async fn read(client: &mut Client, path: &Path) -> usize {
+    let request = pb::ReadRequest { path: path.to_str().expect("text").into(), ..Default::default() };
+    let mut parts = client.files.read(with_token(request)).await.expect("read").into_inner();
+    let mut bytes = 0;
+    while let Some(message) = parts.message().await.expect("a message") {
+        if let Some(pb::read_response::Part::Data(data)) = message.part {
+            bytes += data.len();
+        }
+    }
+    bytes
+}
+
+#[test]
+fn it_stays_small_whatever_it_has_done() {
+    in_own_network(async || {
+        let envd = Envd::start();
+        let mut client = Client::connect(envd.address);
+        client.guest.configure(with_token(configuration())).await.expect("configure");
+        let at_first = envd.occupies("status", "VmRSS:");
+        let room = room();
+
+        for _ in 0..20 {
+            let told = client.exec(shell("head -c 1000000 /dev/zero")).await.expect("exec").rest().await;
+            assert_eq!(told.stdout.len(), 1_000_000);
+        }
+        let file = room.path().join("file");
+        for _ in 0..3 {
+            let mut others = [client.clone(), client.clone(), client.clone(), client.clone()];
+            futures_util::future::join_all(others.iter_mut().enumerate().map(|(index, it)| {
+                let path = room.path().join(format!("file{index}"));
+                async move { write(it, &path, 8 * MIB).await }
+            }))
+            .await;
+            write(&mut client, &file, 8 * MIB).await;
+            let read = futures_util::future::join_all(others.iter_mut().map(|it| read(it, &file))).await;
+            assert_eq!(read, [8 * MIB; 4]);
+        }
+        let many = room.path().join("many");
+        for number in 0..2000 {
+            fs::create_dir_all(many.join(format!("{number}/below"))).expect("mkdir");
+        }
+        let path = room.path().to_str().expect("text").to_owned();
+        let request = pb::WatchRequest { path: path.clone(), recursive: true, ..Default::default() };
+        let mut watch = client.files.watch(with_token(request)).await.expect("watch").into_inner();
+        watch.message().await.expect("ready").expect("ready");
+        for _ in 0..5 {
+            let request = pb::ListDirectoryRequest { path: path.clone(), depth: 16, ..Default::default() };
+            let listing = client.files.list_directory(with_token(request)).await.expect("list").into_inner();
+            assert_eq!(listing.entries.len(), 6);
+        }
+        let listener = TcpListener::bind("127.0.0.1:2001").await.expect("a free port");
+        let outside = SocketAddr::from((GUEST_ADDRESS, 2001));
+        let mut connections =
+            vec![until("there is a relay", async || TcpStream::connect(outside).await.ok()).await];
+        for _ in 0..100 {
+            connections.push(TcpStream::connect(outside).await.expect("connect"));
+            connections.push(listener.accept().await.expect("accept").0);
+        }
+
+        let now = envd.occupies("status", "VmRSS:");
+        let most = envd.occupies("status", "VmHWM:");
+        let own = envd.occupies("smaps_rollup", "Pss_Anon:");
+        println!("KiB: {at_first} at first, {now} now ({own} of it its own), {most} at most");
+        assert!(now < PROMISE, "{now} KiB of {PROMISE}");
+        drop((watch, connections));
+    });
+}
