@@ -92,6 +92,8 @@ async fn a_slot_is_made_whole_and_removed_without_a_trace() {
     println!("made in {:?}", begun.elapsed());
     let number = slot.number();
     assert_made(number);
+    let tap = inside(number, || Command::new("ip").args(["-o", "link", "show", "tap0"]).output().unwrap());
+    assert!(String::from_utf8_lossy(&tap.stdout).contains("qlen 5000"), "{tap:?}");
     assert_eq!(slots.free(), 0);
     assert!(matches!(slots.acquire().await, Err(NetworkError::Exhausted(1))));
 
