@@ -121,7 +121,7 @@ async fn dial(target: SocketAddr) -> Result<TcpStream, DialError> {
                 return Ok(socket);
             }
             Ok(Err(error)) if error.kind() == io::ErrorKind::ConnectionRefused => {
-                last = DialError::Refused(error)
+                last = DialError::Refused(error);
             }
             Ok(Err(error)) => last = DialError::Io(error),
             // What did not answer once in so long will not do so at once.

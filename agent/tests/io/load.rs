@@ -57,6 +57,16 @@ async fn load_is_measured_while_a_capsule_runs_and_kept_while_it_is_paused() {
         points.len() > paused.len() && points[..paused.len()] == paused[..]
     })
     .await;
+    agent.stop().await;
+
+    // An agent that comes back to a capsule that ran on has what the one before knew.
+    let (agent, mut client) = site.start(&[]).await;
+    let known = client.get_metrics(range(&id, 600)).await.unwrap().into_inner().points;
+    assert!(known.len() > paused.len() && known[..paused.len()] == paused[..]);
+    until("an adopted capsule is measured", async || {
+        client.get_metrics(range(&id, 600)).await.unwrap().into_inner().points.len() > known.len()
+    })
+    .await;
     client.destroy_capsule(capsule(&id)).await.unwrap();
     let gone = client.get_metrics(range(&id, 600)).await.unwrap_err();
     assert_eq!((gone.code(), cause(&gone)), (Code::FailedPrecondition, Some("DESTROYED")));

@@ -178,7 +178,7 @@ impl Cgroups {
                 match path.is_dir().then(|| fs::remove_dir(&path)) {
                     Some(Err(error)) if error.kind() == io::ErrorKind::ResourceBusy => {}
                     Some(removed) => {
-                        teardown.step(|| format!("removing the group {}", path.display()), removed)
+                        teardown.step(|| format!("removing the group {}", path.display()), removed);
                     }
                     None => {}
                 }
