@@ -8,7 +8,10 @@ use std::sync::Arc;
 use axum::{
     Extension, Json,
     body::Body,
-    extract::{Path, Query, State, rejection::QueryRejection},
+    extract::{
+        Path, Query, State,
+        rejection::{PathRejection, QueryRejection},
+    },
     http::{HeaderMap, HeaderName, HeaderValue, StatusCode, header},
     response::{IntoResponse, Response},
 };
@@ -47,7 +50,7 @@ pub(super) struct Parameters {
 pub(super) async fn download(
     State(app): State<Arc<App>>,
     Extension(id): Extension<RequestId>,
-    Path(capsule): Path<String>,
+    capsule: Result<Path<String>, PathRejection>,
     parameters: Result<Query<Parameters>, QueryRejection>,
     headers: HeaderMap,
 ) -> Result<Response, Refusal> {
@@ -161,7 +164,7 @@ fn broken_off(error: Error) -> Error {
 pub(super) async fn upload(
     State(app): State<Arc<App>>,
     Extension(id): Extension<RequestId>,
-    Path(capsule): Path<String>,
+    capsule: Result<Path<String>, PathRejection>,
     parameters: Result<Query<Parameters>, QueryRejection>,
     headers: HeaderMap,
     body: Body,
@@ -177,13 +180,14 @@ async fn accept(
     app: &App,
     id: &RequestId,
     headers: &HeaderMap,
-    capsule: String,
+    capsule: Result<Path<String>, PathRejection>,
     parameters: Result<Query<Parameters>, QueryRejection>,
 ) -> Result<(Caller, Place, WriteOptions), Refusal> {
     let refuse = |error: Error| Refusal::from_schema(&error, id);
     let caller = authenticate(&app.services, &credentials::from_headers(headers)).await.map_err(refuse)?;
-    let Query(parameters) = parameters
-        .map_err(|rejection| Refusal::invalid(StatusCode::BAD_REQUEST, id, rejection.body_text()))?;
+    let unreadable = |why: String| Refusal::invalid(StatusCode::BAD_REQUEST, id, why);
+    let Path(capsule) = capsule.map_err(|rejection| unreadable(rejection.body_text()))?;
+    let Query(parameters) = parameters.map_err(|rejection| unreadable(rejection.body_text()))?;
     let path = parameters.path.ok_or_else(|| refuse(Error::invalid("path", "`path` is missing")))?;
     let mode = parameters.mode.as_deref().map(octal).transpose().map_err(refuse)?;
     let options = WriteOptions { mode, make_parents: parameters.parents.unwrap_or(false) };

@@ -118,12 +118,12 @@ pub(super) async fn fork(
 /// Finds room on the parent's host and writes the rows, in one transaction.
 async fn record(services: &Services, actor: &Actor, wish: &Wish) -> Result<Recorded, Error> {
     let transaction = database::begin(&services.db).await?;
+    let parent = find(&transaction, actor.team_id, wish.id).await?;
     if let Some(key) = &wish.key
         && let Some(earlier) = key.earlier(&transaction).await?
     {
         return Ok(Recorded::Earlier(earlier.capsule_id));
     }
-    let parent = find(&transaction, actor.team_id, wish.id).await?;
     let (CapsuleState::Running | CapsuleState::Paused, Some(host)) = (parent.state, parent.host_id) else {
         return Err(state::unfit(&parent));
     };

@@ -74,7 +74,7 @@ impl Wish {
 
 /// A snapshot that is under way, or the one of an earlier request with the same key.
 enum Begun {
-    New { capsule: Arc<Model>, before: Model, host: HostId, template: TemplateId },
+    New { capsule: Arc<Model>, before: Arc<Model>, host: HostId, template: TemplateId },
     Earlier(Option<TemplateId>),
 }
 
@@ -106,12 +106,13 @@ pub(super) async fn snapshot(
 /// Writes down all that a crash would leave to others.
 async fn begin(services: &Services, actor: &Actor, wish: &Wish) -> Result<Begun, Error> {
     let transaction = database::begin(&services.db).await?;
+    // The capsule before the key: one that an earlier request has changed already is never seen without its key.
+    let before = find(&transaction, actor.team_id, wish.id).await?;
     if let Some(key) = &wish.key
         && let Some(earlier) = key.earlier(&transaction).await?
     {
         return Ok(Begun::Earlier(earlier.template_id));
     }
-    let before = find(&transaction, actor.team_id, wish.id).await?;
     let (CapsuleState::Running | CapsuleState::Paused, Some(host)) = (before.state, before.host_id) else {
         return Err(state::unfit(&before));
     };
@@ -168,7 +169,7 @@ async fn begin(services: &Services, actor: &Actor, wish: &Wish) -> Result<Begun,
         return Ok(Begun::Earlier(key.faster(&services.db).await?.template_id));
     }
     transaction.commit().await?;
-    Ok(Begun::New { capsule: Arc::new(capsule), before, host, template })
+    Ok(Begun::New { capsule: Arc::new(capsule), before: Arc::new(before), host, template })
 }
 
 async fn drive(

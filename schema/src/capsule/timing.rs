@@ -10,7 +10,9 @@ use wrenn_entities::{
 use wrenn_proto::agent::v1 as agent;
 
 use super::{
-    find, rules,
+    find,
+    reach::running_on,
+    rules,
     settle::note_activity,
     state::{self, Cause, Step, advance, is_transitional},
 };
@@ -27,10 +29,7 @@ const ATTEMPTS: usize = 5;
 /// Counts as activity.
 pub(super) async fn ping(services: &Services, actor: &Actor, id: CapsuleId) -> Result<Arc<Model>, Error> {
     let mut row = find(&services.db, actor.team_id, id).await?;
-    let (CapsuleState::Running, Some(host)) = (row.state, row.host_id) else {
-        return Err(state::unfit(&row));
-    };
-    let mut client = services.hosts.get(host).await?;
+    let mut client = services.hosts.get(running_on(&row)?).await?;
     let request = requested(agent::CapsuleRef { capsule_id: id.to_string() }, &actor.request_id);
     let capsule = answer("PingCapsule", CALL, client.ping_capsule(request)).await?;
     note_activity(services, &row, &capsule).await?;

@@ -28,7 +28,8 @@ const CALL: Duration = Duration::from_secs(30);
 /// Levels of a directory that can be listed at once; the contract's own bound.
 const DEPTH: std::ops::RangeInclusive<i32> = 1..=16;
 
-/// Something in a capsule's file system. As JSON the same as in GraphQL.
+/// Something in a capsule's file system.
+// As JSON, too, which is the same as in GraphQL.
 #[derive(SimpleObject, Clone, Debug, Serialize)]
 #[serde(rename_all = "camelCase")]
 pub struct FileEntry {

@@ -38,6 +38,7 @@ pub struct WatchOverflow {
     path: String,
 }
 
+/// Something below the directory changed.
 #[derive(SimpleObject)]
 pub struct FileChange {
     kind: FileChangeKind,

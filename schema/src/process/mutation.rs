@@ -73,10 +73,13 @@ impl Signal {
     }
 }
 
+/// The process of an answer that always has one; a host that leaves it out is broken.
+pub(super) fn named_by_host(process: Option<envd::Process>) -> Result<envd::Process, Error> {
+    process.ok_or_else(|| Error::Task("the host named no process".to_owned()))
+}
+
 fn payload(process: Option<envd::Process>) -> Result<ProcessPayload, Error> {
-    // The contract has it always; a host that leaves it out is broken.
-    let process = process.ok_or_else(|| Error::Task("the host named no process".to_owned()))?;
-    Ok(ProcessPayload { process: process.into() })
+    Ok(ProcessPayload { process: named_by_host(process)?.into() })
 }
 
 #[derive(Default)]

@@ -10,7 +10,7 @@ use wrenn_proto::{
 use super::{
     EnvVarInput, ExecInput,
     input::{bounded_input, check_tag},
-    mutation::{CALL, InputPayload},
+    mutation::{CALL, InputPayload, named_by_host},
     pid,
 };
 use crate::{
@@ -130,7 +130,7 @@ impl PtyMutation {
         };
         let started =
             answer("StartProcess", CALL, client.start_process(requested(message, &actor.request_id))).await?;
-        let process = started.process.ok_or_else(|| Error::Task("the host named no process".to_owned()))?;
+        let process = named_by_host(started.process)?;
         Ok(PtyPayload { pty: Pty { pid: pid(process.pid), tag: process.tag, columns, rows } })
     }
 
@@ -188,7 +188,7 @@ impl PtyMutation {
         let request = requested(message, &actor.request_id);
         let signalled =
             answer("SignalProcess", CALL, client.signal_process(request)).await.map_err(of_tag)?;
-        let process = signalled.process.ok_or_else(|| Error::Task("the host named no process".to_owned()))?;
+        let process = named_by_host(signalled.process)?;
         Ok(PtyPayload { pty: Pty { pid: pid(process.pid), tag, columns: 0, rows: 0 } })
     }
 }
