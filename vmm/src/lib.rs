@@ -7,6 +7,7 @@ pub mod disk;
 pub mod driver;
 pub mod failpoint;
 pub mod failure;
+pub mod firecracker;
 pub mod host;
 pub mod kvm;
 pub mod memory;

@@ -60,7 +60,7 @@ impl Launch {
         if watched.is_err() {
             end_child(pid);
         }
-        Ok(Launched::new(watched?))
+        Ok(Launched(Some(watched?)))
     }
 
     fn spawn(mut self) -> Result<(i32, Option<Group>), Failure> {
@@ -116,10 +116,6 @@ impl Launch {
 pub struct Launched(Option<VmmProcess>);
 
 impl Launched {
-    pub(crate) fn new(process: VmmProcess) -> Self {
-        Self(Some(process))
-    }
-
     pub fn process(&self) -> &VmmProcess {
         match &self.0 {
             Some(process) => process,

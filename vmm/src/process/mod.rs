@@ -21,7 +21,7 @@ use tokio::{
 };
 
 pub use self::identity::ProcessIdentity;
-pub(crate) use self::{identity::boot_id, launch::Launched};
+pub(crate) use self::identity::boot_id;
 use crate::failure::{Doing as _, Failure};
 
 #[derive(Debug, thiserror::Error)]

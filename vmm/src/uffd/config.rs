@@ -17,7 +17,8 @@ pub struct PageServerConfig {
     /// Where [`super::PageServerHandle`] connects. Made by the server, and removed when it ends by itself.
     pub control: PathBuf,
     pub memory: MemorySource,
-    /// The working set an earlier restore of this memory recorded. A file that is missing or damaged is as none.
+    /// The working set an earlier restore of this memory recorded, read before root is given up. A file that is missing or damaged is as none.
+    /// What is recorded after it contains it: give none now and then, so that it does not only grow.
     pub prefetch: Option<PathBuf>,
     /// Where to put this restore's working set, replacing a file that is there. Its directory must be writable
     /// for `user`.

@@ -50,8 +50,10 @@ pub struct Stats {
     pub present: u64,
     /// How often a removal came between.
     pub retries: u64,
-    /// For how many milliseconds the slowest thread has been at one thing; 0 if all wait for faults.
+    /// For how many milliseconds the slowest thread has been at one thing.
     pub busy_ms: u64,
+    /// All threads wait for faults: nothing is left to prefetch.
+    pub idle: bool,
     /// Pages of the working set that is now on disk.
     pub recorded: Option<u64>,
 }

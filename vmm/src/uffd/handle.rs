@@ -5,9 +5,9 @@ use std::{
     ffi::OsString,
     fs::File,
     io,
-    os::{fd::OwnedFd, unix::process::CommandExt as _},
+    os::unix::process::CommandExt as _,
     path::{Path, PathBuf},
-    process::{Command, Stdio},
+    process::{Child, Command, Stdio},
     time::Duration,
 };
 
@@ -25,7 +25,7 @@ use super::{
 };
 use crate::{
     failure::{Doing as _, Failure, Failures, Teardown},
-    process::{Launched, ProcessError, ProcessExit, ProcessIdentity, VmmProcess},
+    process::{ProcessError, ProcessExit, ProcessIdentity, VmmProcess},
 };
 
 /// A server opens its files and sockets before it says that it is there; no more than that.
@@ -64,6 +64,39 @@ pub struct PageServerRecord {
     pub control: PathBuf,
 }
 
+/// A process that has not said yet that it is there; it ends with this value.
+struct Starting(Option<Child>);
+
+impl Starting {
+    /// The first line it says.
+    async fn announcement(&mut self) -> io::Result<String> {
+        let output =
+            self.0.as_mut().and_then(|child| child.stdout.take()).ok_or(io::ErrorKind::BrokenPipe)?;
+        let output = pipe::Receiver::from_owned_fd(output.into())?;
+        let mut line = String::new();
+        BufReader::new(output.take(LONGEST_LINE)).read_line(&mut line).await?;
+        Ok(line)
+    }
+
+    /// From here on it lives on its own, and its watch reaps it.
+    fn take_charge(mut self) -> Result<VmmProcess, PageServerFailure> {
+        let pid = self.0.as_ref().map_or(0, Child::id);
+        let process = VmmProcess::of_child(pid.cast_signed())?;
+        self.0 = None;
+        Ok(process)
+    }
+}
+
+impl Drop for Starting {
+    fn drop(&mut self) {
+        if let Some(child) = &mut self.0
+            && let Err(error) = child.kill().and_then(|()| child.wait())
+        {
+            tracing::warn!(pid = child.id(), %error, "ending a page server that did not start");
+        }
+    }
+}
+
 /// A page server's process. Dropping this leaves it running, as it must be when the agent ends.
 #[derive(Clone, Debug)]
 pub struct PageServerHandle {
@@ -88,28 +121,15 @@ impl PageServerHandle {
         command.args(arguments).arg(json).stdin(Stdio::null()).stdout(Stdio::piped()).stderr(log);
         // A signal from the agent's terminal is not meant for it.
         command.process_group(0);
-        let mut child = command.spawn().doing(doing)?;
-        let output = child.stdout.take().map(OwnedFd::from);
-        // The process is reaped by its watch.
-        let launched = Launched::new(VmmProcess::of_child(child.id().cast_signed())?);
-        let output = output.ok_or(io::ErrorKind::BrokenPipe).doing(doing)?;
-        let output = pipe::Receiver::from_owned_fd(output).doing(doing)?;
-        let mut line = String::new();
-        let mut lines = BufReader::new(output.take(LONGEST_LINE));
-        let said = timeout(START, lines.read_line(&mut line)).await;
-        match (said, line.trim_end()) {
-            (_, LISTENING) => {
-                let (socket, control) = (config.socket.clone(), config.control.clone());
-                Ok(Self { process: launched.keep(), socket, control })
+        let mut starting = Starting(Some(command.spawn().doing(doing)?));
+        let line = timeout(START, starting.announcement()).await.doing(doing)?.doing(doing)?;
+        match line.trim_end() {
+            LISTENING => {
+                let process = starting.take_charge()?;
+                Ok(Self { process, socket: config.socket.clone(), control: config.control.clone() })
             }
-            (Err(_), _) => {
-                Err(PageServerFailure::Start(format!("it says nothing for {} s", START.as_secs())))
-            }
-            (_, "") => {
-                let exit = launched.process().kill().await?;
-                Err(PageServerFailure::Start(format!("it ended ({exit}) and said nothing")))
-            }
-            (_, line) => Err(PageServerFailure::Start(line.strip_prefix(FAILED).unwrap_or(line).to_owned())),
+            "" => Err(PageServerFailure::Start("it ended and said nothing, but maybe in its log".to_owned())),
+            line => Err(PageServerFailure::Start(line.strip_prefix(FAILED).unwrap_or(line).to_owned())),
         }
     }
 
@@ -160,16 +180,17 @@ impl PageServerHandle {
             loop {
                 match self.stats(patience).await {
                     Ok(stats) if u128::from(stats.busy_ms) > patience.as_millis() => {
-                        return format!("a fault has been waiting for {} ms", stats.busy_ms);
+                        return format!("a thread has been at one thing for {} ms", stats.busy_ms);
                     }
                     Ok(_) => sleep(patience / 4).await,
-                    Err(PageServerFailure::Silent(error)) => {
-                        return format!(
-                            "{}: {error}",
-                            PageServerFailure::Silent(io::ErrorKind::Other.into())
-                        );
+                    Err(PageServerFailure::Silent(error)) if error.kind() == io::ErrorKind::TimedOut => {
+                        return format!("it has given no answer for {} ms", patience.as_millis());
                     }
-                    Err(error) => return error.to_string(),
+                    Err(error) => {
+                        // Its socket is closed a moment before its end can be seen.
+                        sleep(patience).await;
+                        return error.to_string();
+                    }
                 }
             }
         };

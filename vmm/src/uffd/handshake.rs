@@ -128,6 +128,8 @@ mod tests {
     const SOURCE: u64 = 16 * PAGE;
     const JSON: &str = r#"[{"base_host_virt_addr": 4096, "size": 65536, "offset": 0, "page_size": 4096}]"#;
 
+    const CUT: &str = r#"[{"base_host_virt_addr": 409"#;
+
     /// A connection to this very process, over which `parts` come, a descriptor with the first.
     fn connection(parts: &'static [&'static str], with_descriptor: bool) -> (UnixStream, UnixStream) {
         let (theirs, ours) = UnixStream::pair().unwrap();
@@ -136,8 +138,12 @@ mod tests {
         let rights = if with_descriptor { &rights[..] } else { &[] };
         let first = [IoSlice::new(parts[0].as_bytes())];
         sendmsg::<()>(theirs.as_raw_fd(), &first, rights, MsgFlags::empty(), None).unwrap();
-        let mut rest = theirs.try_clone().unwrap();
-        thread::spawn(move || parts[1..].iter().for_each(|part| rest.write_all(part.as_bytes()).unwrap()));
+        if parts.len() > 1 {
+            let mut rest = theirs.try_clone().unwrap();
+            thread::spawn(move || {
+                parts[1..].iter().for_each(|part| rest.write_all(part.as_bytes()).unwrap());
+            });
+        }
         (theirs, ours)
     }
 
@@ -159,7 +165,7 @@ mod tests {
         assert!(matches!(receive(ours, SOURCE), Err(HandshakeError::Layout(_))));
         let (_theirs, ours) = connection(&[JSON], true);
         assert!(matches!(receive(ours, SOURCE - PAGE), Err(HandshakeError::Layout(_))));
-        let (theirs, ours) = connection(&[&JSON[..30]], true);
+        let (theirs, ours) = connection(&[CUT], true);
         theirs.shutdown(std::net::Shutdown::Both).unwrap();
         assert!(matches!(receive(ours, SOURCE), Err(HandshakeError::Layout(LayoutError::Syntax(_)))));
         let (theirs, ours) = connection(&[JSON], true);

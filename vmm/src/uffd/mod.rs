@@ -28,6 +28,7 @@
 
 mod config;
 mod control;
+mod guest;
 mod handle;
 mod handshake;
 mod layout;

@@ -18,15 +18,6 @@ const WIDER: u64 = 64;
 /// Unit of looking for locality, and the most that goes with one fault: 2 MiB.
 const CHUNK: u64 = 512;
 
-/// Why pages are put there before they are asked for.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Purpose {
-    /// A neighbour was asked for.
-    Neighbour,
-    /// The last restore needed it.
-    Prefetch,
-}
-
 /// What to do about a fault.
 #[derive(Debug, PartialEq, Eq)]
 pub struct Plan {
@@ -89,10 +80,8 @@ pub struct Pages {
     count: u64,
     /// Put there or about to be, or removed: not to be offered again unasked.
     claimed: Bits,
-    /// Asked for by a fault, or its neighbour.
-    asked: Bits,
-    /// What the last restore needed.
-    prefetched: Bits,
+    /// Claimed and not removed since.
+    needed: Bits,
     /// Faults in each chunk so far.
     heat: Vec<AtomicU8>,
 }
@@ -102,8 +91,7 @@ impl Pages {
         Self {
             count,
             claimed: Bits::new(count),
-            asked: Bits::new(count),
-            prefetched: Bits::new(count),
+            needed: Bits::new(count),
             heat: (0..count.div_ceil(CHUNK)).map(|_| AtomicU8::new(0)).collect(),
         }
     }
@@ -117,10 +105,9 @@ impl Pages {
             start.max(within.start)..(start + size).min(within.end)
         };
         let near = around(NEAR);
-        self.claimed.set(page);
-        self.asked.set(page);
+        self.claim(page);
         let like_it = zero(page);
-        let goes_with = |other: &u64| zero(*other) == like_it && self.claim(*other, Purpose::Neighbour);
+        let goes_with = |other: &u64| zero(*other) == like_it && self.claim(*other);
         let after = (page + 1..near.end).take_while(goes_with).count() as u64;
         let before = (near.start..page).rev().take_while(goes_with).count() as u64;
         let now = page - before..page + 1 + after;
@@ -141,15 +128,10 @@ impl Pages {
     }
 
     /// Claims what is left of `range`: stretches of pages that are all zero or all not, with which it is.
-    pub fn take(
-        &self,
-        range: Range<u64>,
-        purpose: Purpose,
-        zero: impl Fn(u64) -> bool,
-    ) -> Vec<(Range<u64>, bool)> {
+    pub fn take(&self, range: Range<u64>, zero: impl Fn(u64) -> bool) -> Vec<(Range<u64>, bool)> {
         let mut taken: Vec<(Range<u64>, bool)> = Vec::new();
         for page in range.start..range.end.min(self.count) {
-            if !self.claim(page, purpose) {
+            if !self.claim(page) {
                 continue;
             }
             let is_zero = zero(page);
@@ -165,40 +147,29 @@ impl Pages {
     pub fn withdraw(&self, range: Range<u64>) {
         for page in range {
             self.claimed.set(page);
-            self.asked.clear(page);
-            self.prefetched.clear(page);
+            self.needed.clear(page);
         }
     }
 
-    /// What this restore needed so far, as far as is known: nobody can tell whether a page that was
-    /// prefetched would have been asked for, so it stays in. Only when that has become most of the memory is it
-    /// left out, and has to be asked for again.
+    /// What this restore needed so far, in order and apart. Nobody can tell whether a page that was prefetched
+    /// would have been asked for, so it is among them.
     pub fn needed(&self) -> Vec<Range<u64>> {
-        let all = self.ranges(|page| self.asked.has(page) || self.prefetched.has(page));
-        let count: u64 = all.iter().map(|range| range.end - range.start).sum();
-        if count <= self.count / 2 { all } else { self.ranges(|page| self.asked.has(page)) }
-    }
-
-    fn claim(&self, page: u64, purpose: Purpose) -> bool {
-        let claimed = self.claimed.set(page);
-        if claimed {
-            match purpose {
-                Purpose::Neighbour => self.asked.set(page),
-                Purpose::Prefetch => self.prefetched.set(page),
-            };
-        }
-        claimed
-    }
-
-    fn ranges(&self, wanted: impl Fn(u64) -> bool) -> Vec<Range<u64>> {
         let mut ranges: Vec<Range<u64>> = Vec::new();
-        for page in (0..self.count).filter(|&page| wanted(page)) {
+        for page in (0..self.count).filter(|&page| self.needed.has(page)) {
             match ranges.last_mut() {
                 Some(last) if last.end == page => last.end += 1,
                 _ => ranges.push(page..page + 1),
             }
         }
         ranges
+    }
+
+    fn claim(&self, page: u64) -> bool {
+        let claimed = self.claimed.set(page);
+        if claimed {
+            self.needed.set(page);
+        }
+        claimed
     }
 }
 
@@ -221,7 +192,7 @@ mod tests {
     #[test]
     fn each_further_fault_in_a_chunk_brings_more() {
         let pages = Pages::new(COUNT);
-        let mut fault = |page| pages.fault(page, &(0..COUNT), |_| false);
+        let fault = |page| pages.fault(page, &(0..COUNT), |_| false);
         assert_eq!(fault(40), Plan { now: 32..48, later: vec![] });
         assert_eq!(fault(100), Plan { now: 96..112, later: vec![112..128, 64..96] });
         let third = fault(300);
@@ -240,15 +211,13 @@ mod tests {
     }
 
     #[test]
-    fn what_is_no_longer_asked_for_is_left_out_once_it_is_most_of_the_memory() {
+    fn what_was_given_back_is_not_needed() {
         let pages = Pages::new(1000);
-        pages.take(0..300, Purpose::Prefetch, |_| false);
+        pages.take(100..300, |_| false);
         pages.fault(400, &(0..1000), |_| false);
-        assert_eq!(pages.needed(), [0..300, 400..416]);
-        pages.take(500..1000, Purpose::Prefetch, |_| false);
-        assert_eq!(pages.needed(), [400..416]);
-        pages.withdraw(410..1000);
-        assert_eq!(pages.needed(), [0..300, 400..410]);
+        assert_eq!(pages.needed(), [100..300, 400..416]);
+        pages.withdraw(200..410);
+        assert_eq!(pages.needed(), [100..200, 410..416]);
     }
 
     #[derive(Clone, Debug)]
@@ -294,7 +263,7 @@ mod tests {
                             prop_assert!(range.end - range.start <= STEP);
                             prop_assert!(within.contains(&range.start) && range.end <= within.end);
                             prop_assert_eq!(range.start / CHUNK, page / CHUNK);
-                            for (taken, kind) in pages.take(range, Purpose::Neighbour, zero) {
+                            for (taken, kind) in pages.take(range, zero) {
                                 for other in taken {
                                     prop_assert!(offered.insert(other), "{} twice", other);
                                     prop_assert_eq!(zero(other), kind);
@@ -303,7 +272,7 @@ mod tests {
                         }
                     }
                     Event::Prefetch(range) => {
-                        for (taken, kind) in pages.take(range.clone(), Purpose::Prefetch, zero) {
+                        for (taken, kind) in pages.take(range.clone(), zero) {
                             for other in taken {
                                 prop_assert!(range.contains(&other) && offered.insert(other));
                                 prop_assert_eq!(zero(other), kind);

@@ -32,6 +32,7 @@ use nix::{
 use super::{
     config::{MOST_WORKERS, PageServerConfig},
     control::{self, Answer, Request, Stats},
+    guest::GuestMemory,
     handshake::{self, HandshakeError, Vmm},
     pages,
     source::{BlockAt, PAGE, PageSource},
@@ -105,6 +106,9 @@ impl PageServer {
 
     /// Serves one VMM until it ends.
     pub fn serve(self) -> Result<(), PageServerError> {
+        let prefetch =
+            self.config.prefetch.as_deref().map_or_else(Vec::new, |path| plan(path, &*self.source));
+        // Everything that only root may open is open.
         if let Some(user) = self.config.user {
             become_user(user)?;
         }
@@ -113,7 +117,6 @@ impl PageServer {
         drop(socket);
         let vmm = handshake::receive(stream, source.blocks() * PAGE)?;
         tracing::info!(pid = vmm.pid, blocks = source.blocks(), "serving the memory of a VMM");
-        let prefetch = config.prefetch.as_deref().map_or_else(Vec::new, |path| plan(path, &*source));
         Serving::start(&config, source, vmm, prefetch)?.oversee(&control)
     }
 
@@ -162,8 +165,8 @@ impl Serving {
         let ended = Arc::new(ended.doing(|| "making an event descriptor")?);
         let Vmm { userfault, layout, pidfd, .. } = vmm;
         let pages = source.blocks();
-        let service = Service::new(userfault, layout, source, config.workers, ended.clone())?;
-        let service = Arc::new(service);
+        let memory = GuestMemory::new(userfault, layout, pages)?;
+        let service = Arc::new(Service::new(memory, source, config.workers, ended.clone()));
         service.start(prefetch)?;
         let recorder = Arc::new(Recorder { to: config.record.clone(), pages, done: OnceLock::new() });
         let record_at = Instant::now().checked_add(config.record_for);
@@ -213,7 +216,7 @@ impl Serving {
     fn record(&self, caller: Option<UnixStream>) {
         let (service, recorder) = (self.service.clone(), self.recorder.clone());
         let run = move || {
-            let answer = match recorder.record(&service.pages) {
+            let answer = match recorder.record(&service.memory.pages) {
                 Ok(pages) => Answer::Recorded(*pages),
                 Err(why) => Answer::Failed(why.clone()),
             };

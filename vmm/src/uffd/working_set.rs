@@ -76,7 +76,9 @@ fn decode(bytes: &[u8], expected: u64) -> Result<Vec<Range<u64>>, WorkingSetErro
     if found != expected {
         return Err(WorkingSetError::OtherMemory { found, expected });
     }
-    if u64::try_from((bytes.len() - HEADER) / STRETCH) != Ok(count) || (bytes.len() - HEADER) % STRETCH != 0 {
+    if u64::try_from((bytes.len() - HEADER) / STRETCH) != Ok(count)
+        || !(bytes.len() - HEADER).is_multiple_of(STRETCH)
+    {
         return Err(WorkingSetError::Damaged("its length is wrong"));
     }
     let mut stretches: Vec<Range<u64>> = Vec::with_capacity(numbers.len() / 2 - 1);
@@ -125,9 +127,8 @@ mod tests {
         let directory = tempfile::tempdir().unwrap();
         let path = directory.path().join("working-set");
         assert!(matches!(load(&path, PAGES), Err(WorkingSetError::Io(_))));
-        let one = 3..7;
-        store(&path, std::slice::from_ref(&one), PAGES).unwrap();
-        assert_eq!(load(&path, PAGES).unwrap(), [3..7]);
+        store(&path, &[3..7, 9..10], PAGES).unwrap();
+        assert_eq!(load(&path, PAGES).unwrap(), [3..7, 9..10]);
         let error = load(&path, PAGES + 1).unwrap_err();
         assert!(matches!(error, WorkingSetError::OtherMemory { found: PAGES, .. }), "{error}");
     }
@@ -148,7 +149,7 @@ mod tests {
             let error = decode(&sealed(numbers), PAGES).unwrap_err();
             assert!(matches!(error, WorkingSetError::Damaged(_)), "{numbers:?}: {error}");
         }
-        assert_eq!(decode(&sealed(&[PAGES, 1, 5, 6]), PAGES).unwrap(), [5..11]);
+        assert_eq!(decode(&sealed(&[PAGES, 2, 5, 6, 12, 1]), PAGES).unwrap(), [5..11, 12..13]);
     }
 
     proptest! {

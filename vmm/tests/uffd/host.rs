@@ -16,7 +16,7 @@ use wrenn_vmm::uffd::{
     PageSource, Stats,
 };
 
-use super::region::{memory_file, scramble};
+use super::region::{is_hole, memory_file, scramble};
 
 pub const SERVER: &str = "page-server";
 pub const GUEST: &str = "guest";
@@ -89,7 +89,7 @@ impl Host {
     pub fn new() -> Self {
         let directory = tempfile::tempdir().unwrap();
         let at = |name: &str| directory.path().join(name);
-        memory_file(&at("memory"), PAGES);
+        memory_file(&at("memory"), PAGES, is_hole);
         let config = PageServerConfig {
             socket: at("vmm.sock"),
             control: at("control.sock"),

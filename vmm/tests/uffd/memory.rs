@@ -22,7 +22,7 @@ async fn all_of(kind: &str) {
     let mut guest = host.guest(kind);
     guest.does("all 4 1");
     let holes = (0..PAGES).filter(|&page| is_hole(page)).count() as u64;
-    let stats = server.until(|stats| stats.busy_ms == 0).await;
+    let stats = server.until(|stats| stats.idle).await;
     // Each page was placed once, whoever asked for it, and most before anybody did.
     assert_eq!((stats.copied, stats.zeroed), (PAGES - holes, holes), "{stats:?}");
     assert!(stats.faults > 0 && stats.faults < PAGES / 4, "{stats:?}");
@@ -49,16 +49,19 @@ async fn churn(how: &'static str, kind: &str) {
     // Everything is also being prefetched meanwhile.
     let working_set = record(&host, &(0..PAGES).step_by(20).collect::<Vec<_>>()).await;
     host.config.prefetch = Some(working_set);
+    let mut prefetched = 0;
     for seed in 0..3 {
         let server = host.server().await.unwrap();
         let mut guest = host.guest(kind);
         guest.does(&format!("churn 4 4000 {seed}"));
         let stats = server.stats().await;
-        assert!(stats.removed > 0 && stats.prefetched > 0, "{stats:?}");
+        assert!(stats.removed > 0, "{stats:?}");
+        prefetched += stats.prefetched;
         println!("giving back {kind} memory, read {how}: {stats:?}");
         guest.end();
         server.end().await;
     }
+    assert!(prefetched > 0);
 }
 
 /// Touches pages and has recorded which that were; where.
@@ -98,7 +101,7 @@ pub async fn what_the_last_restore_needed_is_there_before_it_is_asked_for() {
         let server = host.server().await.unwrap();
         let mut guest = host.guest("anonymous");
         if prefetched {
-            server.until(|stats| stats.prefetched > 0 && stats.busy_ms == 0).await;
+            server.until(|stats| stats.idle).await;
         }
         guest.does(&touch(&pages));
         let stats = server.stats().await;

@@ -193,8 +193,8 @@ pub fn shuffled(pages: u64, seed: u64) -> Vec<u64> {
     order
 }
 
-/// The memory file of a snapshot.
-pub fn memory_file(path: &Path, pages: u64) {
+/// The memory file of a snapshot, with holes in it.
+pub fn memory_file(path: &Path, pages: u64, is_hole: fn(u64) -> bool) {
     let file = File::create(path).unwrap();
     file.set_len(pages * PAGE).unwrap();
     for page in (0..pages).filter(|&page| !is_hole(page)) {

@@ -1,0 +1,3 @@
+//! Firecracker: what is said to it. Facts about its requests are from its published API description.
+
+pub mod api;
