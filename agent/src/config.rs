@@ -55,6 +55,12 @@ pub const SETTINGS: &[Setting] = &[
         "size of the XFS file made where the file system cannot reflink; 64Gi or what fits",
     ),
     setting("WRENN_DEFAULT_ROOTFS_SIZE", "5Gi", "disk of a capsule that asks for no size"),
+    setting("WRENN_WARM_POOL", "0", "capsules kept ready of each template used lately"),
+    setting(
+        "WRENN_GOLDEN_BUDGET_MIB",
+        "",
+        "disk that golden snapshots may take; a quarter of the data file system if empty",
+    ),
     setting("WRENN_GOLDEN_TIMEOUT", "120", "seconds a template may take to boot once"),
     setting(
         "WRENN_RECONNECT_GRACE",
@@ -98,6 +104,10 @@ pub struct Config {
     /// None: as large as the disk has room for.
     pub store_size: Option<Size>,
     pub default_rootfs_size: Size,
+    /// Of each golden snapshot used lately.
+    pub warm_pool: usize,
+    /// None: a quarter of the data file system.
+    pub golden_budget_mib: Option<u64>,
     pub golden_timeout: Duration,
     pub reconnect_grace: Duration,
     pub on_stop: OnStop,
@@ -163,6 +173,8 @@ impl Config {
             disk_store: values.parse("WRENN_DISK_STORE", "one of auto, reflink, copy is wanted")?,
             store_size: values.get("WRENN_STORE_SIZE", optional_size)?,
             default_rootfs_size: values.get("WRENN_DEFAULT_ROOTFS_SIZE", size)?,
+            warm_pool: values.parse("WRENN_WARM_POOL", "a whole number is wanted")?,
+            golden_budget_mib: values.get("WRENN_GOLDEN_BUDGET_MIB", optional_number)?,
             golden_timeout: values.get("WRENN_GOLDEN_TIMEOUT", seconds)?,
             reconnect_grace: values.get("WRENN_RECONNECT_GRACE", seconds)?,
             on_stop: values.one_of("WRENN_ON_STOP", &[("keep", OnStop::Keep), ("pause", OnStop::Pause)])?,
@@ -283,6 +295,13 @@ fn optional_size(text: &str) -> Result<Option<Size>, String> {
     if text.is_empty() { Ok(None) } else { size(text).map(Some) }
 }
 
+fn optional_number(text: &str) -> Result<Option<u64>, String> {
+    if text.is_empty() {
+        return Ok(None);
+    }
+    text.parse().map(Some).map_err(|_| "a whole number is wanted".into())
+}
+
 fn seconds(text: &str) -> Result<Duration, String> {
     match text.parse::<u64>() {
         Ok(n) if n > 0 => Ok(Duration::from_secs(n)),
@@ -314,6 +333,7 @@ mod tests {
         assert_eq!(config.default_rootfs_size.mib_ceil(), 5120);
         assert_eq!(config.advertised(config.listen), "127.0.0.1:7070");
         assert_eq!(config.on_stop, OnStop::Keep);
+        assert_eq!((config.warm_pool, config.golden_budget_mib), (0, None));
     }
 
     #[test]
@@ -330,6 +350,8 @@ mod tests {
             ("WRENN_DNS", "1.1.1.1,::1"),
             ("WRENN_STORE_SIZE", "big"),
             ("WRENN_GOLDEN_TIMEOUT", "0"),
+            ("WRENN_WARM_POOL", "-1"),
+            ("WRENN_GOLDEN_BUDGET_MIB", "10Gi"),
             ("WRENN_ON_STOP", "never"),
             ("WRENN_LOG", "a=b=c"),
         ] {

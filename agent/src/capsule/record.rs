@@ -159,7 +159,10 @@ mod tests {
             memory_mib: 256,
             disk_mib: 5120,
             env: vec![],
+            secret_env: vec![],
             default_user: "root".into(),
+            from_snapshot: false,
+            parent: None,
         };
         Record::new(spec, Token::generate().unwrap(), 60)
     }

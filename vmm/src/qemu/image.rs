@@ -24,10 +24,14 @@ const CHUNK: u64 = 1 << 20;
 /// A VMM reads it through a descriptor it was given; nobody else gets into its directory.
 const MODE: u32 = 0o644;
 
-/// Writes what `mapping` holds, in a process whose vCPUs are stopped, to `to`, as a clone of `base` with the
-/// changed pages. Answers how many bytes those are.
-pub fn save_changed(mapping: &Mapping, base: &Path, to: &Path) -> Result<u64, DriverError> {
-    clone_or_copy(base, to)?;
+/// Makes `to` hold what a private mapping of `base` shows before anything is changed in it.
+pub fn clone_base(base: &Path, to: &Path) -> Result<(), DriverError> {
+    Ok(clone_or_copy(base, to)?)
+}
+
+/// Writes the pages that `mapping`, in a process whose vCPUs are stopped, has changed to `to`, which holds its base or
+/// what was saved of it before. Answers how many bytes those are.
+pub fn save_changed(mapping: &Mapping, to: &Path) -> Result<u64, DriverError> {
     let image = open(to)?;
     let memory = mapping.memory()?;
     let mut writer = PageWriter { image: &image, data: image_data(&image).doing(|| listing(to))? };

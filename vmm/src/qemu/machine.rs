@@ -22,7 +22,7 @@ use tokio::time::timeout;
 
 use super::{
     MemoryRecord, QemuRecord, command,
-    image::{save_changed, save_whole},
+    image::{clone_base, save_changed, save_whole},
     launch::{LOG_DESCRIPTOR, Plan, STATE_DESCRIPTOR, Started, clear},
     mapping::Mapping,
     qmp::{Qmp, QmpError},
@@ -134,12 +134,21 @@ impl QemuMachine {
         explain(&self.process, &self.log, during, source).await
     }
 
-    fn save_memory(&self) -> impl FnOnce(&Path) -> Result<u64, DriverError> + Send + 'static {
+    /// `base_is_there`: what was done by [`Machine::prepare_save`].
+    fn save_memory(
+        &self,
+        base_is_there: bool,
+    ) -> impl FnOnce(&Path) -> Result<u64, DriverError> + Send + 'static {
         let base = self.home.memory();
         let (pid, bytes, memory) = (self.process.identity().pid, self.config.memory_bytes(), self.memory);
         move |to| match memory {
             MemoryRecord::File => save_whole(&base, to),
-            MemoryRecord::Private { inode } => save_changed(&Mapping::find(pid, inode, bytes)?, &base, to),
+            MemoryRecord::Private { inode } => {
+                if !base_is_there {
+                    clone_base(&base, to)?;
+                }
+                save_changed(&Mapping::find(pid, inode, bytes)?, to)
+            }
         }
     }
 }
@@ -176,6 +185,16 @@ impl Machine for QemuMachine {
         }
     }
 
+    async fn prepare_save(&mut self, into: &mut SnapshotWriter) -> Result<(), DriverError> {
+        // What a guest shares with its file changes all the time; the base of a private mapping never does.
+        if let MemoryRecord::Private { .. } = self.memory {
+            let (base, to) = (self.home.memory(), into.memory_path());
+            blocking(move || clone_base(&base, &to)).await?;
+            into.set_base_is_there();
+        }
+        Ok(())
+    }
+
     async fn save(&mut self, into: &mut SnapshotWriter) -> Result<SaveReport, DriverError> {
         let begun = Instant::now();
         let file = command::path_of(STATE_DESCRIPTOR);
@@ -183,7 +202,7 @@ impl Machine for QemuMachine {
             return Err(self.explain("saving the devices' state", error).await);
         }
         let state = self.state.try_clone().doing(|| "reading the devices' state")?;
-        let save_memory = self.save_memory();
+        let save_memory = self.save_memory(into.base_is_there());
         let (state_path, memory_path) = (into.state_path(), into.memory_path());
         let saved = blocking(move || -> Result<_, DriverError> {
             copy_state(state, &state_path)?;
@@ -196,6 +215,10 @@ impl Machine for QemuMachine {
         let memory_took = state_done.elapsed();
         let state_bytes = into.saved(self.identity.clone(), self.config, layout)?;
         Ok(SaveReport { memory_written_bytes, state_bytes, memory_took, state_took: state_done - begun })
+    }
+
+    fn set_home(&mut self, home: CapsulePaths) {
+        self.home = home;
     }
 
     async fn console(&mut self) -> Result<String, DriverError> {

@@ -4,14 +4,14 @@
 
 use std::{
     collections::VecDeque,
-    fs::File,
+    fs::{self, File},
     io,
     os::{
         fd::{AsFd as _, OwnedFd},
         unix::fs::{FileExt as _, MetadataExt as _},
     },
     path::Path,
-    sync::{Arc, Mutex, PoisonError},
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
 };
 
 use nix::{
@@ -30,6 +30,16 @@ struct Source {
     device: u64,
     inode: u64,
     changed: (i64, i64),
+}
+
+impl Source {
+    fn of(metadata: &fs::Metadata) -> Self {
+        Self {
+            device: metadata.dev(),
+            inode: metadata.ino(),
+            changed: (metadata.mtime(), metadata.mtime_nsec()),
+        }
+    }
 }
 
 /// Sealed copies, the least recently used go first. What goes stays in memory as long as a
@@ -62,13 +72,9 @@ impl SealedMemories {
         if metadata.size() > self.budget_bytes {
             return Ok(None);
         }
-        let source = Source {
-            device: metadata.dev(),
-            inode: metadata.ino(),
-            changed: (metadata.mtime(), metadata.mtime_nsec()),
-        };
+        let source = Source::of(&metadata);
         // Held while copying: whoever wants the same waits for it instead of making another.
-        let mut kept = self.kept.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut kept = self.kept();
         let found = kept.iter().position(|one| one.source == source).and_then(|at| kept.remove(at));
         let one = match found {
             Some(one) => one,
@@ -82,6 +88,23 @@ impl SealedMemories {
             kept.pop_front();
         }
         Ok(Some(one.memory))
+    }
+
+    /// Drops the copy of a file, if there is one.
+    pub fn forget(&self, path: &Path) -> Result<(), Failure> {
+        match fs::metadata(path) {
+            Ok(metadata) => {
+                let source = Source::of(&metadata);
+                self.kept().retain(|one| one.source != source);
+                Ok(())
+            }
+            Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),
+            Err(error) => Err(Failure::new(format!("looking at {}", path.display()), error)),
+        }
+    }
+
+    fn kept(&self) -> MutexGuard<'_, VecDeque<Kept>> {
+        self.kept.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
@@ -134,6 +157,19 @@ mod tests {
         let error = again.unwrap().write_all_at(&[1], 0).unwrap_err();
         assert_eq!(error.raw_os_error(), Some(libc::EPERM));
         assert_eq!(opened.set_len(1).unwrap_err().raw_os_error(), Some(libc::EPERM));
+    }
+
+    #[test]
+    fn what_is_forgotten_is_copied_anew_when_it_is_wanted_again() {
+        let memories = SealedMemories::new(1 << 20);
+        let (file, other) = (file_of(7, 8192), file_of(8, 8192));
+        let first = memories.get(file.path()).unwrap().unwrap();
+        let kept = memories.get(other.path()).unwrap().unwrap();
+        memories.forget(file.path()).unwrap();
+        assert_eq!(Arc::strong_count(&first), 1, "only who runs from it holds it");
+        assert!(Arc::ptr_eq(&kept, &memories.get(other.path()).unwrap().unwrap()));
+        assert!(!Arc::ptr_eq(&first, &memories.get(file.path()).unwrap().unwrap()));
+        memories.forget(std::path::Path::new("/nonexistent")).unwrap();
     }
 
     #[test]

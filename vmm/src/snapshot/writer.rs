@@ -17,6 +17,7 @@ use nix::fcntl::{AT_FDCWD, RenameFlags, renameat2};
 
 use super::{DISK, DiskEntry, FileDigest, MANIFEST, MEMORY, MemoryLayout, STATE, Snapshot, SnapshotError};
 use crate::{
+    disk::clone_or_copy,
     driver::{MachineConfig, VmmIdentity},
     failure::{Doing as _, Failure, Failures, Teardown, blocking},
     paths::{PARTIAL, create_directory, partial, sync_directory},
@@ -30,6 +31,8 @@ pub struct SnapshotWriter {
     partial: PathBuf,
     saved: Option<Saved>,
     parent: Option<String>,
+    /// The memory's file holds all that the machine has not changed since it started.
+    base_is_there: bool,
     /// Nothing is left to be removed when this is dropped.
     done: bool,
 }
@@ -58,7 +61,7 @@ impl SnapshotWriter {
             create_directory(&made, 0o700)
         })
         .await?;
-        Ok(Self { target, partial, saved: None, parent: None, done: false })
+        Ok(Self { target, partial, saved: None, parent: None, base_is_there: false, done: false })
     }
 
     /// Where the parts are written until it is complete.
@@ -97,6 +100,33 @@ impl SnapshotWriter {
         Ok(bytes)
     }
 
+    /// For drivers: see [`Machine::prepare_save`](crate::driver::Machine::prepare_save).
+    pub(crate) fn set_base_is_there(&mut self) {
+        self.base_is_there = true;
+    }
+
+    pub(crate) fn base_is_there(&self) -> bool {
+        self.base_is_there
+    }
+
+    /// Takes memory and device state from another snapshot, as cheaply as the file system lets it be. The disk
+    /// is the caller's to clone.
+    pub async fn copy_machine(&mut self, of: &Snapshot) -> Result<(), SnapshotError> {
+        let files = [(of.memory(), self.memory_path()), (of.state(), self.state_path())];
+        blocking(move || {
+            files.iter().try_for_each(|(from, to)| {
+                clone_or_copy(from, to)?;
+                let mode =
+                    fs::metadata(from).and_then(|metadata| fs::set_permissions(to, metadata.permissions()));
+                mode.doing(|| format!("setting the mode of {}", to.display()))
+            })
+        })
+        .await?;
+        let SnapshotManifest { identity, machine, memory, state, .. } = of.manifest().clone();
+        self.saved = Some(Saved { identity, machine, memory, state });
+        Ok(())
+    }
+
     /// Makes it durable, then visible, in place of an older one of the same name. On error there is
     /// what was there before.
     pub async fn commit(mut self) -> Result<Snapshot, SnapshotError> {
@@ -107,6 +137,21 @@ impl SnapshotWriter {
             let manifest = self.write_manifest(saved)?;
             self.sync()?;
             self.publish()?;
+            Ok(Snapshot { directory: self.target.clone(), manifest })
+        })
+        .await
+    }
+
+    /// Makes it visible as [`commit`](Self::commit) does, but for this run of the host only: after a power failure
+    /// it may be there and not whole.
+    pub async fn commit_unsynced(mut self) -> Result<Snapshot, SnapshotError> {
+        let Some(saved) = self.saved.take() else {
+            return Err(SnapshotError::Empty(self.target.clone()));
+        };
+        blocking(move || {
+            let manifest = self.write_manifest(saved)?;
+            // What it replaces is removed when this writer is dropped.
+            self.done = !self.rename()?;
             Ok(Snapshot { directory: self.target.clone(), manifest })
         })
         .await
@@ -152,10 +197,7 @@ impl SnapshotWriter {
     }
 
     fn publish(&mut self) -> Result<(), SnapshotError> {
-        let doing = || format!("renaming {} to {}", self.partial.display(), self.target.display());
-        let replaces = self.target.exists();
-        let flags = if replaces { RenameFlags::RENAME_EXCHANGE } else { RenameFlags::RENAME_NOREPLACE };
-        renameat2(AT_FDCWD, &self.partial, AT_FDCWD, &self.target, flags).doing(doing)?;
+        let replaces = self.rename()?;
         let parent = self.target.parent().unwrap_or(Path::new("/"));
         sync_directory(parent).doing(|| format!("syncing {}", parent.display()))?;
         self.done = true;
@@ -166,6 +208,15 @@ impl SnapshotWriter {
             }
         }
         Ok(())
+    }
+
+    /// Answers whether there was one of that name, which then is where this one was written.
+    fn rename(&self) -> Result<bool, SnapshotError> {
+        let doing = || format!("renaming {} to {}", self.partial.display(), self.target.display());
+        let replaces = self.target.exists();
+        let flags = if replaces { RenameFlags::RENAME_EXCHANGE } else { RenameFlags::RENAME_NOREPLACE };
+        renameat2(AT_FDCWD, &self.partial, AT_FDCWD, &self.target, flags).doing(doing)?;
+        Ok(replaces)
     }
 
     /// Removes what was written.
@@ -258,6 +309,24 @@ mod tests {
 
         snapshot.remove().await.unwrap();
         assert_eq!(fs::read_dir(directory.path()).unwrap().count(), 0);
+    }
+
+    #[tokio::test]
+    async fn a_copy_is_as_whole_as_what_it_was_made_from() {
+        let directory = tempfile::tempdir().unwrap();
+        let (from, to) = (directory.path().join("cl-1"), directory.path().join("tpl-1"));
+        let paused = written(&from, b"memory").await.commit().await.unwrap();
+        for _ in 0..2 {
+            let mut writer = SnapshotWriter::begin(&to).await.unwrap();
+            writer.copy_machine(&paused).await.unwrap();
+            fs::copy(paused.disk(), writer.disk_path()).unwrap();
+            writer.commit_unsynced().await.unwrap();
+        }
+        assert_eq!(fs::read_dir(directory.path()).unwrap().count(), 2);
+        paused.remove().await.unwrap();
+        let copy = Snapshot::open(&to).await.unwrap();
+        assert_eq!(fs::read(copy.memory()).unwrap(), b"memory");
+        assert_eq!(copy.manifest().disk, Some(DiskEntry { bytes: 4 }));
     }
 
     #[tokio::test]
