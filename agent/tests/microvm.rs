@@ -4,16 +4,15 @@
 mod support;
 
 use std::collections::BTreeSet;
-use std::path::Path;
 use std::sync::LazyLock;
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
 use rcgen::ExtendedKeyUsagePurpose;
+use support::calls::{capsule, collect, create, new_id, run, sh, until};
 use support::{CONTROL_PLANE, Site};
 use tokio::sync::{Mutex, MutexGuard};
-use tonic::transport::Channel;
-use tonic::{Code, Streaming};
-use wrenn_agent::ids::{CapsuleId, TeamId, TemplateId};
+use tonic::Code;
+use wrenn_agent::ids::TemplateId;
 use wrenn_proto::CAUSE;
 use wrenn_proto::agent::v1 as agent;
 use wrenn_proto::agent::v1::CapsuleState;
@@ -24,96 +23,10 @@ use wrenn_proto::envd::v1::process_event::Event;
 static ONE_AT_A_TIME: LazyLock<Mutex<()>> = LazyLock::new(Mutex::default);
 
 const SLOTS: &str = "30101-30120";
-const NAMESPACES: &str = "wrenn-ns-301";
 
 async fn site() -> (MutexGuard<'static, ()>, Site) {
     let turn = ONE_AT_A_TIME.lock().await;
     (turn, Site::prepare("microvm", SLOTS))
-}
-
-fn new_id() -> String {
-    CapsuleId::from_u128(uuid::Uuid::now_v7().as_u128()).to_string()
-}
-
-fn create(id: &str) -> agent::CreateCapsuleRequest {
-    agent::CreateCapsuleRequest {
-        capsule_id: id.to_owned(),
-        team_id: TeamId::from_u128(7).to_string(),
-        template_id: TemplateId::from_u128(0).to_string(),
-        template_team_id: TeamId::from_u128(0).to_string(),
-        vcpus: 1,
-        memory_mib: 256,
-        disk_mib: 1024,
-        env: vec![envd::EnvVar { name: "GREETING".into(), value: "hello".into() }],
-        ..Default::default()
-    }
-}
-
-fn capsule(id: &str) -> agent::CapsuleRef {
-    agent::CapsuleRef { capsule_id: id.to_owned() }
-}
-
-fn sh(id: &str, line: &str) -> agent::StartProcessRequest {
-    let argv = ["/bin/sh", "-c", line].map(str::to_owned).to_vec();
-    let process = envd::StartRequest { argv, close_stdin: true, ..Default::default() };
-    agent::StartProcessRequest { capsule_id: id.to_owned(), process: Some(process), keep_awake: false }
-}
-
-/// What a command printed and how it ended.
-async fn run(client: &mut AgentClient<Channel>, id: &str, line: &str) -> (String, envd::ProcessExited) {
-    collect(client.exec(sh(id, line)).await.unwrap().into_inner()).await
-}
-
-async fn collect(mut events: Streaming<envd::ProcessEvent>) -> (String, envd::ProcessExited) {
-    let mut output = Vec::new();
-    while let Some(event) = events.message().await.unwrap() {
-        match event.event {
-            Some(Event::Output(chunk)) => output.extend_from_slice(&chunk.data),
-            Some(Event::Exited(exited)) => return (String::from_utf8(output).unwrap(), exited),
-            _ => {}
-        }
-    }
-    panic!("the stream ended without `exited`");
-}
-
-fn vmms(site: &Site) -> Vec<i32> {
-    records(site)
-        .iter()
-        .filter_map(|record| record["machine"]["process"]["pid"].as_i64())
-        .map(|p| p as i32)
-        .collect()
-}
-
-fn records(site: &Site) -> Vec<serde_json::Value> {
-    let capsules = site.directory.join("data/capsules");
-    let entries = std::fs::read_dir(capsules).into_iter().flatten().flatten();
-    let texts = entries.filter_map(|entry| std::fs::read_to_string(entry.path().join("capsule.json")).ok());
-    texts.map(|text| serde_json::from_str(&text).unwrap()).collect()
-}
-
-/// What must be empty when no capsule is left and the agent has stopped.
-fn leftovers(site: &Site) -> BTreeSet<String> {
-    let mut found = BTreeSet::new();
-    let mut list = |directory: &Path, prefix: &str| {
-        for entry in std::fs::read_dir(directory).into_iter().flatten().flatten() {
-            if entry.file_name().to_string_lossy().starts_with(prefix) {
-                found.insert(entry.path().display().to_string());
-            }
-        }
-    };
-    list(Path::new("/run/netns"), NAMESPACES);
-    list(Path::new("/sys/class/net"), "wrenn-veth-301");
-    list(&site.directory.join("data/capsules"), "");
-    list(&site.directory.join("data/snapshots"), "");
-    found
-}
-
-async fn until(what: &str, mut holds: impl AsyncFnMut() -> bool) {
-    let deadline = Instant::now() + Duration::from_secs(15);
-    while !holds().await {
-        assert!(Instant::now() < deadline, "not within 15 s: {what}");
-        tokio::time::sleep(Duration::from_millis(20)).await;
-    }
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -142,7 +55,7 @@ async fn a_capsule_lives_is_paused_resumed_and_destroyed() {
 
     let paused = client.pause_capsule(capsule(&id)).await.unwrap().into_inner();
     assert_eq!(paused.state(), CapsuleState::Paused);
-    assert!(vmms(&site).is_empty());
+    assert!(site.vmms().is_empty());
     let mut read = 0;
     let end = loop {
         match following.message().await {
@@ -187,7 +100,7 @@ async fn a_capsule_lives_is_paused_resumed_and_destroyed() {
     let gone = client.get_capsule(capsule(&id)).await.unwrap().into_inner();
     assert_eq!((gone.state(), gone.cause.unwrap().code.as_str()), (CapsuleState::Stopped, "DESTROYED"));
     agent.stop().await;
-    assert_eq!(leftovers(&site), BTreeSet::new());
+    assert_eq!(site.leftovers(), BTreeSet::new());
     site.close().await;
 }
 
@@ -198,10 +111,10 @@ async fn a_capsule_outlives_its_agent() {
     let id = new_id();
     client.create_capsule(create(&id)).await.unwrap();
     let sleeper = client.start_process(sh(&id, "sleep 1000")).await.unwrap().into_inner().process.unwrap();
-    let vmm = vmms(&site);
+    let vmm = site.vmms();
     assert_eq!(vmm.len(), 1);
     agent.stop().await;
-    assert_eq!(vmms(&site), vmm, "it runs on");
+    assert_eq!(site.vmms(), vmm, "it runs on");
 
     let (agent, mut client) = site.start(&[]).await;
     let adopted = client.get_capsule(capsule(&id)).await.unwrap().into_inner();
@@ -218,7 +131,7 @@ async fn a_capsule_outlives_its_agent() {
     );
     client.destroy_capsule(capsule(&id)).await.unwrap();
     agent.stop().await;
-    assert_eq!(leftovers(&site), BTreeSet::new());
+    assert_eq!(site.leftovers(), BTreeSet::new());
     site.close().await;
 }
 
@@ -231,7 +144,7 @@ async fn a_vmm_that_is_killed_takes_nothing_with_it_but_its_capsule() {
     let mut events = client.exec(sh(&id, "echo up; sleep 1000")).await.unwrap().into_inner();
     while !matches!(events.message().await.unwrap().unwrap().event, Some(Event::Output(_))) {}
     let killed = Instant::now();
-    nix::sys::signal::kill(nix::unistd::Pid::from_raw(vmms(&site)[0]), nix::sys::signal::Signal::SIGKILL)
+    nix::sys::signal::kill(nix::unistd::Pid::from_raw(site.vmms()[0]), nix::sys::signal::Signal::SIGKILL)
         .unwrap();
     let (_, exited) = collect(events).await;
     let cause = exited.cause.unwrap();
@@ -244,7 +157,7 @@ async fn a_vmm_that_is_killed_takes_nothing_with_it_but_its_capsule() {
     println!("stopped {:?} after the kill", killed.elapsed());
     assert_eq!(client.exec(sh(&id, "true")).await.unwrap_err().code(), Code::FailedPrecondition);
     agent.stop().await;
-    assert_eq!(leftovers(&site), BTreeSet::new());
+    assert_eq!(site.leftovers(), BTreeSet::new());
     site.close().await;
 }
 
@@ -270,7 +183,7 @@ async fn an_idle_capsule_is_paused_and_one_in_use_is_not() {
         client.destroy_capsule(capsule(id)).await.unwrap();
     }
     agent.stop().await;
-    assert_eq!(leftovers(&site), BTreeSet::new());
+    assert_eq!(site.leftovers(), BTreeSet::new());
     site.close().await;
 }
 
@@ -310,6 +223,6 @@ async fn what_is_wrong_with_a_request_is_said_and_changes_nothing() {
         assert!(refused, "{name} was let in");
     }
     agent.stop().await;
-    assert_eq!(leftovers(&site), BTreeSet::new());
+    assert_eq!(site.leftovers(), BTreeSet::new());
     site.close().await;
 }

@@ -159,8 +159,9 @@ impl CapsuleRegistry {
         let records = children.iter().map(|child| {
             let spec = view.spec.of_fork(*child, inherit_secrets);
             let token = Token::generate().map_err(CapsuleError::step("making a token"))?;
-            let keep_awake = keep_awake.clone();
-            Ok(Record { keep_awake, ..Record::new(spec, token, view.timeout_sec) })
+            let mut record = Record::new(spec, token, view.timeout_sec);
+            record.keep_awake.clone_from(&keep_awake);
+            Ok(record)
         });
         let outcome = async {
             let births = self.give_birth(records.collect::<Result<_, CapsuleError>>()?, &point, &request)?;

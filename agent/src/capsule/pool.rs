@@ -335,10 +335,10 @@ impl Member {
         match become_capsule(&mut running, handover, home).await {
             Ok(()) => Ok(*running),
             Err(error) => {
-                Self { running }.discard(engine).await;
+                Self { running }.dismantle(engine, Some(home)).await;
                 // It may have moved in part of the way.
-                for path in [home.disk(), home.memory(), home.qmp_socket()] {
-                    let _not_there = std::fs::remove_file(path);
+                if let Err(left) = home.clear() {
+                    tracing::error!(error = %left, "a pool member left something behind");
                 }
                 Err(error)
             }
@@ -347,10 +347,17 @@ impl Member {
 
     /// Takes it apart.
     pub async fn discard(self, engine: &Engine) {
+        self.dismantle(engine, None).await;
+    }
+
+    /// `keep`: the home of a capsule, which may be its home by now.
+    async fn dismantle(self, engine: &Engine, keep: Option<&CapsulePaths>) {
         let home = self.running.home.clone();
         let mut teardown = Teardown::default();
         teardown.merge(self.running.into_parts().dismantle(engine).await);
-        teardown.note("removing its directories", home.remove());
+        if Some(&home) != keep {
+            teardown.note("removing its directories", home.remove());
+        }
         if let Err(error) = teardown.finish() {
             tracing::error!(%error, "a pool member left something behind");
         }

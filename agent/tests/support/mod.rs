@@ -1,6 +1,8 @@
 //! A real agent in this process, with a CA of its own, and a client that is its control plane.
 
-use std::collections::BTreeMap;
+pub mod calls;
+
+use std::collections::{BTreeMap, BTreeSet};
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -19,6 +21,7 @@ use tonic::transport::{Channel, Endpoint, Uri};
 use tower::service_fn;
 use wrenn_agent::{Agent, Config};
 use wrenn_proto::agent::v1::agent_client::AgentClient;
+use wrenn_vmm::network::SlotRange;
 
 /// Names a directory with `kernels/` and `images/`, as `wrenn-rootfs` makes them.
 const ASSETS: &str = "WRENN_TEST_ASSETS";
@@ -136,7 +139,8 @@ impl Site {
         Self { directory, authority, slots }
     }
 
-    pub fn config(&self, settings: &[(&str, &str)]) -> Config {
+    /// The environment of an agent in this directory.
+    pub fn environment(&self, settings: &[(&str, &str)]) -> BTreeMap<String, String> {
         let dir = self.directory.to_str().unwrap();
         let mut all = BTreeMap::from([
             ("WRENN_DIR", dir),
@@ -147,8 +151,7 @@ impl Site {
             ("WRENN_SLOTS", self.slots),
         ]);
         all.extend(settings.iter().copied());
-        let all = all.into_iter().map(|(name, value)| (name.to_owned(), value.to_owned())).collect();
-        Config::from_environment(all).unwrap()
+        all.into_iter().map(|(name, value)| (name.to_owned(), value.to_owned())).collect()
     }
 
     /// Leaves no mount behind; what was mounted is kept in its file.
@@ -158,9 +161,57 @@ impl Site {
     }
 
     pub async fn start(&self, settings: &[(&str, &str)]) -> (Agent, AgentClient<Channel>) {
-        let agent = Agent::start(self.config(settings), None).await.unwrap();
-        let identity = self.authority.issue(CONTROL_PLANE, ExtendedKeyUsagePurpose::ClientAuth);
-        let channel = self.authority.connect(agent.address(), &identity).await.unwrap();
-        (agent, AgentClient::new(channel))
+        let config = Config::from_environment(self.environment(settings)).unwrap();
+        let agent = Agent::start(config, None).await.unwrap();
+        let client = self.connect(agent.address()).await.unwrap();
+        (agent, client)
     }
+
+    /// As the control plane.
+    pub async fn connect(
+        &self,
+        address: SocketAddr,
+    ) -> Result<AgentClient<Channel>, tonic::transport::Error> {
+        let identity = self.authority.issue(CONTROL_PLANE, ExtendedKeyUsagePurpose::ClientAuth);
+        Ok(AgentClient::new(self.authority.connect(address, &identity).await?))
+    }
+
+    pub fn slots(&self) -> SlotRange {
+        self.slots.parse().unwrap()
+    }
+
+    /// The VMMs of all capsules that have a record.
+    pub fn vmms(&self) -> Vec<i32> {
+        let records = self.records();
+        let pids = records.iter().filter_map(|record| record["machine"]["process"]["pid"].as_i64());
+        let mut pids: Vec<i32> = pids.map(|pid| i32::try_from(pid).unwrap()).collect();
+        pids.sort_unstable();
+        pids
+    }
+
+    pub fn records(&self) -> Vec<serde_json::Value> {
+        let entries = names(&self.directory.join("data/capsules")).into_iter();
+        let texts = entries.filter_map(|entry| std::fs::read_to_string(entry.join("capsule.json")).ok());
+        texts.map(|text| serde_json::from_str(&text).unwrap()).collect()
+    }
+
+    /// What must be empty when no capsule is left and the agent has stopped.
+    pub fn leftovers(&self) -> BTreeSet<String> {
+        let mut found = BTreeSet::new();
+        for slot in self.slots().iter() {
+            let places =
+                [format!("/run/netns/{}", slot.namespace()), format!("/sys/class/net/{}", slot.host_veth())];
+            found.extend(places.into_iter().filter(|place| Path::new(place).exists()));
+        }
+        for of in ["capsules", "snapshots", "forks", "templates"] {
+            let left = names(&self.directory.join("data").join(of));
+            found.extend(left.iter().map(|path| path.display().to_string()));
+        }
+        found
+    }
+}
+
+/// The paths of what is in a directory; nothing if there is none.
+pub fn names(of: &Path) -> Vec<PathBuf> {
+    std::fs::read_dir(of).into_iter().flatten().flatten().map(|entry| entry.path()).collect()
 }

@@ -291,6 +291,28 @@ impl CapsulePaths {
         Ok(())
     }
 
+    /// Removes what a machine left in both directories, all but the record; goes on past errors.
+    pub fn clear(&self) -> Result<(), Failures> {
+        let mut teardown = Teardown::default();
+        for directory in [&self.run, &self.directory] {
+            let doing = || format!("listing {}", directory.display());
+            for entry in fs::read_dir(directory).into_iter().flatten() {
+                match entry {
+                    Ok(entry) if entry.path() != self.record() => {
+                        let path = entry.path();
+                        let is_directory = entry.file_type().is_ok_and(|kind| kind.is_dir());
+                        let removed =
+                            if is_directory { fs::remove_dir_all(&path) } else { fs::remove_file(&path) };
+                        teardown.step(|| format!("removing {}", path.display()), removed);
+                    }
+                    Ok(_) => {}
+                    Err(error) => teardown.step(doing, Err::<(), _>(error)),
+                }
+            }
+        }
+        teardown.finish()
+    }
+
     /// Removes both directories with all that is in them; goes on past errors.
     pub fn remove(&self) -> Result<(), Failures> {
         let mut teardown = Teardown::default();
@@ -444,6 +466,9 @@ mod tests {
         assert!(to.qmp_socket().exists());
         assert!(!from.directory.exists() && !from.run.exists());
         assert!(from.move_into(&to).is_err());
+        to.clear().unwrap();
+        assert_eq!(fs::read_dir(&to.directory).unwrap().count(), 1);
+        assert!(to.record().exists() && !to.qmp_socket().exists());
     }
 
     #[test]

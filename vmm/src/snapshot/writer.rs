@@ -112,16 +112,8 @@ impl SnapshotWriter {
     /// Takes memory and device state from another snapshot, as cheaply as the file system lets it be. The disk
     /// is the caller's to clone.
     pub async fn copy_machine(&mut self, of: &Snapshot) -> Result<(), SnapshotError> {
-        let files = [(of.memory(), self.memory_path()), (of.state(), self.state_path())];
-        blocking(move || {
-            files.iter().try_for_each(|(from, to)| {
-                clone_or_copy(from, to)?;
-                let mode =
-                    fs::metadata(from).and_then(|metadata| fs::set_permissions(to, metadata.permissions()));
-                mode.doing(|| format!("setting the mode of {}", to.display()))
-            })
-        })
-        .await?;
+        let (from, to) = (of.directory().to_owned(), self.partial.clone());
+        blocking(move || copy_files(&from, &to)).await?;
         let SnapshotManifest { identity, machine, memory, state, .. } = of.manifest().clone();
         self.saved = Some(Saved { identity, machine, memory, state });
         Ok(())
@@ -236,6 +228,22 @@ impl Drop for SnapshotWriter {
             tracing::warn!(path = %self.partial.display(), %error, "removing an unfinished snapshot");
         }
     }
+}
+
+/// Everything of a snapshot but its manifest and its disk.
+fn copy_files(from: &Path, to: &Path) -> Result<(), Failure> {
+    let doing = || format!("copying {}", from.display());
+    for entry in fs::read_dir(from).doing(doing)? {
+        let entry = entry.doing(doing)?;
+        let name = entry.file_name();
+        if name != MANIFEST && name != DISK {
+            let copy = to.join(&name);
+            clone_or_copy(&entry.path(), &copy)?;
+            let mode = entry.metadata().doing(doing)?.permissions();
+            fs::set_permissions(&copy, mode).doing(|| format!("setting the mode of {}", copy.display()))?;
+        }
+    }
+    Ok(())
 }
 
 fn sync(path: &Path) -> Result<(), Failure> {
