@@ -129,7 +129,7 @@ async fn a_copy_of_a_paused_capsule_lives_by_itself() {
 #[tokio::test(flavor = "multi_thread")]
 async fn copies_that_cannot_all_be_made_are_not_made_at_all() {
     let (_turn, site) = site().await;
-    let few = [("WRENN_SLOTS", "30121-30123"), ("WRENN_SLOT_POOL", "0")];
+    let few = [("WRENN_SLOTS", "30141-30143"), ("WRENN_SLOT_POOL", "0")];
     let (agent, mut client) = site.start(&few).await;
     let id = new_id();
     client.create_capsule(create(&id)).await.unwrap();

@@ -25,7 +25,7 @@ static ONE_AT_A_TIME: LazyLock<Mutex<()>> = LazyLock::new(Mutex::default);
 
 async fn site() -> (MutexGuard<'static, ()>, Site) {
     let turn = ONE_AT_A_TIME.lock().await;
-    (turn, Site::prepare("copies", "30121-30140"))
+    (turn, Site::prepare("copies", "30141-30170"))
 }
 
 /// Counts in its memory, on its disk and on its output.

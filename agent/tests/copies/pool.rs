@@ -156,7 +156,7 @@ async fn what_a_killed_agent_had_made_ahead_is_swept() {
 #[tokio::test(flavor = "multi_thread")]
 async fn a_member_that_died_or_is_in_the_way_costs_nobody_a_capsule() {
     let (_turn, site) = site().await;
-    let settings = [("WRENN_WARM_POOL", "1"), ("WRENN_SLOTS", "30121-30123"), ("WRENN_SLOT_POOL", "0")];
+    let settings = [("WRENN_WARM_POOL", "1"), ("WRENN_SLOTS", "30141-30143"), ("WRENN_SLOT_POOL", "0")];
     let (agent, mut client) = site.start(&settings).await;
     let [first, second, third] = [new_id(), new_id(), new_id()];
     created(&mut client, &site, &first).await;
