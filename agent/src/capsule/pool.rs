@@ -233,8 +233,11 @@ impl WarmPool {
 
     async fn add(&self, engine: &Arc<Engine>, golden: &Arc<Snapshot>, of: &CapsuleSpec) {
         let made = Member::make(engine, golden, of).await;
-        if let Err(error) = &made {
-            tracing::warn!(error = %crate::report(error), "no capsule was made ahead");
+        match &made {
+            Ok(_) => {}
+            // It is nobody's loss.
+            Err(CapsuleError::Exhausted { .. }) => tracing::debug!("no room for a capsule made ahead"),
+            Err(error) => tracing::warn!(error = %crate::report(error), "no capsule was made ahead"),
         }
         let mut shelves = self.shelves();
         let at = shelves.shelves.iter().position(|shelf| shelf.golden.directory() == golden.directory());

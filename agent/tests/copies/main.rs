@@ -11,8 +11,8 @@ mod pool;
 
 use std::sync::LazyLock;
 
-use support::Site;
 use support::calls::{run, until};
+use support::{Site, names};
 use tokio::sync::{Mutex, MutexGuard};
 use tonic::transport::Channel;
 use wrenn_proto::agent::v1 as agent;
@@ -25,7 +25,24 @@ static ONE_AT_A_TIME: LazyLock<Mutex<()>> = LazyLock::new(Mutex::default);
 
 async fn site() -> (MutexGuard<'static, ()>, Site) {
     let turn = ONE_AT_A_TIME.lock().await;
-    (turn, Site::prepare("copies", "30141-30170"))
+    let site = Site::prepare("copies", "30141-30170");
+    if !site.leftovers().is_empty() {
+        clear(&site).await;
+    }
+    (turn, site)
+}
+
+/// Removes what a failed test left.
+async fn clear(site: &Site) {
+    let (agent, mut client) = site.start(&[]).await;
+    for capsule in client.list_capsules(agent::ListCapsulesRequest {}).await.unwrap().into_inner().capsules {
+        client.destroy_capsule(agent::CapsuleRef { capsule_id: capsule.id }).await.unwrap();
+    }
+    for template in names(&site.directory.join("data/templates")) {
+        let template_id = template.file_name().unwrap().to_str().unwrap().to_owned();
+        client.delete_template(agent::DeleteTemplateRequest { template_id }).await.unwrap();
+    }
+    agent.stop().await;
 }
 
 /// Counts in its memory, on its disk and on its output.

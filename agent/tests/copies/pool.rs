@@ -40,14 +40,16 @@ fn pool_vmms(site: &Site) -> Vec<i32> {
     processes(site).into_iter().filter(|pid| !claimed.contains(pid)).collect()
 }
 
-/// All processes of the users of this agent's slots.
+/// All processes of the users of this agent's slots that have not ended.
 fn processes(site: &Site) -> Vec<i32> {
     let users: Vec<u32> = site.slots().iter().map(|slot| slot.uid()).collect();
     let entries = std::fs::read_dir("/proc").unwrap().flatten();
     let mut pids: Vec<i32> = entries
         .filter_map(|entry| {
             let pid = entry.file_name().to_str()?.parse().ok()?;
-            users.contains(&entry.metadata().ok()?.uid()).then_some(pid)
+            // Whoever inherited an agent's VMMs may be slow to ask for their end.
+            let lives = !stat(pid).first()?.starts_with('Z');
+            (lives && users.contains(&entry.metadata().ok()?.uid())).then_some(pid)
         })
         .collect();
     pids.sort_unstable();
@@ -75,9 +77,14 @@ async fn start_process(site: &Site, settings: &[(&str, &str)]) -> (std::process:
 }
 
 fn cpu_time(pid: i32) -> String {
+    stat(pid).get(11..13).map(|times| times.join(" ")).unwrap_or_default()
+}
+
+/// The fields of proc(5)'s stat from the state on.
+fn stat(pid: i32) -> Vec<String> {
     let stat = std::fs::read_to_string(format!("/proc/{pid}/stat")).unwrap_or_default();
-    let fields: Vec<&str> = stat.rsplit_once(')').map_or("", |(_, rest)| rest).split(' ').collect();
-    fields.get(12..14).map(|times| times.join(" ")).unwrap_or_default()
+    let rest = stat.rsplit_once(") ").map(|(_, rest)| rest.split(' ').map(str::to_owned).collect());
+    rest.unwrap_or_default()
 }
 
 fn inode(path: &std::path::Path) -> u64 {
