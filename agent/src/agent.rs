@@ -22,7 +22,9 @@ use wrenn_vmm::network::{NetworkError, NetworkOptions, SlotAllocator};
 use wrenn_vmm::paths::{HostPaths, PathError};
 use wrenn_vmm::process::cgroup::Cgroups;
 
-use crate::capsule::{Admission, AdoptError, CapsuleRegistry, Engine, Goldens, Leftovers, Limits};
+use crate::capsule::{
+    Admission, AdoptError, CapsuleRegistry, Engine, Goldens, Leftovers, Limits, TemplateTurns, WarmPool,
+};
 use crate::config::{Config, OnStop};
 use crate::control::{
     ControlClient, ControlError, Credentials, CredentialsError, CredentialsFile, HostLink, LinkError,
@@ -38,6 +40,8 @@ use crate::{control, dns, grpc, http, proxy, upkeep};
 const LARGEST_REQUEST: usize = 16 << 20;
 /// Finds connections that died without saying so.
 const KEEPALIVE: Duration = Duration::from_secs(20);
+/// One part in so many of the data file system is for golden snapshots, unless another budget is set.
+const GOLDEN_SHARE: u64 = 4;
 /// How long connections may take to end once everything behind them has.
 const FAREWELL: Duration = Duration::from_secs(3);
 
@@ -122,6 +126,11 @@ impl Agent {
         let tls = Arc::new(ServerTls::new(&credentials)?);
         let capsules = Arc::new(CapsuleRegistry::new(engine.clone()));
         leftovers.settle(&engine, &capsules).await;
+        let keeper = engine.clone();
+        engine.tasks.spawn(async move { Goldens::keep_to_budget(&keeper).await });
+        if config.warm_pool > 0 {
+            engine.tasks.spawn(WarmPool::tend(engine.clone()));
+        }
 
         let stop = CancellationToken::new();
         let link = HostLink {
@@ -230,6 +239,10 @@ impl Host {
             vmm: vmm.summary(),
             disk_store: disks.kind().to_string(),
         });
+        let golden_budget_mib = match config.golden_budget_mib {
+            Some(budget) => budget,
+            None => (disks.total_bytes().await? >> 20) / GOLDEN_SHARE,
+        };
         tracing::info!(vmm = probe.vmm, disk_store = probe.disk_store, ?name_servers, "this host");
         let engine = Arc::new(Engine {
             paths: paths.clone(),
@@ -238,6 +251,9 @@ impl Host {
             slots,
             admission: Admission::new(probe.clone()),
             goldens: Goldens::default(),
+            golden_budget_mib,
+            pool: WarmPool::new(config.warm_pool),
+            template_turns: TemplateTurns::default(),
             limits: Limits::of_host(
                 host::cpus(),
                 host::memory().total_mib,

@@ -62,6 +62,12 @@ pub const SETTINGS: &[Setting] = &[
         "1.5",
         "host CPUs a vCPU may use, the VMM's own work included; 0 for no bound",
     ),
+    setting("WRENN_WARM_POOL", "0", "capsules kept ready of each template used lately"),
+    setting(
+        "WRENN_GOLDEN_BUDGET_MIB",
+        "",
+        "disk that golden snapshots may take; a quarter of the data file system if empty",
+    ),
     setting("WRENN_GOLDEN_TIMEOUT", "120", "seconds a template may take to boot once"),
     setting(
         "WRENN_RECONNECT_GRACE",
@@ -106,6 +112,10 @@ pub struct Config {
     pub store_size: Option<Size>,
     pub default_rootfs_size: Size,
     pub cgroups: CgroupOptions,
+    /// Of each golden snapshot used lately.
+    pub warm_pool: usize,
+    /// None: a quarter of the data file system.
+    pub golden_budget_mib: Option<u64>,
     pub golden_timeout: Duration,
     pub reconnect_grace: Duration,
     pub on_stop: OnStop,
@@ -179,6 +189,8 @@ impl Config {
                 policy: values.parse("WRENN_CGROUPS", "one of auto, off is wanted")?,
                 cpus_per_vcpu: values.get("WRENN_CPUS_PER_VCPU", factor)?,
             },
+            warm_pool: values.parse("WRENN_WARM_POOL", "a whole number is wanted")?,
+            golden_budget_mib: values.get("WRENN_GOLDEN_BUDGET_MIB", optional_number)?,
             golden_timeout: values.get("WRENN_GOLDEN_TIMEOUT", seconds)?,
             reconnect_grace: values.get("WRENN_RECONNECT_GRACE", seconds)?,
             on_stop: values.one_of("WRENN_ON_STOP", &[("keep", OnStop::Keep), ("pause", OnStop::Pause)])?,
@@ -300,6 +312,13 @@ fn optional_size(text: &str) -> Result<Option<Size>, String> {
     if text.is_empty() { Ok(None) } else { size(text).map(Some) }
 }
 
+fn optional_number(text: &str) -> Result<Option<u64>, String> {
+    if text.is_empty() {
+        return Ok(None);
+    }
+    text.parse().map(Some).map_err(|_| "a whole number is wanted".into())
+}
+
 fn seconds(text: &str) -> Result<Duration, String> {
     match text.parse::<u64>() {
         Ok(n) if n > 0 => Ok(Duration::from_secs(n)),
@@ -338,6 +357,7 @@ mod tests {
         assert_eq!(config.default_rootfs_size.mib_ceil(), 5120);
         assert_eq!(config.advertised(config.listen), "127.0.0.1:7070");
         assert_eq!(config.on_stop, OnStop::Keep);
+        assert_eq!((config.warm_pool, config.golden_budget_mib), (0, None));
     }
 
     #[test]
@@ -357,6 +377,8 @@ mod tests {
             ("WRENN_CPUS_PER_VCPU", "-1"),
             ("WRENN_CPUS_PER_VCPU", "NaN"),
             ("WRENN_GOLDEN_TIMEOUT", "0"),
+            ("WRENN_WARM_POOL", "-1"),
+            ("WRENN_GOLDEN_BUDGET_MIB", "10Gi"),
             ("WRENN_ON_STOP", "never"),
             ("WRENN_LOG", "a=b=c"),
         ] {

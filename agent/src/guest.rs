@@ -96,6 +96,11 @@ impl Guest {
         Ok(Self { address: guest, channel, token: token.and_then(Token::metadata) })
     }
 
+    /// The same guest once it was given another token.
+    pub fn with_token(self, token: &Token) -> Self {
+        Self { token: token.metadata(), ..self }
+    }
+
     /// A request that carries what every call into a guest carries.
     pub fn request<T>(&self, message: T, id: &RequestId) -> Request<T> {
         let mut request = Request::new(message);

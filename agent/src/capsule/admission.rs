@@ -20,7 +20,7 @@ pub struct Admission {
     promised_mib: Arc<AtomicU64>,
 }
 
-/// Memory promised to an operation under way.
+/// Memory promised to an operation under way; given back when it is dropped.
 #[derive(Debug)]
 pub struct Promise {
     mib: u64,
@@ -32,17 +32,24 @@ impl Admission {
         Self { probe, promised_mib: Arc::default() }
     }
 
-    /// Room for a life with this much memory. `disk_mib`: what it will at once really take of the disk.
-    pub fn admit(&self, memory_mib: u32, disk_mib: u64) -> Result<Promise, CapsuleError> {
-        let wanted = u64::from(memory_mib) + VMM_OVERHEAD_MIB;
+    /// Room for so many lives with this much memory each. `disk_mib`: what they will at once really take of the
+    /// disk.
+    pub fn admit(&self, lives: u32, memory_mib: u32, disk_mib: u64) -> Result<Promise, CapsuleError> {
+        let memory = u64::from(lives) * u64::from(memory_mib);
+        let wanted = memory + u64::from(lives) * VMM_OVERHEAD_MIB;
         let before = self.promised_mib.fetch_add(wanted, Ordering::Relaxed);
         let promise = Promise { mib: wanted, promised_mib: self.promised_mib.clone() };
         let free = host::memory().available_mib.saturating_sub(before);
         exhausted("memory", wanted, free)?;
-        // Its memory goes to disk when it is paused.
-        let (_, free) = self.probe.disk();
-        exhausted("disk", disk_mib + u64::from(memory_mib) + DISK_RESERVE_MIB, free)?;
+        // Their memory goes to disk when they are paused.
+        self.admit_to_disk(disk_mib + memory)?;
         Ok(promise)
+    }
+
+    /// Room for so much more on the disk.
+    pub fn admit_to_disk(&self, mib: u64) -> Result<(), CapsuleError> {
+        let (_, free) = self.probe.disk();
+        exhausted("disk", mib + DISK_RESERVE_MIB, free)
     }
 }
 
@@ -73,11 +80,11 @@ mod tests {
         let admission = admission();
         let most = u32::try_from(host::memory().available_mib * 2 / 3).unwrap();
         // The disk may be the tighter one on the machine this runs on.
-        let Ok(first) = admission.admit(most / 64, 0) else {
+        let Ok(first) = admission.admit(1, most / 64, 0) else {
             panic!("no room for a sixty-fourth of the memory")
         };
         admission.promised_mib.fetch_add(u64::from(most), Ordering::Relaxed);
-        match admission.admit(most, 0) {
+        match admission.admit(1, most, 0) {
             Err(CapsuleError::Exhausted { resource, .. }) => assert_eq!(resource, "memory"),
             other => panic!("{other:?}"),
         }
@@ -86,8 +93,22 @@ mod tests {
     }
 
     #[test]
+    fn several_lives_want_room_for_all_of_them() {
+        let admission = admission();
+        let most = u32::try_from(host::memory().available_mib / 2).unwrap();
+        match admission.admit(3, most, 0) {
+            Err(CapsuleError::Exhausted { resource, wanted, .. }) => {
+                let all = 3 * (u64::from(most) + VMM_OVERHEAD_MIB);
+                assert_eq!((resource, wanted), ("memory", format!("{all} MiB")));
+            }
+            other => panic!("{other:?}"),
+        }
+        assert_eq!(admission.promised_mib.load(Ordering::Relaxed), 0);
+    }
+
+    #[test]
     fn a_full_disk_is_named() {
-        match admission().admit(128, u64::MAX / 2) {
+        match admission().admit(1, 128, u64::MAX / 2) {
             Err(CapsuleError::Exhausted { resource, .. }) => assert_eq!(resource, "disk"),
             other => panic!("{other:?}"),
         }

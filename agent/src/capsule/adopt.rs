@@ -316,9 +316,14 @@ async fn sweep(paths: &HostPaths, known: &HashSet<String>) {
             }
         }
     }
-    for (_, template) in list(&paths.golden_root()).unwrap_or_default() {
-        if let Err(error) = snapshot::sweep_partials(&template).await {
-            tracing::error!(%error, "half-made golden snapshots could not be removed");
+    // Copies that were being started from it have gone with their agent.
+    for (_, fork) in list(&paths.forks()).unwrap_or_default() {
+        tracing::info!(path = %fork.display(), "removing a fork point");
+        remove(&fork);
+    }
+    for snapshots in [paths.golden_root(), paths.templates()] {
+        if let Err(error) = snapshot::sweep_partials(&snapshots).await {
+            tracing::error!(%error, "half-made snapshots could not be removed");
         }
     }
 }

@@ -1,5 +1,6 @@
 //! The task that owns one capsule.
 
+use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -10,8 +11,10 @@ use wrenn_proto::envd::v1 as envd;
 use wrenn_vmm::process::ProcessExit;
 
 use super::activity::Activity;
+use super::checkpoint::Moment;
 use super::engine::Engine;
 use super::error::CapsuleError;
+use super::fork::ForkPoint;
 use super::life::{LifeEnd, RunningHandle};
 use super::parts::RunningCapsule;
 use super::pause::PausedCapsule;
@@ -23,7 +26,8 @@ use crate::request_id::RequestId;
 /// How often processes that keep their capsule awake are looked at.
 const KEEP_AWAKE_PERIOD: Duration = Duration::from_secs(2);
 
-pub type Reply = oneshot::Sender<Result<Arc<CapsuleView>, CapsuleError>>;
+pub type ReplyOf<T> = oneshot::Sender<Result<T, CapsuleError>>;
+pub type Reply = ReplyOf<Arc<CapsuleView>>;
 
 /// What a driver may be asked.
 pub enum Request {
@@ -35,6 +39,12 @@ pub enum Request {
     Resume {
         request: RequestId,
         reply: Reply,
+    },
+    /// The capsule as it is now, written aside of `into`; it goes on.
+    Capture {
+        into: PathBuf,
+        request: RequestId,
+        reply: ReplyOf<Moment>,
     },
     Destroy {
         reply: Reply,
@@ -75,8 +85,16 @@ pub struct Published {
 
 /// How a driver begins.
 pub enum Beginning {
-    Create { request: RequestId },
+    Create { origin: Origin, request: RequestId },
     Adopted(Body),
+}
+
+/// What a capsule is made from.
+pub enum Origin {
+    /// The template of its spec.
+    Template,
+    /// One moment of another capsule, together with others.
+    Fork(Arc<ForkPoint>),
 }
 
 pub struct Driver {
@@ -104,9 +122,9 @@ enum Event {
 impl Driver {
     pub async fn run(mut self, beginning: Beginning) {
         let mut body = match beginning {
-            Beginning::Create { request } => {
+            Beginning::Create { origin, request } => {
                 let span = tracing::info_span!("create", %request);
-                self.create(&request).instrument(span).await
+                self.create(origin, &request).instrument(span).await
             }
             Beginning::Adopted(body) => body,
         };
@@ -120,6 +138,13 @@ impl Driver {
                     let span = tracing::info_span!("resume", %request);
                     let (body, outcome) = self.resume(body, &request).instrument(span).await;
                     self.answer(reply, outcome);
+                    body
+                }
+                Event::Request(Request::Capture { into, request, reply }) => {
+                    let span = tracing::info_span!("capture", %request);
+                    let (body, outcome) = self.capture(body, &into, &request).instrument(span).await;
+                    // What nobody waits for any more leaves nothing.
+                    let _gone = reply.send(outcome);
                     body
                 }
                 Event::Request(Request::Destroy { reply }) => {
@@ -276,6 +301,10 @@ impl Driver {
                 | Request::SetTimeout { reply, .. } => {
                     let (state, cause) = (self.record.state, self.record.cause.clone());
                     self.answer(reply, Err(CapsuleError::WrongState { id, state, cause }));
+                }
+                Request::Capture { reply, .. } => {
+                    let (state, cause) = (self.record.state, self.record.cause.clone());
+                    let _gone = reply.send(Err(CapsuleError::WrongState { id, state, cause }));
                 }
                 Request::KeepAwake { .. } => {}
             }

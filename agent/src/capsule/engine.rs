@@ -10,9 +10,12 @@ use wrenn_vmm::driver::Driver;
 use wrenn_vmm::network::SlotAllocator;
 use wrenn_vmm::paths::HostPaths;
 
-use super::admission::Admission;
+use super::admission::{Admission, Promise};
+use super::error::CapsuleError;
 use super::golden::Goldens;
+use super::pool::WarmPool;
 use super::spec::Limits;
+use super::template::TemplateTurns;
 use crate::metrics::Meters;
 
 /// Shared by all capsules; owns none of them.
@@ -23,6 +26,10 @@ pub struct Engine {
     pub slots: SlotAllocator,
     pub admission: Admission,
     pub goldens: Goldens,
+    /// MiB of disk that golden snapshots may take.
+    pub golden_budget_mib: u64,
+    pub pool: WarmPool,
+    pub template_turns: TemplateTurns,
     pub limits: Limits,
     pub meters: Arc<Meters>,
     /// Given to every guest.
@@ -33,4 +40,18 @@ pub struct Engine {
     pub grace: Duration,
     /// Work that outlives the requests that started it.
     pub tasks: TaskTracker,
+}
+
+impl Engine {
+    /// Room for so many lives with this much memory each; what was made ahead gives way to them.
+    pub async fn room(&self, lives: u32, memory_mib: u32) -> Result<Promise, CapsuleError> {
+        loop {
+            let error = match self.admission.admit(lives, memory_mib, 0) {
+                Err(error @ CapsuleError::Exhausted { .. }) => error,
+                outcome => return outcome,
+            };
+            let Some(member) = self.pool.give_up() else { return Err(error) };
+            member.discard(self).await;
+        }
+    }
 }

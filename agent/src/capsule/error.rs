@@ -3,7 +3,7 @@
 use std::sync::Arc;
 
 use super::view::{Cause, State};
-use crate::ids::CapsuleId;
+use crate::ids::{CapsuleId, TemplateId};
 
 /// The cause of a step's failure; shared, because everyone who joined an operation is told of it.
 pub type StepSource = Arc<dyn std::error::Error + Send + Sync>;
@@ -18,8 +18,21 @@ pub enum CapsuleError {
         field: &'static str,
         message: String,
     },
-    #[error("template {template} has no image on this host")]
+    /// Neither an image nor a snapshot, whichever was asked for.
+    #[error("template {template} is not on this host")]
     NoTemplate { template: String },
+    #[error("template {template} is a snapshot of capsule {source_id} already")]
+    TemplateTaken { template: TemplateId, source_id: CapsuleId },
+    /// It was made by another VMM, on another CPU.
+    #[error("the snapshot cannot be restored on this host: {reason}")]
+    Refused { reason: String },
+    /// One of several copies could not be made, so none was.
+    #[error("the copy {child} could not be made")]
+    ForkFailed {
+        child: CapsuleId,
+        #[source]
+        source: Box<CapsuleError>,
+    },
     #[error("capsule {id} is {state}{}", because(.cause.as_ref()))]
     WrongState { id: CapsuleId, state: State, cause: Option<Cause> },
     #[error("not enough {resource} on this host: {wanted} wanted, {free} free")]

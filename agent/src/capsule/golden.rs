@@ -15,11 +15,13 @@ use tokio::time::Instant;
 use tracing::Instrument;
 use wrenn_vmm::disk::{self, AttachedDisk, DiskView};
 use wrenn_vmm::driver::{BootRequest, KernelImage, MachineConfig, VmmIdentity};
-use wrenn_vmm::paths::{CapsulePaths, GoldenKey, Name};
+use wrenn_vmm::paths::{self, CapsulePaths, GoldenKey, Name};
 use wrenn_vmm::snapshot::{Snapshot, SnapshotError, SnapshotWriter};
 
+use super::aside::remove_at_once;
 use super::engine::Engine;
-use super::error::CapsuleError;
+use super::error::{CapsuleError, Teardown, TeardownError};
+use super::golden_budget;
 use super::launch::{acquire_slot, vmm_died};
 use super::parts::Parts;
 use super::spec::{CapsuleSpec, name};
@@ -41,6 +43,15 @@ enum Entry {
     Building(watch::Receiver<Option<Outcome>>),
 }
 
+impl Entry {
+    fn building(&self) -> Option<watch::Receiver<Option<Outcome>>> {
+        match self {
+            Self::Building(outcome) => Some(outcome.clone()),
+            Self::Ready(_) => None,
+        }
+    }
+}
+
 /// What to build, where.
 struct Plan {
     directory: PathBuf,
@@ -57,7 +68,10 @@ impl Goldens {
         let mut outcome = {
             let mut entries = engine.goldens.entries();
             match entries.get(&plan.directory) {
-                Some(Entry::Ready(snapshot)) if snapshot.directory().is_dir() => return Ok(snapshot.clone()),
+                Some(Entry::Ready(snapshot)) if snapshot.directory().is_dir() => {
+                    golden_budget::mark_used(snapshot.directory());
+                    return Ok(snapshot.clone());
+                }
                 Some(Entry::Building(outcome)) => outcome.clone(),
                 _ => {
                     let (sender, outcome) = watch::channel(None);
@@ -71,6 +85,69 @@ impl Goldens {
         };
         let built = outcome.wait_for(Option::is_some).await.map_err(|_| CapsuleError::Stopping)?;
         built.clone().unwrap_or(Err(CapsuleError::Stopping))
+    }
+
+    /// Removes all of one template, once what is being built of it is built.
+    pub async fn remove_all_of(engine: &Arc<Engine>, template: &Name) -> Result<(), TeardownError> {
+        let directory = engine.paths.goldens_of(template);
+        let building: Vec<_> = {
+            let entries = engine.goldens.entries();
+            let of_it = entries.iter().filter(|(path, _)| path.starts_with(&directory));
+            of_it.filter_map(|(_, entry)| entry.building()).collect()
+        };
+        for mut outcome in building {
+            let _whatever_it_was = outcome.wait_for(Option::is_some).await;
+        }
+        let mut teardown = Teardown::default();
+        for golden in golden_budget::list(&directory) {
+            teardown.merge(engine.goldens.discard(engine, &golden.path).await);
+        }
+        teardown.note("removing the directory of golden snapshots", remove_at_once(&directory).await);
+        teardown.finish()
+    }
+
+    /// Removes the least recently used ones while all together take more than their budget, but none that is being
+    /// built or started from.
+    pub async fn keep_to_budget(engine: &Arc<Engine>) {
+        let all = golden_budget::list_below(&engine.paths.golden_root());
+        for golden in golden_budget::surplus(all, engine.golden_budget_mib << 20) {
+            if engine.goldens.is_in_use(&golden.path) {
+                continue;
+            }
+            tracing::info!(golden = %golden.path.display(), bytes = golden.bytes, "beyond the budget");
+            metrics::counter!("wrenn_goldens_evicted_total").increment(1);
+            if let Err(error) = engine.goldens.discard(engine, &golden.path).await {
+                tracing::warn!(golden = %golden.path.display(), %error, "a golden snapshot is left");
+            }
+        }
+    }
+
+    /// Whether somebody builds it or starts from it just now.
+    fn is_in_use(&self, directory: &Path) -> bool {
+        match self.entries().get(directory) {
+            Some(Entry::Building(_)) => true,
+            Some(Entry::Ready(snapshot)) => Arc::strong_count(snapshot) > 1,
+            None => false,
+        }
+    }
+
+    /// Removes one that is not being built. What runs from it holds its own links.
+    async fn discard(&self, engine: &Engine, directory: &Path) -> Result<(), TeardownError> {
+        let mut teardown = Teardown::default();
+        engine.pool.forget(directory);
+        let aside = {
+            // Under the lock, so that whoever looks for it next finds nothing and builds it anew.
+            let mut entries = self.entries();
+            entries.remove(directory);
+            paths::set_aside(directory)
+        };
+        if let Some(aside) = teardown.note("setting the golden snapshot aside", aside) {
+            if let Ok(snapshot) = Snapshot::open(&aside).await {
+                teardown.note("letting its memory go", engine.vmm.forget(&snapshot).await);
+            }
+            teardown.note("removing the golden snapshot", tokio::fs::remove_dir_all(&aside).await);
+        }
+        teardown.finish()
     }
 
     fn entries(&self) -> MutexGuard<'_, HashMap<PathBuf, Entry>> {
@@ -118,8 +195,12 @@ fn image_fingerprint(image: &Path) -> Option<Fingerprint> {
 }
 
 async fn build_or_open(engine: &Arc<Engine>, plan: Plan, sender: &watch::Sender<Option<Outcome>>) {
+    let directory = plan.directory.clone();
     let outcome = match open(&plan.directory, &engine.vmm.identity(&plan.kernel)).await {
-        Ok(Some(snapshot)) => Ok(Arc::new(snapshot)),
+        Ok(Some(snapshot)) => {
+            golden_budget::mark_used(snapshot.directory());
+            Ok(Arc::new(snapshot))
+        }
         Ok(None) => build(engine, &plan).await.map(Arc::new),
         Err(error) => Err(error),
     };
@@ -131,6 +212,12 @@ async fn build_or_open(engine: &Arc<Engine>, plan: Plan, sender: &watch::Sender<
         };
     }
     sender.send_replace(Some(outcome));
+    for stale in stale(&directory) {
+        if let Err(error) = engine.goldens.discard(engine, &stale).await {
+            tracing::warn!(golden = %stale.display(), %error, "a stale golden snapshot is left");
+        }
+    }
+    Goldens::keep_to_budget(engine).await;
 }
 
 /// One that an earlier agent made, if it can be restored here.
@@ -167,7 +254,6 @@ async fn build(engine: &Arc<Engine>, plan: &Plan) -> Result<Snapshot, CapsuleErr
     steps.done("dismantle");
     match outcome {
         Ok(snapshot) => {
-            remove_stale(&plan.directory);
             steps.finish();
             Ok(snapshot)
         }
@@ -186,7 +272,7 @@ async fn boot_and_save(
     steps: &mut Steps,
 ) -> Result<Snapshot, CapsuleError> {
     let deadline = Instant::now() + engine.golden_timeout;
-    let _room = engine.admission.admit(plan.machine.memory_mib, u64::from(plan.machine.memory_mib))?;
+    let _room = engine.admission.admit(1, plan.machine.memory_mib, u64::from(plan.machine.memory_mib))?;
     home.create().map_err(CapsuleError::step("making the golden machine's directories"))?;
     let (slot, disk) = tokio::join!(acquire_slot(engine), install_disk(engine, plan, home));
     let (slot, disk) = match (slot, disk) {
@@ -264,24 +350,14 @@ async fn get_ready(
 }
 
 /// Snapshots of the same template and size that an older image, kernel or VMM left.
-fn remove_stale(current: &Path) {
-    let (Some(parent), Some(own)) = (current.parent(), current.file_name().and_then(|name| name.to_str()))
-    else {
-        return;
+fn stale(current: &Path) -> Vec<PathBuf> {
+    let size = |path: &Path| {
+        let (size, _versions) = path.file_name()?.to_str()?.rsplit_once('-')?;
+        Some(size.to_owned())
     };
-    let Some((size, _versions)) = own.rsplit_once('-') else { return };
-    for entry in std::fs::read_dir(parent).into_iter().flatten().flatten() {
-        let name = entry.file_name();
-        let stale = name.to_str().is_some_and(|name| {
-            name != own
-                && name.rsplit_once('-').is_some_and(|(other, _)| other == size)
-                && !name.contains('.')
-        });
-        // What runs from it holds its own link to what it needs.
-        if stale && let Err(error) = std::fs::remove_dir_all(entry.path()) {
-            tracing::warn!(golden = %entry.path().display(), %error, "a stale golden snapshot could not be removed");
-        }
-    }
+    let Some(parent) = current.parent() else { return Vec::new() };
+    let others = golden_budget::list(parent).into_iter().map(|golden| golden.path);
+    others.filter(|path| path != current && size(path) == size(current)).collect()
 }
 
 fn last_lines(console: &str) -> String {
@@ -299,11 +375,8 @@ mod tests {
         for name in ["1-256-5120-qemu-tcg-aa", "1-256-5120-qemu-tcg-bb", "2-256-5120-qemu-tcg-aa"] {
             std::fs::create_dir(dir.path().join(name)).unwrap();
         }
-        remove_stale(&dir.path().join("1-256-5120-qemu-tcg-bb"));
-        let mut left: Vec<_> =
-            std::fs::read_dir(dir.path()).unwrap().map(|e| e.unwrap().file_name()).collect();
-        left.sort();
-        assert_eq!(left, ["1-256-5120-qemu-tcg-bb", "2-256-5120-qemu-tcg-aa"]);
+        let current = dir.path().join("1-256-5120-qemu-tcg-bb");
+        assert_eq!(stale(&current), [dir.path().join("1-256-5120-qemu-tcg-aa")]);
     }
 
     #[test]

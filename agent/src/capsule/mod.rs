@@ -37,6 +37,10 @@
 //! - **idle**: the driver itself pauses a capsule that nobody used for its timeout. Nobody else does.
 //! - **resume** (paused → resuming → running): the steps of create, from the capsule's own snapshot, in a
 //!   new slot. If the guest does not answer in time everything is as it was paused.
+//! - **capture** (running → running, paused → paused): the capsule as it is now, written aside as a template or
+//!   for copies of it; it stands still for milliseconds, and its life goes on: drawn in [`checkpoint`].
+//! - **fork**: capsules in `starting` that become `running` together or not at all: drawn in [`fork`].
+//! - A create may take a machine that was made ahead instead of restoring one: drawn in [`pool`].
 //! - **VMM died** (running → stopped): noticed through its pidfd; streams end with the cause, everything it
 //!   used is given back, and the cause is remembered.
 //! - **destroy** (any → stopping → stopped): goes on past errors and reports them all. What could not be
@@ -49,29 +53,42 @@
 mod activity;
 mod admission;
 mod adopt;
+mod aside;
+mod beginning;
+mod checkpoint;
 mod driver;
 mod engine;
 mod error;
+mod fork;
 mod golden;
+mod golden_budget;
+mod handover;
 mod launch;
 mod life;
 mod parts;
 mod pause;
+mod pool;
 mod record;
 mod registry;
 mod spec;
 mod steps;
 mod strays;
+mod template;
 mod transitions;
+mod usage;
 mod view;
 
 pub use activity::Attached;
 pub use admission::Admission;
 pub use adopt::{AdoptError, Leftovers};
+pub use checkpoint::Checkpoint;
 pub use engine::Engine;
 pub use error::{CapsuleError, TeardownError};
+pub use fork::Forked;
 pub use golden::Goldens;
 pub use life::{Life, LifeEnd, RunningHandle};
+pub use pool::WarmPool;
 pub use registry::{CapsuleRegistry, Running};
-pub use spec::{CapsuleSpec, EnvVar, Limits, name as capsule_name, parse_capsule_id};
+pub use spec::{CapsuleSpec, EnvVar, Limits, name as capsule_name, parse_capsule_id, parse_template_id};
+pub use template::{TemplateTurns, delete as delete_template};
 pub use view::{CapsuleView, Cause, State};

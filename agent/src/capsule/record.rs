@@ -161,8 +161,11 @@ mod tests {
             memory_mib: 256,
             disk_mib: 5120,
             env: vec![],
+            secret_env: vec![],
             default_user: "root".into(),
             egress: EgressPolicy::new(true, &["*.example.com"], &["203.0.113.0/24"]).unwrap(),
+            from_snapshot: false,
+            parent: None,
         };
         Record::new(spec, Token::generate().unwrap(), 60)
     }

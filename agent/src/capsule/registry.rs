@@ -14,12 +14,13 @@ use tracing::Instrument;
 use wrenn_vmm::process::VmmProcess;
 
 use super::activity::{Activity, Attached};
-use super::driver::{Beginning, Body, Driver, Published, Reply, Request};
+use super::driver::{Beginning, Body, Driver, Origin, Published, ReplyOf, Request};
 use super::engine::Engine;
 use super::error::CapsuleError;
 use super::life::RunningHandle;
 use super::record::{Record, RecordFile};
 use super::spec::CapsuleSpec;
+use super::template::Template;
 use super::view::{CapsuleView, Cause, State};
 use crate::ids::CapsuleId;
 use crate::request_id::RequestId;
@@ -55,6 +56,31 @@ struct Tombstone {
 struct Table {
     living: HashMap<CapsuleId, Handle>,
     tombstones: HashMap<CapsuleId, Tombstone>,
+}
+
+impl Table {
+    /// Of a capsule that lives, or that ran and is gone; one that never ran is unknown.
+    fn publication(&self, id: CapsuleId) -> Option<Publication> {
+        if let Some(handle) = self.living.get(&id) {
+            return Some(handle.published.clone());
+        }
+        let stone = self.tombstones.get(&id).filter(|stone| !stone.failed_to_start)?;
+        let last = Published { view: stone.view.clone(), running: None, failure: None };
+        Some(watch::channel(last).1)
+    }
+}
+
+/// What a capsule's driver shows.
+pub type Publication = watch::Receiver<Published>;
+
+/// Waits until a capsule runs, or has failed to.
+pub async fn begun(mut published: Publication) -> Result<Arc<CapsuleView>, CapsuleError> {
+    let begun = published.wait_for(|now| now.view.state != State::Starting).await;
+    let begun = begun.map_err(|_| CapsuleError::Stopping)?;
+    match &begun.failure {
+        Some(error) => Err(error.clone()),
+        None => Ok(begun.view.clone()),
+    }
 }
 
 /// What the drivers share with the registry.
@@ -119,7 +145,7 @@ impl CapsuleRegistry {
         }
     }
 
-    pub fn engine(&self) -> &Engine {
+    pub fn engine(&self) -> &Arc<Engine> {
         &self.engine
     }
 
@@ -132,29 +158,46 @@ impl CapsuleRegistry {
         request: RequestId,
     ) -> Result<Arc<CapsuleView>, CapsuleError> {
         let id = spec.id;
-        let token = Token::generate().map_err(CapsuleError::step("making a token"))?;
-        let mut published = {
-            let mut table = self.shared.write();
-            if let Some(handle) = table.living.get(&id) {
-                handle.published.clone()
-            } else if let Some(stone) = table.tombstones.get(&id).filter(|stone| !stone.failed_to_start) {
-                return Ok(stone.view.clone());
-            } else {
-                self.admits()?;
-                table.tombstones.remove(&id);
-                let record = Record::new(spec, token, timeout_sec);
-                let handle = self.spawn(record, Beginning::Create { request });
-                let published = handle.published.clone();
-                table.living.insert(id, handle);
-                published
-            }
-        };
-        let started = published.wait_for(|now| now.view.state != State::Starting).await;
-        let started = started.map_err(|_| CapsuleError::Stopping)?;
-        match &started.failure {
-            Some(error) => Err(error.clone()),
-            None => Ok(started.view.clone()),
+        if let Some(existing) = self.publication(id) {
+            return begun(existing).await;
         }
+        let mut spec = spec;
+        if spec.from_snapshot {
+            Template::of(&self.engine.paths, &spec).await?.complete(&mut spec);
+        }
+        let token = Token::generate().map_err(CapsuleError::step("making a token"))?;
+        let record = Record::new(spec, token, timeout_sec);
+        let begins = self.begin(vec![(record, Origin::Template)], &request)?;
+        // If it exists by now, the same request was faster meanwhile.
+        let published = begins.and_then(|mut begins| begins.pop()).or_else(|| self.publication(id));
+        begun(published.ok_or(CapsuleError::Stopping)?).await
+    }
+
+    /// Drivers for capsules that are to be made, for all of them at once. None if one of them exists already.
+    pub(super) fn begin(
+        &self,
+        records: Vec<(Record, Origin)>,
+        request: &RequestId,
+    ) -> Result<Option<Vec<Publication>>, CapsuleError> {
+        let mut table = self.shared.write();
+        if records.iter().any(|(record, _)| table.publication(record.spec.id).is_some()) {
+            return Ok(None);
+        }
+        self.admits()?;
+        let begins = records.into_iter().map(|(record, origin)| {
+            let id = record.spec.id;
+            let handle = self.spawn(record, Beginning::Create { origin, request: request.clone() });
+            let published = handle.published.clone();
+            table.tombstones.remove(&id);
+            table.living.insert(id, handle);
+            published
+        });
+        Ok(Some(begins.collect()))
+    }
+
+    /// What is shown of a capsule that exists, or did.
+    pub(super) fn publication(&self, id: CapsuleId) -> Option<Publication> {
+        self.shared.read().publication(id)
     }
 
     /// Takes in a capsule that an earlier agent left.
@@ -322,11 +365,12 @@ impl CapsuleRegistry {
         handle.queue.send(Request::KeepAwake { pid }).await.map_err(|_| CapsuleError::NotFound(id))
     }
 
-    async fn ask(
+    /// Asks a capsule's driver, and waits for its answer.
+    pub(super) async fn ask<T>(
         &self,
         id: CapsuleId,
-        request: impl FnOnce(Reply) -> Request,
-    ) -> Result<Arc<CapsuleView>, CapsuleError> {
+        request: impl FnOnce(ReplyOf<T>) -> Request,
+    ) -> Result<T, CapsuleError> {
         let (reply, answer) = oneshot::channel();
         let handle = self.handle(id)?;
         let gone = || self.handle(id).err().unwrap_or(CapsuleError::Stopping);
@@ -341,6 +385,7 @@ impl CapsuleRegistry {
             let _table = self.shared.write();
             self.draining.store(true, Ordering::Relaxed);
         }
+        self.engine.pool.close();
         let paused = self.pause_all("HOST_DRAINING").await;
         match self.count_running() {
             0 => Ok(paused),
@@ -383,6 +428,7 @@ impl CapsuleRegistry {
         self.close();
         let ids: Vec<CapsuleId> = self.shared.read().living.keys().copied().collect();
         join_all(ids.into_iter().map(|id| self.ask(id, |reply| Request::Leave { reply }))).await;
+        self.engine.pool.close();
         self.engine.tasks.close();
         self.engine.tasks.wait().await;
     }

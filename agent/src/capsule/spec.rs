@@ -53,10 +53,20 @@ pub struct CapsuleSpec {
     pub memory_mib: u32,
     pub disk_mib: u32,
     pub env: Vec<EnvVar>,
+    /// Names of `env` whose values stay with this capsule: no template keeps them, and forks inherit them only if
+    /// asked to.
+    #[serde(default)]
+    pub secret_env: Vec<String>,
     /// `root` if empty.
     pub default_user: String,
     #[serde(default)]
     pub egress: EgressPolicy,
+    /// The template is a snapshot with memory, not an image.
+    #[serde(default)]
+    pub from_snapshot: bool,
+    /// The capsule that it is a fork of.
+    #[serde(default)]
+    pub parent: Option<CapsuleId>,
 }
 
 impl CapsuleSpec {
@@ -71,14 +81,22 @@ impl CapsuleSpec {
             memory_mib: request.memory_mib,
             disk_mib: if request.disk_mib == 0 { limits.default_disk_mib } else { request.disk_mib },
             env: request.env.into_iter().map(|var| EnvVar { name: var.name, value: var.value }).collect(),
+            secret_env: request.secret_env,
             default_user: request.default_user,
             egress: egress(request.egress.unwrap_or_default())?,
+            from_snapshot: request.from_snapshot,
+            parent: None,
         };
         within("vcpus", spec.vcpus, 1, limits.max_vcpus)?;
         within("memoryMib", spec.memory_mib, MIN_MEMORY_MIB, limits.max_memory_mib)?;
         within("diskMib", spec.disk_mib, 1, MAX_DISK_MIB)?;
         check_env(&spec.env)?;
         Ok(spec)
+    }
+
+    /// The environment without what is secret.
+    pub fn public_env(&self) -> Vec<EnvVar> {
+        self.env.iter().filter(|var| !self.secret_env.contains(&var.name)).cloned().collect()
     }
 
     /// The capsule's id as a name of files.
@@ -109,6 +127,11 @@ fn parse<T: FromStr<Err = IdError>>(field: &'static str, text: &str) -> Result<T
 /// The id of a request's capsule.
 pub fn parse_capsule_id(text: &str) -> Result<CapsuleId, CapsuleError> {
     parse("id", text)
+}
+
+/// The id of a request's template.
+pub fn parse_template_id(text: &str) -> Result<TemplateId, CapsuleError> {
+    parse("template", text)
 }
 
 fn within(field: &'static str, value: u32, least: u32, most: u32) -> Result<(), CapsuleError> {
@@ -171,6 +194,23 @@ mod tests {
     #[test]
     fn a_sound_request_gets_the_default_disk() {
         assert_eq!(CapsuleSpec::from_request(request(), &LIMITS).unwrap().disk_mib, 5120);
+    }
+
+    #[test]
+    fn a_fork_is_its_parent_but_for_its_name_and_secrets() {
+        let var = |name: &str| envd::EnvVar { name: name.into(), value: "x".into() };
+        let request = CreateCapsuleRequest {
+            env: vec![var("PUBLIC"), var("SECRET")],
+            secret_env: vec!["SECRET".into()],
+            ..request()
+        };
+        let parent = CapsuleSpec::from_request(request, &LIMITS).unwrap();
+        let child = parent.of_fork(CapsuleId::from_u128(9), false);
+        assert_eq!((child.id, child.parent), (CapsuleId::from_u128(9), Some(parent.id)));
+        assert_eq!(child.env.iter().map(|var| var.name.as_str()).collect::<Vec<_>>(), ["PUBLIC"]);
+        let child = parent.of_fork(CapsuleId::from_u128(9), true);
+        assert_eq!(child.env, parent.env);
+        assert_eq!(child.of_fork(CapsuleId::from_u128(10), false).env.len(), 1, "it is still a secret");
     }
 
     #[test]

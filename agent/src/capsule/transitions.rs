@@ -1,14 +1,14 @@
 //! The transitions of a driver's state: each takes the body the capsule has and gives back the one it has then.
 
+use std::path::Path;
 use std::time::Duration;
 
 use wrenn_vmm::driver::MemorySharing;
 use wrenn_vmm::process::ProcessExit;
-use wrenn_vmm::snapshot::Snapshot;
 
+use super::checkpoint::{self, Moment, TakeFailure, Taken};
 use super::driver::{Body, Driver, Reply};
 use super::error::{CapsuleError, Teardown, TeardownError};
-use super::golden::Goldens;
 use super::launch::Launch;
 use super::life::LifeEnd;
 use super::parts::{Parts, RunningCapsule};
@@ -16,7 +16,6 @@ use super::pause::{self, PauseFailure, PausedCapsule, Saved};
 use super::record::Durability;
 use super::steps::Steps;
 use super::view::{Cause, State};
-use crate::clock::now_ns;
 use crate::request_id::RequestId;
 
 /// How long the end of a machine that does not answer may take to be noticed.
@@ -25,73 +24,6 @@ const LAST_WORDS_TIMEOUT: Duration = Duration::from_millis(200);
 type Outcome = Result<(), CapsuleError>;
 
 impl Driver {
-    /// starting → running, or nothing at all.
-    pub async fn create(&mut self, request: &RequestId) -> Body {
-        let mut steps = Steps::start("create");
-        match self.start(request, &mut steps).await {
-            Ok(running) => {
-                steps.finish();
-                running
-            }
-            Err(error) => {
-                let home = self.engine.paths.capsule(&self.spec.name());
-                if let Err(left) = home.remove() {
-                    tracing::error!(error = %left, "a failed create left something behind");
-                }
-                steps.fail(&error);
-                let cause = match &error {
-                    CapsuleError::Destroyed(_) => destroyed(),
-                    error => Cause::new("CREATE_FAILED", crate::report(error)),
-                };
-                self.record.enter(State::Stopped, Some(cause));
-                self.publish(None, Some(error));
-                Body::Gone
-            }
-        }
-    }
-
-    async fn start(&mut self, request: &RequestId, steps: &mut Steps) -> Result<Body, CapsuleError> {
-        let spec = self.spec.clone();
-        let _room = self.engine.admission.admit(spec.memory_mib, 0)?;
-        let home = self.engine.paths.capsule(&spec.name());
-        home.create().map_err(CapsuleError::step("making the capsule's directories"))?;
-        self.file
-            .store(&self.record, Durability::Process)
-            .await
-            .map_err(CapsuleError::step("writing the record"))?;
-        let golden = tokio::select! {
-            golden = Goldens::obtain(&self.engine, &spec) => golden?,
-            () = self.cancelled.cancelled() => return Err(CapsuleError::Destroyed(spec.id)),
-        };
-        steps.done("golden");
-        self.launch(&golden, MemorySharing::Shared, request, steps).await
-    }
-
-    /// A life from a snapshot, written down and shown.
-    async fn launch(
-        &mut self,
-        snapshot: &Snapshot,
-        sharing: MemorySharing,
-        request: &RequestId,
-        steps: &mut Steps,
-    ) -> Result<Body, CapsuleError> {
-        let launch = Launch {
-            engine: &self.engine,
-            spec: &self.spec,
-            token: &self.record.token,
-            snapshot,
-            sharing,
-            cancelled: &self.cancelled,
-            request,
-        };
-        let running = launch.run(steps).await?;
-        self.activity.touch();
-        self.record.started_at_ns = now_ns();
-        let running = self.serve(running, None).await;
-        steps.done("record");
-        Ok(running)
-    }
-
     /// Into the state `running`: written, and open to calls.
     pub async fn serve(&mut self, running: RunningCapsule, cause: Option<Cause>) -> Body {
         self.record.machine = Some(running.record());
@@ -142,11 +74,7 @@ impl Driver {
             }
             Err(PauseFailure::Stuck(running, error)) => {
                 steps.fail(&error);
-                let process = running.machine.process().clone();
-                let body = match tokio::time::timeout(LAST_WORDS_TIMEOUT, process.exited()).await {
-                    Ok(exit) => self.vmm_died(Body::Running(running), exit).await,
-                    Err(_) => self.give_up(*running, &error).await,
-                };
+                let body = self.stuck(running, &error).await;
                 self.answered(reply, body, Err(error))
             }
         }
@@ -187,15 +115,31 @@ impl Driver {
         };
         let mut steps = Steps::start("resume");
         let before = self.record.cause.clone();
-        let outcome = match self.engine.admission.admit(self.spec.memory_mib, 0) {
+        let engine = self.engine.clone();
+        let _starting = engine.pool.starting();
+        let outcome = match engine.room(1, self.spec.memory_mib).await {
             Ok(_room) => {
                 self.enter(State::Resuming, None, Durability::Process).await;
-                self.launch(&snapshot, MemorySharing::Own, request, &mut steps).await
+                let launch = Launch {
+                    engine: &engine,
+                    spec: &self.spec,
+                    home: &engine.paths.capsule(&self.spec.name()),
+                    token: &self.record.token,
+                    known: Some(&self.record.token),
+                    snapshot: &snapshot,
+                    sharing: MemorySharing::Own,
+                    rehearse: false,
+                    cancelled: &self.cancelled,
+                    request,
+                };
+                launch.run(&mut steps).await
             }
             Err(error) => Err(error),
         };
         match outcome {
-            Ok(body) => {
+            Ok(running) => {
+                let body = self.begin_serving(running).await;
+                steps.done("record");
                 steps.finish();
                 (body, Ok(()))
             }
@@ -206,6 +150,52 @@ impl Driver {
                 }
                 (Body::Paused(PausedCapsule { snapshot }), Err(error))
             }
+        }
+    }
+
+    /// running → running, or paused → paused, with the moment written aside. The states in between are nobody's to
+    /// see: the life goes on.
+    pub async fn capture(
+        &mut self,
+        body: Body,
+        into: &Path,
+        request: &RequestId,
+    ) -> (Body, Result<Moment, CapsuleError>) {
+        let mut steps = Steps::start("capture");
+        let (body, taken) = match body {
+            Body::Running(mut running) => {
+                match checkpoint::of_running(&self.engine, &mut running, into, request, &mut steps).await {
+                    Ok(taken) => (Body::Running(running), Ok(taken)),
+                    Err(TakeFailure::Running(error)) => (Body::Running(running), Err(error)),
+                    Err(TakeFailure::Stuck(error)) => (self.stuck(running, &error).await, Err(error)),
+                }
+            }
+            Body::Paused(paused) => {
+                let taken = checkpoint::of_paused(&self.engine, &paused.snapshot, into).await;
+                (Body::Paused(paused), taken)
+            }
+            other => (other, Err(self.wrong_state())),
+        };
+        match &taken {
+            Ok(_) => steps.finish(),
+            Err(error) => steps.fail(error),
+        }
+        let moment = taken.map(|Taken { writer, stopped, written_bytes }| Moment {
+            writer,
+            stopped,
+            written_bytes,
+            token: self.record.token.clone(),
+            keep_awake: self.record.keep_awake.clone(),
+        });
+        (body, moment)
+    }
+
+    /// The end of a machine whose vCPUs cannot be made to go on.
+    async fn stuck(&mut self, running: Box<RunningCapsule>, error: &CapsuleError) -> Body {
+        let process = running.machine.process().clone();
+        match tokio::time::timeout(LAST_WORDS_TIMEOUT, process.exited()).await {
+            Ok(exit) => self.vmm_died(Body::Running(running), exit).await,
+            Err(_) => self.give_up(*running, error).await,
         }
     }
 
@@ -282,6 +272,6 @@ async fn remove_directory(path: &std::path::Path) -> std::io::Result<()> {
     }
 }
 
-fn destroyed() -> Cause {
+pub fn destroyed() -> Cause {
     Cause::new("DESTROYED", "the capsule was destroyed")
 }

@@ -98,7 +98,7 @@ impl CapsuleView {
             revision: self.revision,
             started_at_ns: self.started_at_ns,
             last_active_at_ns: self.last_active_at_ns,
-            parent_id: String::new(),
+            parent_id: self.spec.parent.map(|parent| parent.to_string()).unwrap_or_default(),
         }
     }
 }

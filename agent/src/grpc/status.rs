@@ -19,6 +19,16 @@ pub fn status(error: &CapsuleError) -> Status {
                 None => status,
             }
         }
+        CapsuleError::TemplateTaken { .. } => {
+            with_field(Status::already_exists(error.to_string()), "template")
+        }
+        CapsuleError::Refused { .. } => Status::failed_precondition(error.to_string()),
+        // As if that one had been asked for alone.
+        CapsuleError::ForkFailed { source, .. } => {
+            let cause = status(source);
+            let message = format!("{error}: {}", cause.message());
+            Status::with_metadata(cause.code(), message, cause.metadata().clone())
+        }
         CapsuleError::Exhausted { .. } => Status::resource_exhausted(error.to_string()),
         CapsuleError::Destroyed(_) => with_cause(Status::failed_precondition(error.to_string()), "DESTROYED"),
         CapsuleError::Stopping => Status::unavailable(error.to_string()),
@@ -54,6 +64,17 @@ mod tests {
         let status = status(&CapsuleError::Invalid { field: "vcpus", message: "vcpus must be …".into() });
         assert_eq!(status.code(), Code::InvalidArgument);
         assert_eq!(status.metadata().get(FIELD).unwrap(), "vcpus");
+    }
+
+    #[test]
+    fn a_failed_fork_says_which_copy_failed_and_why() {
+        let source =
+            CapsuleError::Exhausted { resource: "memory", wanted: "352 MiB".into(), free: "1 MiB".into() };
+        let child = CapsuleId::from_u128(7);
+        let status = status(&CapsuleError::ForkFailed { child, source: source.into() });
+        assert_eq!(status.code(), Code::ResourceExhausted);
+        assert!(status.message().contains(&child.to_string()), "{}", status.message());
+        assert!(status.message().ends_with("352 MiB wanted, 1 MiB free"), "{}", status.message());
     }
 
     #[test]

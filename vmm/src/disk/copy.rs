@@ -36,6 +36,10 @@ impl DiskStore for CopyStore {
         Ok(disk.view)
     }
 
+    async fn prepare_clone(&self, _view: &DiskView) -> Result<(), DiskError> {
+        Ok(())
+    }
+
     async fn clone_stopped(&self, view: &DiskView, to: &Path) -> Result<DiskView, DiskError> {
         self.create(&view.path, to).await
     }

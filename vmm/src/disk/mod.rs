@@ -119,6 +119,10 @@ pub trait DiskStore: Send + Sync {
     /// After its VMM has ended.
     async fn detach(&self, disk: AttachedDisk) -> Result<DiskView, DiskError>;
 
+    /// Does what can be done ahead of a [`clone_stopped`](Self::clone_stopped) while the machine still runs, so
+    /// that it stands still for less long.
+    async fn prepare_clone(&self, view: &DiskView) -> Result<(), DiskError>;
+
     /// The same content once more, of a disk whose machine does not run.
     async fn clone_stopped(&self, view: &DiskView, to: &Path) -> Result<DiskView, DiskError>;
 

@@ -42,6 +42,19 @@ pub(super) fn share_blocks(source: &File, target: &File) -> io::Result<()> {
     Ok(())
 }
 
+/// Writes what is dirty of a file in the host's cache, as a clone would have to do first. Waits for the file system,
+/// not for the disk below it: nothing is made durable.
+fn write_out(path: &Path) -> Result<(), Failure> {
+    let doing = || format!("writing out {}", path.display());
+    let file = File::open(path).doing(doing)?;
+    let flags =
+        libc::SYNC_FILE_RANGE_WAIT_BEFORE | libc::SYNC_FILE_RANGE_WRITE | libc::SYNC_FILE_RANGE_WAIT_AFTER;
+    // SAFETY: the call takes an open descriptor and numbers; a length of zero means to the end.
+    let result = unsafe { libc::sync_file_range(file.as_raw_fd(), 0, 0, flags) };
+    Errno::result(result).doing(doing)?;
+    Ok(())
+}
+
 /// The file system, or this pair of files, cannot share blocks.
 pub(crate) fn is_unsupported(error: &io::Error) -> bool {
     const CODES: [i32; 5] = [libc::EOPNOTSUPP, libc::ENOTTY, libc::EINVAL, libc::EXDEV, libc::ENOSYS];
@@ -65,6 +78,11 @@ impl DiskStore for ReflinkStore {
 
     async fn detach(&self, disk: AttachedDisk) -> Result<DiskView, DiskError> {
         Ok(disk.view)
+    }
+
+    async fn prepare_clone(&self, view: &DiskView) -> Result<(), DiskError> {
+        let path = view.path.clone();
+        Ok(blocking(move || write_out(&path)).await?)
     }
 
     async fn clone_stopped(&self, view: &DiskView, to: &Path) -> Result<DiskView, DiskError> {

@@ -15,9 +15,10 @@ use crate::{
     failure::{Failure, Failures},
     kvm::KvmPolicy,
     memory::MemoryError,
+    paths::CapsulePaths,
     process::{ProcessError, ProcessExit, VmmProcess, cgroup::Cgroups},
     qemu::{QemuDriver, QmpError},
-    snapshot::{SnapshotError, SnapshotWriter},
+    snapshot::{Snapshot, SnapshotError, SnapshotWriter},
 };
 
 /// Starts machines, or takes up those that run.
@@ -39,6 +40,10 @@ pub trait Driver: Send + Sync {
     /// Takes up a machine that another life of the host's agent started. [`DriverError::Process`] if
     /// it is not alive any more.
     async fn adopt(&self, record: &MachineRecord) -> Result<Box<dyn Machine>, DriverError>;
+
+    /// Nothing is started from this snapshot any more: what the driver keeps to start from it faster is let go.
+    /// Before its files are removed; machines that run from it go on.
+    async fn forget(&self, snapshot: &Snapshot) -> Result<(), DriverError>;
 }
 
 /// One living machine. Dropping it leaves it running: see [`Driver::adopt`].
@@ -56,8 +61,15 @@ pub trait Machine: Send + Sync {
     /// Also after a save that failed.
     async fn resume_vcpus(&mut self) -> Result<(), DriverError>;
 
+    /// Does what can be done ahead of a [`save`](Self::save) into the same snapshot while the guest still runs, so
+    /// that it stands still for less long.
+    async fn prepare_save(&mut self, into: &mut SnapshotWriter) -> Result<(), DriverError>;
+
     /// Writes memory and device state while the vCPUs are stopped. May be repeated.
     async fn save(&mut self, into: &mut SnapshotWriter) -> Result<SaveReport, DriverError>;
+
+    /// All that was in its home is in this one now: see [`CapsulePaths::move_into`].
+    fn set_home(&mut self, home: CapsulePaths);
 
     /// The last of what the guest wrote to its serial console.
     async fn console(&mut self) -> Result<String, DriverError>;

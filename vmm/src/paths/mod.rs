@@ -10,6 +10,8 @@
 //!        capsules/<capsule>/        capsule.json, disk.ext4, memory, generations/, metrics.json
 //!        snapshots/<capsule>/       see `snapshot`
 //!        golden/<template>/<vcpus>-<memory>-<disk>-<vmm>-<versions>/
+//!        templates/<template>/      a snapshot, and template.json with it
+//!        forks/<fork>/              a snapshot, for as long as copies are started from it
 //! /run/wrenn/<digest of root>/<capsule>/    sockets: a socket's path may have 107 bytes at most
 //! ```
 
@@ -20,6 +22,7 @@ use std::{
     io::{self, Write as _},
     os::unix::fs::{DirBuilderExt as _, OpenOptionsExt as _},
     path::{Path, PathBuf},
+    sync::atomic::{AtomicU64, Ordering},
 };
 
 use serde::{Deserialize, Serialize};
@@ -153,7 +156,30 @@ impl HostPaths {
     }
 
     pub fn golden(&self, template: &Name, key: &GoldenKey) -> PathBuf {
-        self.golden_root().join(template.as_ref()).join(key.to_string())
+        self.goldens_of(template).join(key.to_string())
+    }
+
+    /// All golden snapshots of one template.
+    pub fn goldens_of(&self, template: &Name) -> PathBuf {
+        self.golden_root().join(template.as_ref())
+    }
+
+    pub fn templates(&self) -> PathBuf {
+        self.data().join("templates")
+    }
+
+    /// The snapshot that is a template of this host.
+    pub fn template(&self, template: &Name) -> PathBuf {
+        self.templates().join(template.as_ref())
+    }
+
+    pub fn forks(&self) -> PathBuf {
+        self.data().join("forks")
+    }
+
+    /// The moment of a capsule that its copies start from.
+    pub fn fork(&self, fork: &Name) -> PathBuf {
+        self.forks().join(fork.as_ref())
     }
 
     /// Sockets and what is to be forgotten at the next start of the machine.
@@ -169,7 +195,15 @@ impl HostPaths {
     /// Makes the directories, open to root alone except the way to what is served to others.
     /// Call it after [`disk::prepare`](crate::disk::prepare), which may mount `data/`.
     pub fn create_all(&self) -> Result<(), PathError> {
-        let private = [self.ca(), self.agent(), self.capsules(), self.snapshots(), self.golden_root()];
+        let private = [
+            self.ca(),
+            self.agent(),
+            self.capsules(),
+            self.snapshots(),
+            self.golden_root(),
+            self.templates(),
+            self.forks(),
+        ];
         let open = [self.kernels(), self.images(), self.logs()];
         for (mode, directories) in [(0o755, open.as_slice()), (0o700, private.as_slice())] {
             for directory in directories {
@@ -258,6 +292,42 @@ impl CapsulePaths {
         Ok(create_directory(&self.run, 0o700)?)
     }
 
+    /// Puts all that is in these directories into those of `to`, which exist, and removes these. An error leaves
+    /// some of it here and some there.
+    pub fn move_into(&self, to: &Self) -> Result<(), Failure> {
+        for (from, to) in [(&self.directory, &to.directory), (&self.run, &to.run)] {
+            let doing = || format!("moving {} to {}", from.display(), to.display());
+            for entry in fs::read_dir(from).doing(doing)? {
+                let entry = entry.doing(doing)?;
+                fs::rename(entry.path(), to.join(entry.file_name())).doing(doing)?;
+            }
+            fs::remove_dir(from).doing(doing)?;
+        }
+        Ok(())
+    }
+
+    /// Removes what a machine left in both directories, all but the record; goes on past errors.
+    pub fn clear(&self) -> Result<(), Failures> {
+        let mut teardown = Teardown::default();
+        for directory in [&self.run, &self.directory] {
+            let doing = || format!("listing {}", directory.display());
+            for entry in fs::read_dir(directory).into_iter().flatten() {
+                match entry {
+                    Ok(entry) if entry.path() != self.record() => {
+                        let path = entry.path();
+                        let is_directory = entry.file_type().is_ok_and(|kind| kind.is_dir());
+                        let removed =
+                            if is_directory { fs::remove_dir_all(&path) } else { fs::remove_file(&path) };
+                        teardown.step(|| format!("removing {}", path.display()), removed);
+                    }
+                    Ok(_) => {}
+                    Err(error) => teardown.step(doing, Err::<(), _>(error)),
+                }
+            }
+        }
+        teardown.finish()
+    }
+
     /// Removes both directories with all that is in them; goes on past errors.
     pub fn remove(&self) -> Result<(), Failures> {
         let mut teardown = Teardown::default();
@@ -266,6 +336,30 @@ impl CapsulePaths {
         }
         teardown.finish()
     }
+}
+
+/// What the host's agent keeps with a snapshot that is a template; `snapshot` is its directory, complete or not.
+pub fn template_record(snapshot: &Path) -> PathBuf {
+    snapshot.join("template.json")
+}
+
+/// Takes a snapshot's directory out of its place in one step, so that the name is free at once, and answers with
+/// where it is then. If it is not removed from there, it goes with what is not complete.
+pub fn set_aside(directory: &Path) -> io::Result<PathBuf> {
+    static NEXT: AtomicU64 = AtomicU64::new(0);
+    let number = NEXT.fetch_add(1, Ordering::Relaxed);
+    let mut name = directory.as_os_str().to_owned();
+    name.push(format!(".{}-{number}{PARTIAL}", std::process::id()));
+    let aside = PathBuf::from(name);
+    match fs::rename(directory, &aside) {
+        // An agent of the same process id left it, before the machine was started again.
+        Err(error) if error.kind() == io::ErrorKind::DirectoryNotEmpty => {
+            fs::remove_dir_all(&aside)?;
+            fs::rename(directory, &aside)?;
+        }
+        result => result?,
+    }
+    Ok(aside)
 }
 
 /// Which golden snapshot of a template fits a capsule.
@@ -374,6 +468,46 @@ mod tests {
         assert!(matches!(paths.current_kernel(), Err(PathError::IncompleteKernel(_))));
         fs::write(paths.kernels().join("6.1.0/initrd.cpio"), "").unwrap();
         assert_eq!(paths.current_kernel().unwrap().version, "6.1.0+0123456789ab");
+    }
+
+    #[test]
+    fn a_home_moves_into_another_with_all_that_is_in_it() {
+        let directory = tempfile::tempdir().unwrap();
+        let home = |name: &str| CapsulePaths {
+            directory: directory.path().join("data").join(name),
+            run: directory.path().join("run").join(name),
+        };
+        let (from, to) = (home("spare"), home("cl-1"));
+        from.create().unwrap();
+        to.create().unwrap();
+        fs::write(to.record(), "kept").unwrap();
+        fs::write(from.disk(), "disk").unwrap();
+        fs::write(from.qmp_socket(), "").unwrap();
+        from.move_into(&to).unwrap();
+        assert_eq!(fs::read(to.disk()).unwrap(), b"disk");
+        assert_eq!(fs::read(to.record()).unwrap(), b"kept");
+        assert!(to.qmp_socket().exists());
+        assert!(!from.directory.exists() && !from.run.exists());
+        assert!(from.move_into(&to).is_err());
+        to.clear().unwrap();
+        assert_eq!(fs::read_dir(&to.directory).unwrap().count(), 1);
+        assert!(to.record().exists() && !to.qmp_socket().exists());
+    }
+
+    #[test]
+    fn what_is_set_aside_frees_its_name_and_counts_as_unfinished() {
+        let directory = tempfile::tempdir().unwrap();
+        let golden = directory.path().join("1-256-1024");
+        let mut places = Vec::new();
+        for _ in 0..2 {
+            fs::create_dir(&golden).unwrap();
+            fs::write(golden.join("memory"), "").unwrap();
+            places.push(set_aside(&golden).unwrap());
+            assert!(!golden.exists());
+        }
+        assert_ne!(places[0], places[1]);
+        assert!(places.iter().all(|place| place.extension().is_some_and(|end| end == "partial")));
+        assert_eq!(set_aside(&golden).unwrap_err().kind(), io::ErrorKind::NotFound);
     }
 
     #[test]

@@ -42,14 +42,14 @@ pub fn save_private(
     into: &SnapshotFiles,
 ) -> Result<SavedMemory, DriverError> {
     if try_clone(base, &into.memory)? {
-        return Ok(flat(save_changed(mapping, &into.memory)?, base, None)?);
+        return save_into_clone(mapping, base, into);
     }
     let doing = || format!("looking at {}", base.display());
     let owner = fs::metadata(base).doing(doing)?.uid();
     if owner != 0 {
         // The VMM could write to it: only a copy is certain not to change any more.
         clone_or_copy(base, &into.memory)?;
-        return Ok(flat(save_changed(mapping, &into.memory)?, base, None)?);
+        return save_into_clone(mapping, base, into);
     }
     save_generation(mapping, &Generations::of_flat(base, None)?, into)
 }
@@ -64,6 +64,15 @@ pub fn save_generation(
     each_changed(mapping, |pages, offset| Ok(writer.write(offset, pages)?))?;
     let written = writer.finish()?;
     Ok(SavedMemory { written_bytes: written.data_bytes, layout: (&written).into() })
+}
+
+/// The same into a clone of the base that was made before the vCPUs were stopped.
+pub fn save_into_clone(
+    mapping: &Mapping,
+    base: &Path,
+    into: &SnapshotFiles,
+) -> Result<SavedMemory, DriverError> {
+    Ok(flat(save_changed(mapping, &into.memory)?, base, None)?)
 }
 
 /// Writes the changed pages into `image`, which has the content of the mapping's file. Answers how many bytes those

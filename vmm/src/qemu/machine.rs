@@ -22,13 +22,14 @@ use tokio::time::timeout;
 
 use super::{
     MemoryRecord, QemuRecord, command,
-    image::{SavedMemory, save_generation, save_private, save_whole},
+    image::{SavedMemory, save_generation, save_into_clone, save_private, save_whole},
     launch::{LOG_DESCRIPTOR, Plan, STATE_DESCRIPTOR, Started, clear},
     mapping::Mapping,
     merging::Merging,
     qmp::{Qmp, QmpError},
 };
 use crate::{
+    disk::try_clone,
     driver::{DriverError, DriverRecord, Machine, MachineConfig, MachineRecord, SaveReport, VmmIdentity},
     failure::{Doing as _, Failure, Teardown, blocking},
     memory::Generations,
@@ -148,14 +149,19 @@ impl QemuMachine {
         explain(&self.process, &self.log, during, source).await
     }
 
+    /// `base_is_there`: what was done by [`Machine::prepare_save`].
     fn save_memory(
         &self,
+        base_is_there: bool,
     ) -> impl FnOnce(&SnapshotFiles) -> Result<SavedMemory, DriverError> + Send + 'static {
         let (base, generations) = (self.home.memory(), self.home.generations());
         let (pid, bytes, memory) = (self.process.identity().pid, self.config.memory_bytes(), self.memory);
         move |into| match memory {
             MemoryRecord::File => save_whole(&base, &into.memory),
-            MemoryRecord::Private { inode } => save_private(&Mapping::find(pid, inode, bytes)?, &base, into),
+            MemoryRecord::Private { inode } => {
+                let save = if base_is_there { save_into_clone } else { save_private };
+                save(&Mapping::find(pid, inode, bytes)?, &base, into)
+            }
             MemoryRecord::Generations { inode } => {
                 let base = Generations::open(&generations)?;
                 save_generation(&Mapping::find(pid, inode, bytes)?, &base, into)
@@ -196,6 +202,18 @@ impl Machine for QemuMachine {
         }
     }
 
+    async fn prepare_save(&mut self, into: &mut SnapshotWriter) -> Result<(), DriverError> {
+        // What a guest shares with its file changes all the time; the base of a private mapping never does.
+        if let MemoryRecord::Private { .. } = self.memory {
+            let (base, to) = (self.home.memory(), into.memory_path());
+            // Where files share no blocks only what changes is written, later.
+            if blocking(move || try_clone(&base, &to)).await? {
+                into.set_base_is_there();
+            }
+        }
+        Ok(())
+    }
+
     async fn save(&mut self, into: &mut SnapshotWriter) -> Result<SaveReport, DriverError> {
         let begun = Instant::now();
         if let Some(merging) = &mut self.merging {
@@ -206,7 +224,7 @@ impl Machine for QemuMachine {
             return Err(self.explain("saving the devices' state", error).await);
         }
         let state = self.state.try_clone().doing(|| "reading the devices' state")?;
-        let save_memory = self.save_memory();
+        let save_memory = self.save_memory(into.base_is_there());
         let (state_path, files) = (into.state_path(), into.files());
         let saved = blocking(move || -> Result<_, DriverError> {
             copy_state(state, &state_path)?;
@@ -218,6 +236,10 @@ impl Machine for QemuMachine {
         let state_bytes = into.saved(self.identity.clone(), self.config, layout)?;
         let state_took = state_done - begun;
         Ok(SaveReport { memory_written_bytes: written_bytes, state_bytes, memory_took, state_took })
+    }
+
+    fn set_home(&mut self, home: CapsulePaths) {
+        self.home = home;
     }
 
     async fn console(&mut self) -> Result<String, DriverError> {

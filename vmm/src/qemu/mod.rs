@@ -37,6 +37,7 @@ use crate::{
     failure::{Doing as _, blocking},
     kvm::KvmCheck,
     process::VmmProcess,
+    snapshot::Snapshot,
 };
 
 const PROGRAM: &str = "qemu-system-x86_64";
@@ -168,6 +169,11 @@ impl Driver for QemuDriver {
         let DriverRecord::Qemu(qemu) = &record.driver;
         let process = VmmProcess::adopt(&record.process)?;
         Ok(Box::new(QemuMachine::adopt(process, record, qemu.memory, self.launcher.cgroups.clone()).await?))
+    }
+
+    async fn forget(&self, snapshot: &Snapshot) -> Result<(), DriverError> {
+        let (sealed, memory) = (self.sealed.clone(), snapshot.memory_file());
+        Ok(blocking(move || sealed.forget(&memory)).await?)
     }
 }
 

@@ -5,12 +5,13 @@
 use std::{
     collections::VecDeque,
     fs::{self, File},
+    io,
     os::{
         fd::{AsFd as _, OwnedFd},
         unix::fs::MetadataExt as _,
     },
     path::Path,
-    sync::{Arc, Mutex, PoisonError},
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
 };
 
 use nix::{
@@ -19,7 +20,7 @@ use nix::{
 };
 
 use crate::{
-    failure::Doing as _,
+    failure::{Doing as _, Failure},
     memory::{Generations, MemoryError},
     snapshot::Snapshot,
 };
@@ -30,6 +31,16 @@ struct Source {
     device: u64,
     inode: u64,
     changed: (i64, i64),
+}
+
+impl Source {
+    fn of(metadata: &fs::Metadata) -> Self {
+        Self {
+            device: metadata.dev(),
+            inode: metadata.ino(),
+            changed: (metadata.mtime(), metadata.mtime_nsec()),
+        }
+    }
 }
 
 /// Sealed copies, the least recently used go first. What goes stays in memory as long as a
@@ -70,13 +81,9 @@ impl SealedMemories {
             return Ok(None);
         }
         let metadata = fs::metadata(path).doing(|| format!("looking at {}", path.display()))?;
-        let source = Source {
-            device: metadata.dev(),
-            inode: metadata.ino(),
-            changed: (metadata.mtime(), metadata.mtime_nsec()),
-        };
+        let source = Source::of(&metadata);
         // Held while copying: whoever wants the same waits for it instead of making another.
-        let mut kept = self.kept.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut kept = self.kept();
         let found = kept.iter().position(|one| one.source == source).and_then(|at| kept.remove(at));
         let one = match found {
             Some(one) => one,
@@ -87,6 +94,23 @@ impl SealedMemories {
             kept.pop_front();
         }
         Ok(Some(one.memory))
+    }
+
+    /// Drops the copy of a file, if there is one.
+    pub fn forget(&self, path: &Path) -> Result<(), Failure> {
+        match fs::metadata(path) {
+            Ok(metadata) => {
+                let source = Source::of(&metadata);
+                self.kept().retain(|one| one.source != source);
+                Ok(())
+            }
+            Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),
+            Err(error) => Err(Failure::new(format!("looking at {}", path.display()), error)),
+        }
+    }
+
+    fn kept(&self) -> MutexGuard<'_, VecDeque<Kept>> {
+        self.kept.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
@@ -137,6 +161,19 @@ mod tests {
         let error = again.unwrap().write_all_at(&[1], 0).unwrap_err();
         assert_eq!(error.raw_os_error(), Some(libc::EPERM));
         assert_eq!(opened.set_len(1).unwrap_err().raw_os_error(), Some(libc::EPERM));
+    }
+
+    #[test]
+    fn what_is_forgotten_is_copied_anew_when_it_is_wanted_again() {
+        let memories = SealedMemories::new(1 << 20);
+        let (file, other) = (file_of(7, 8192), file_of(8, 8192));
+        let first = get(&memories, &file).unwrap();
+        let kept = get(&memories, &other).unwrap();
+        memories.forget(file.path()).unwrap();
+        assert_eq!(Arc::strong_count(&first), 1, "only who runs from it holds it");
+        assert!(Arc::ptr_eq(&kept, &get(&memories, &other).unwrap()));
+        assert!(!Arc::ptr_eq(&first, &get(&memories, &file).unwrap()));
+        memories.forget(std::path::Path::new("/nonexistent")).unwrap();
     }
 
     #[test]

@@ -17,6 +17,7 @@ use nix::fcntl::{AT_FDCWD, RenameFlags, renameat2};
 
 use super::{DISK, DiskEntry, FileDigest, MANIFEST, MEMORY, MemoryLayout, STATE, Snapshot, SnapshotError};
 use crate::{
+    disk::clone_or_copy,
     driver::{MachineConfig, VmmIdentity},
     failpoint,
     failure::{Doing as _, Failure, Failures, Teardown, blocking},
@@ -31,6 +32,8 @@ pub struct SnapshotWriter {
     partial: PathBuf,
     saved: Option<Saved>,
     parent: Option<String>,
+    /// The memory's file holds all that the machine has not changed since it started.
+    base_is_there: bool,
     /// Nothing is left to be removed when this is dropped.
     done: bool,
 }
@@ -66,7 +69,7 @@ impl SnapshotWriter {
             create_directory(&made, 0o700)
         })
         .await?;
-        Ok(Self { target, partial, saved: None, parent: None, done: false })
+        Ok(Self { target, partial, saved: None, parent: None, base_is_there: false, done: false })
     }
 
     /// Where the parts are written until it is complete.
@@ -109,6 +112,25 @@ impl SnapshotWriter {
         Ok(bytes)
     }
 
+    /// For drivers: see [`Machine::prepare_save`](crate::driver::Machine::prepare_save).
+    pub(crate) fn set_base_is_there(&mut self) {
+        self.base_is_there = true;
+    }
+
+    pub(crate) fn base_is_there(&self) -> bool {
+        self.base_is_there
+    }
+
+    /// Takes memory and device state from another snapshot, as cheaply as the file system lets it be. The disk
+    /// is the caller's to clone.
+    pub async fn copy_machine(&mut self, of: &Snapshot) -> Result<(), SnapshotError> {
+        let (from, to) = (of.directory().to_owned(), self.partial.clone());
+        blocking(move || copy_files(&from, &to)).await?;
+        let SnapshotManifest { identity, machine, memory, state, .. } = of.manifest().clone();
+        self.saved = Some(Saved { identity, machine, memory, state });
+        Ok(())
+    }
+
     /// Makes it durable, then visible, in place of an older one of the same name. On error there is
     /// what was there before.
     pub async fn commit(mut self) -> Result<Snapshot, SnapshotError> {
@@ -122,6 +144,21 @@ impl SnapshotWriter {
             self.sync()?;
             self.reach("snapshot.synced")?;
             self.publish()?;
+            Ok(Snapshot { directory: self.target.clone(), manifest })
+        })
+        .await
+    }
+
+    /// Makes it visible as [`commit`](Self::commit) does, but for this run of the host only: after a power failure
+    /// it may be there and not whole.
+    pub async fn commit_unsynced(mut self) -> Result<Snapshot, SnapshotError> {
+        let Some(saved) = self.saved.take() else {
+            return Err(SnapshotError::Empty(self.target.clone()));
+        };
+        blocking(move || {
+            let manifest = self.write_manifest(saved)?;
+            // What it replaces is removed when this writer is dropped.
+            self.done = !self.rename()?;
             Ok(Snapshot { directory: self.target.clone(), manifest })
         })
         .await
@@ -166,17 +203,14 @@ impl SnapshotWriter {
     }
 
     fn publish(&mut self) -> Result<(), SnapshotError> {
-        let doing = || format!("renaming {} to {}", self.partial.display(), self.target.display());
-        let replaces = self.target.exists();
-        let flags = if replaces { RenameFlags::RENAME_EXCHANGE } else { RenameFlags::RENAME_NOREPLACE };
-        renameat2(AT_FDCWD, &self.partial, AT_FDCWD, &self.target, flags).doing(doing)?;
+        let replaces = self.rename()?;
         let parent = self.target.parent().unwrap_or(Path::new("/"));
         let durable = self
             .reach("snapshot.renamed")
             .and_then(|()| sync_directory(parent).doing(|| format!("syncing {}", parent.display())));
         if let Err(failure) = durable {
             // The machine goes on, so what it was saved as before is what counts.
-            renameat2(AT_FDCWD, &self.target, AT_FDCWD, &self.partial, flags).doing(doing)?;
+            take_place(&self.target, &self.partial, replaces)?;
             return Err(failure.into());
         }
         self.done = true;
@@ -192,6 +226,13 @@ impl SnapshotWriter {
 
     fn reach(&self, name: &str) -> Result<(), Failure> {
         failpoint::reach(name).doing(|| format!("completing {}", self.target.display()))
+    }
+
+    /// Answers whether there was one of that name, which then is where this one was written.
+    fn rename(&self) -> Result<bool, Failure> {
+        let replaces = self.target.exists();
+        take_place(&self.partial, &self.target, replaces)?;
+        Ok(replaces)
     }
 
     /// Removes what was written.
@@ -211,6 +252,29 @@ impl Drop for SnapshotWriter {
             tracing::warn!(path = %self.partial.display(), %error, "removing an unfinished snapshot");
         }
     }
+}
+
+/// Renames, with what is there taking the other name.
+fn take_place(from: &Path, to: &Path, something_is_there: bool) -> Result<(), Failure> {
+    let flags = if something_is_there { RenameFlags::RENAME_EXCHANGE } else { RenameFlags::RENAME_NOREPLACE };
+    renameat2(AT_FDCWD, from, AT_FDCWD, to, flags)
+        .doing(|| format!("renaming {} to {}", from.display(), to.display()))
+}
+
+/// Everything of a snapshot but its manifest and its disk.
+fn copy_files(from: &Path, to: &Path) -> Result<(), Failure> {
+    let doing = || format!("copying {}", from.display());
+    for entry in fs::read_dir(from).doing(doing)? {
+        let entry = entry.doing(doing)?;
+        let name = entry.file_name();
+        if name != MANIFEST && name != DISK {
+            let copy = to.join(&name);
+            clone_or_copy(&entry.path(), &copy)?;
+            let mode = entry.metadata().doing(doing)?.permissions();
+            fs::set_permissions(&copy, mode).doing(|| format!("setting the mode of {}", copy.display()))?;
+        }
+    }
+    Ok(())
 }
 
 fn sync(path: &Path) -> Result<(), Failure> {
@@ -284,6 +348,24 @@ mod tests {
 
         snapshot.remove().await.unwrap();
         assert_eq!(fs::read_dir(directory.path()).unwrap().count(), 0);
+    }
+
+    #[tokio::test]
+    async fn a_copy_is_as_whole_as_what_it_was_made_from() {
+        let directory = tempfile::tempdir().unwrap();
+        let (from, to) = (directory.path().join("cl-1"), directory.path().join("tpl-1"));
+        let paused = written(&from, b"memory").await.commit().await.unwrap();
+        for _ in 0..2 {
+            let mut writer = SnapshotWriter::begin(&to).await.unwrap();
+            writer.copy_machine(&paused).await.unwrap();
+            fs::copy(paused.disk(), writer.disk_path()).unwrap();
+            writer.commit_unsynced().await.unwrap();
+        }
+        assert_eq!(fs::read_dir(directory.path()).unwrap().count(), 2);
+        paused.remove().await.unwrap();
+        let copy = Snapshot::open(&to).await.unwrap();
+        assert_eq!(fs::read(copy.memory()).unwrap(), b"memory");
+        assert_eq!(copy.manifest().disk, Some(DiskEntry { bytes: 4 }));
     }
 
     #[tokio::test]

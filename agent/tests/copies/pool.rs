@@ -1,0 +1,185 @@
+//! Machines that are made ahead.
+
+use std::collections::BTreeSet;
+use std::os::unix::fs::MetadataExt;
+use std::path::PathBuf;
+
+use wrenn_proto::agent::v1 as agent;
+use wrenn_proto::agent::v1::CapsuleState;
+
+use super::support::calls::{capsule, create, new_id, run, until};
+use super::support::{Site, names};
+use super::{Client, nature, site};
+
+fn members(site: &Site) -> Vec<PathBuf> {
+    let homes = names(&site.directory.join("data/capsules")).into_iter();
+    homes.filter(|home| home.file_name().unwrap().to_str().unwrap().starts_with("pool-")).collect()
+}
+
+/// Waits until one is ready, and answers with the memory that its machine has: nobody else's is this file.
+async fn ready(site: &Site) -> u64 {
+    let mut before = None;
+    until("a member is ready", async || {
+        // Ready is one whose vCPUs stand still: its guest changes its disk no more, and its CPU time stays.
+        let vmms = pool_vmms(site);
+        let now = vmms.first().map(|pid| cpu_time(*pid));
+        let still = now.is_some() && now == before && !members(site).is_empty();
+        before = now;
+        if !still {
+            tokio::time::sleep(std::time::Duration::from_millis(300)).await;
+        }
+        still
+    })
+    .await;
+    inode(&members(site)[0].join("disk.ext4"))
+}
+
+/// VMMs of this agent that no record claims.
+fn pool_vmms(site: &Site) -> Vec<i32> {
+    let claimed = site.vmms();
+    processes(site).into_iter().filter(|pid| !claimed.contains(pid)).collect()
+}
+
+/// All processes of the users of this agent's slots that have not ended.
+fn processes(site: &Site) -> Vec<i32> {
+    let users: Vec<u32> = site.slots().iter().map(|slot| slot.uid()).collect();
+    let entries = std::fs::read_dir("/proc").unwrap().flatten();
+    let mut pids: Vec<i32> = entries
+        .filter_map(|entry| {
+            let pid = entry.file_name().to_str()?.parse().ok()?;
+            // Whoever inherited an agent's VMMs may be slow to ask for their end.
+            let lives = !stat(pid).first()?.starts_with('Z');
+            (lives && users.contains(&entry.metadata().ok()?.uid())).then_some(pid)
+        })
+        .collect();
+    pids.sort_unstable();
+    pids
+}
+
+/// An agent that can be killed without the test.
+async fn start_process(site: &Site, settings: &[(&str, &str)]) -> (std::process::Child, Client) {
+    let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+    let address = listener.local_addr().unwrap();
+    drop(listener);
+    let process = std::process::Command::new(env!("CARGO_BIN_EXE_wrenn-agent"))
+        .arg("serve")
+        .envs(site.environment(settings))
+        .env("WRENN_AGENT_LISTEN", address.to_string())
+        .spawn()
+        .unwrap();
+    let mut client = None;
+    until("the agent serves", async || {
+        client = site.connect(address).await.ok();
+        client.is_some()
+    })
+    .await;
+    (process, client.unwrap())
+}
+
+fn cpu_time(pid: i32) -> String {
+    stat(pid).get(11..13).map(|times| times.join(" ")).unwrap_or_default()
+}
+
+/// The fields of proc(5)'s stat from the state on.
+fn stat(pid: i32) -> Vec<String> {
+    let stat = std::fs::read_to_string(format!("/proc/{pid}/stat")).unwrap_or_default();
+    let rest = stat.rsplit_once(") ").map(|(_, rest)| rest.split(' ').map(str::to_owned).collect());
+    rest.unwrap_or_default()
+}
+
+fn inode(path: &std::path::Path) -> u64 {
+    std::fs::metadata(path).unwrap().ino()
+}
+
+async fn created(client: &mut Client, site: &Site, id: &str) -> u64 {
+    let made = client.create_capsule(create(id)).await.unwrap().into_inner();
+    assert_eq!(made.state(), CapsuleState::Running);
+    inode(&site.directory.join("data/capsules").join(id).join("disk.ext4"))
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_capsule_that_was_made_ahead_is_like_any_other() {
+    let (_turn, site) = site().await;
+    let (agent, mut client) = site.start(&[("WRENN_WARM_POOL", "1")]).await;
+    let [first, second, third] = [new_id(), new_id(), new_id()];
+    created(&mut client, &site, &first).await;
+    let ahead = ready(&site).await;
+    assert_eq!(created(&mut client, &site, &second).await, ahead, "it was taken");
+    let ahead = ready(&site).await;
+    assert_eq!(created(&mut client, &site, &third).await, ahead, "and the next one, too");
+
+    let listed = client.list_processes(capsule(&second)).await.unwrap().into_inner().processes;
+    assert!(listed.is_empty(), "nobody ran anything in it: {listed:?}");
+    let (one, other) = (nature(&mut client, &second).await, nature(&mut client, &third).await);
+    assert_eq!((&one.hostname, &one.capsule_id), (&second, &second));
+    assert_eq!((&other.hostname, &other.capsule_id), (&third, &third));
+    assert_ne!(one.machine_id, other.machine_id);
+    assert_ne!(one.random, other.random);
+    let (output, _) = run(&mut client, &second, "echo $GREETING").await;
+    assert_eq!(output, "hello\n");
+    let (time, _) = run(&mut client, &second, "date +%s").await;
+    let now = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).unwrap().as_secs();
+    assert!(time.trim().parse::<u64>().unwrap().abs_diff(now) <= 2, "{time} is not {now}");
+
+    ready(&site).await;
+    agent.stop().await;
+    assert_eq!(members(&site), Vec::<PathBuf>::new(), "they end with their agent");
+    assert_eq!(processes(&site).len(), 3, "its capsules do not");
+    let (agent, mut client) = site.start(&[]).await;
+    for id in [&first, &second, &third] {
+        let adopted = client.get_capsule(capsule(id)).await.unwrap().into_inner();
+        assert_eq!(adopted.state(), CapsuleState::Running);
+        client.pause_capsule(capsule(id)).await.unwrap();
+        client.resume_capsule(capsule(id)).await.unwrap();
+        assert_eq!(run(&mut client, id, "hostname").await.0, format!("{id}\n"));
+        client.destroy_capsule(capsule(id)).await.unwrap();
+    }
+    agent.stop().await;
+    assert_eq!(site.leftovers(), BTreeSet::new());
+    site.close().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_a_killed_agent_had_made_ahead_is_swept() {
+    let (_turn, site) = site().await;
+    let (mut process, mut client) = start_process(&site, &[("WRENN_WARM_POOL", "2")]).await;
+    let id = new_id();
+    created(&mut client, &site, &id).await;
+    until("both members are there", async || pool_vmms(&site).len() == 2).await;
+    process.kill().unwrap();
+    process.wait().unwrap();
+    assert_eq!(processes(&site).len(), 3, "VMMs outlive their agent");
+
+    let (agent, mut client) = site.start(&[]).await;
+    assert_eq!(processes(&site), site.vmms(), "only what a record claims runs on");
+    assert_eq!(members(&site), Vec::<PathBuf>::new());
+    assert_eq!(run(&mut client, &id, "hostname").await.0, format!("{id}\n"));
+    client.destroy_capsule(capsule(&id)).await.unwrap();
+    agent.stop().await;
+    assert_eq!(site.leftovers(), BTreeSet::new());
+    site.close().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_member_that_died_or_is_in_the_way_costs_nobody_a_capsule() {
+    let (_turn, site) = site().await;
+    let settings = [("WRENN_WARM_POOL", "1"), ("WRENN_SLOTS", "30141-30143"), ("WRENN_SLOT_POOL", "0")];
+    let (agent, mut client) = site.start(&settings).await;
+    let [first, second, third] = [new_id(), new_id(), new_id()];
+    created(&mut client, &site, &first).await;
+    let dead = ready(&site).await;
+    let pid = pool_vmms(&site)[0];
+    nix::sys::signal::kill(nix::unistd::Pid::from_raw(pid), nix::sys::signal::Signal::SIGKILL).unwrap();
+    assert_ne!(created(&mut client, &site, &second).await, dead);
+
+    // Of three slots two are capsules': the third may be a member's, but it gives way.
+    let larger = agent::CreateCapsuleRequest { memory_mib: 288, ..create(&third) };
+    client.create_capsule(larger).await.unwrap();
+    for id in [&first, &second, &third] {
+        assert_eq!(run(&mut client, id, "hostname").await.0, format!("{id}\n"));
+        client.destroy_capsule(capsule(id)).await.unwrap();
+    }
+    agent.stop().await;
+    assert_eq!(site.leftovers(), BTreeSet::new());
+    site.close().await;
+}
