@@ -5,6 +5,7 @@
 
 pub mod disk;
 pub mod driver;
+pub mod failpoint;
 pub mod failure;
 pub mod host;
 pub mod kvm;

@@ -10,6 +10,7 @@ use tokio_util::sync::CancellationToken;
 use wrenn_proto::envd::v1 as envd;
 use wrenn_vmm::disk::{AttachedDisk, DiskError};
 use wrenn_vmm::driver::{Machine, MemorySharing, RestoreRequest};
+use wrenn_vmm::failpoint;
 use wrenn_vmm::network::{NetworkError, NetworkSlot};
 use wrenn_vmm::paths::CapsulePaths;
 use wrenn_vmm::snapshot::Snapshot;
@@ -73,6 +74,7 @@ impl Launch<'_> {
         steps: &mut Steps,
     ) -> Result<Guest, CapsuleError> {
         let engine = self.engine;
+        failpoint!("launch.begun").await.map_err(CapsuleError::step("beginning a life"))?;
         // Both to their end, so that what the one made is undone when the other fails.
         let (slot, disk) = tokio::join!(acquire_slot(engine), attach_disk(engine, self.snapshot, home));
         let (slot, disk) = match (slot, disk) {
@@ -84,6 +86,7 @@ impl Launch<'_> {
             }
         };
         steps.done("slot+disk");
+        failpoint!("launch.parts").await.map_err(CapsuleError::step("getting slot and disk"))?;
         self.still_wanted()?;
 
         let request = RestoreRequest {
@@ -100,6 +103,7 @@ impl Launch<'_> {
             engine.vmm.restore(request).await.map_err(CapsuleError::step("restoring the machine"))?;
         let machine = &*parts.machine.insert(restored);
         steps.done("restore");
+        failpoint!("launch.restored").await.map_err(CapsuleError::step("restoring the machine"))?;
 
         let deadline = Instant::now() + engine.grace;
         let guest = tokio::select! {
@@ -110,6 +114,7 @@ impl Launch<'_> {
             () = self.cancelled.cancelled() => return Err(CapsuleError::Destroyed(self.spec.id)),
         };
         steps.done("connect");
+        failpoint!("launch.connected").await.map_err(CapsuleError::step("reaching the guest"))?;
 
         for _ in 0..CLOCK_ATTEMPTS {
             let sent = Instant::now();
@@ -120,6 +125,9 @@ impl Launch<'_> {
             }
         }
         steps.done("post-restore");
+        failpoint!("launch.handed-over")
+            .await
+            .map_err(CapsuleError::step("handing the guest its identity"))?;
         self.still_wanted()?;
         Ok(guest)
     }

@@ -3,6 +3,7 @@
 use std::time::Duration;
 
 use wrenn_vmm::driver::MemorySharing;
+use wrenn_vmm::failpoint;
 use wrenn_vmm::process::ProcessExit;
 use wrenn_vmm::snapshot::Snapshot;
 
@@ -55,15 +56,18 @@ impl Driver {
         let _room = self.engine.admission.admit(spec.memory_mib, 0)?;
         let home = self.engine.paths.capsule(&spec.name());
         home.create().map_err(CapsuleError::step("making the capsule's directories"))?;
+        failpoint!("create.home").await.map_err(CapsuleError::step("making the capsule's directories"))?;
         self.file
             .store(&self.record, Durability::Process)
             .await
             .map_err(CapsuleError::step("writing the record"))?;
+        failpoint!("create.recorded").await.map_err(CapsuleError::step("writing the record"))?;
         let golden = tokio::select! {
             golden = Goldens::obtain(&self.engine, &spec) => golden?,
             () = self.cancelled.cancelled() => return Err(CapsuleError::Destroyed(spec.id)),
         };
         steps.done("golden");
+        failpoint!("create.golden").await.map_err(CapsuleError::step("obtaining the golden snapshot"))?;
         self.launch(&golden, MemorySharing::Shared, request, steps).await
     }
 
@@ -88,6 +92,7 @@ impl Driver {
         self.activity.touch();
         self.record.started_at_ns = now_ns();
         let running = self.serve(running, None).await;
+        failpoint!(sure "launch.served").await;
         steps.done("record");
         Ok(running)
     }
@@ -119,6 +124,7 @@ impl Driver {
         let mut steps = Steps::start("pause");
         // New calls are refused from here on; those under way go on until the life ends.
         self.enter(State::Pausing, None, Durability::Process).await;
+        failpoint!(sure "pause.announced").await;
         let saved =
             pause::save(&self.engine, &self.spec, &self.record.token, running, request, &mut steps).await;
         match saved {
@@ -126,9 +132,11 @@ impl Driver {
                 // Both at once: an agent that dies from here on finds a paused capsule and ends its machine.
                 self.record.machine = None;
                 self.enter(State::Paused, cause, Durability::Power).await;
+                failpoint!(sure "pause.recorded").await;
                 steps.done("record");
                 let body = self.answered(reply, Body::Paused(paused), Ok(()));
                 pause::release(&self.engine, running).await;
+                failpoint!(sure "pause.released").await;
                 steps.done("release");
                 steps.finish();
                 body
@@ -215,6 +223,7 @@ impl Driver {
             running.handle.life.end(LifeEnd::Lost(destroyed()));
         }
         self.enter(State::Stopping, None, Durability::Process).await;
+        failpoint!(sure "destroy.announced").await;
         match self.remove_all(body).await {
             Ok(()) => {
                 steps.finish();
@@ -260,11 +269,14 @@ impl Driver {
         if let Body::Running(running) = body {
             teardown.merge(running.into_parts().dismantle(&self.engine).await);
         }
+        teardown.note("taking the machine apart", failpoint!("destroy.dismantled").await);
         let name = self.spec.name();
         let snapshot = self.engine.paths.snapshot(&name);
         teardown.note("removing the snapshot", remove_directory(&snapshot).await);
+        teardown.note("removing the snapshot", failpoint!("destroy.forgotten").await);
         // The record goes last, so that an agent that dies here finds what is left.
         teardown.note("removing the capsule's directories", self.engine.paths.capsule(&name).remove());
+        teardown.note("removing the capsule's directories", failpoint!("destroy.removed").await);
         teardown.finish()
     }
 

@@ -18,6 +18,7 @@ use nix::fcntl::{AT_FDCWD, RenameFlags, renameat2};
 use super::{DISK, DiskEntry, FileDigest, MANIFEST, MEMORY, MemoryLayout, STATE, Snapshot, SnapshotError};
 use crate::{
     driver::{MachineConfig, VmmIdentity},
+    failpoint,
     failure::{Doing as _, Failure, Failures, Teardown, blocking},
     paths::{PARTIAL, create_directory, partial, sync_directory},
     snapshot::SnapshotManifest,
@@ -105,8 +106,11 @@ impl SnapshotWriter {
         };
         blocking(move || {
             let manifest = self.write_manifest(saved)?;
+            failpoint!(blocking "commit.described")?;
             self.sync()?;
+            failpoint!(blocking "commit.synced")?;
             self.publish()?;
+            failpoint!(blocking "commit.visible")?;
             Ok(Snapshot { directory: self.target.clone(), manifest })
         })
         .await
