@@ -46,10 +46,10 @@ async fn one_life(stack: &Stack) -> Result<()> {
 }
 
 /// What every network slot has: the agent keeps some ready, under changing numbers.
-const POOLED: [Kind; 3] = [Kind::Namespace, Kind::Link, Kind::Route];
+pub const POOLED: [Kind; 3] = [Kind::Namespace, Kind::Link, Kind::Route];
 
 /// The inventory once it has stopped changing.
-async fn at_rest(stack: &Stack) -> Result<HostInventory> {
+pub async fn at_rest(stack: &Stack) -> Result<HostInventory> {
     let mut last = without_logs(HostInventory::take(stack.scope())?);
     wait::until("a host at rest", Duration::from_secs(30), async || {
         tokio::time::sleep(Duration::from_millis(500)).await;

@@ -5,6 +5,7 @@ mod api;
 mod churn;
 mod hosts;
 mod vmm;
+mod walk;
 
 use std::pin::Pin;
 use std::process::ExitCode;
@@ -22,11 +23,13 @@ struct Wanted {
     postgres: bool,
     hosts: usize,
     on_stop: OnStop,
+    failpoints: bool,
 }
 
-const ONE: Wanted = Wanted { postgres: false, hosts: 1, on_stop: OnStop::Keep };
+const ONE: Wanted = Wanted { postgres: false, hosts: 1, on_stop: OnStop::Keep, failpoints: false };
 const ON_POSTGRES: Wanted = Wanted { postgres: true, ..ONE };
 const TWO_HOSTS: Wanted = Wanted { hosts: 2, ..ONE };
+const FAILING: Wanted = Wanted { failpoints: true, ..ONE };
 const PAUSING: Wanted = Wanted { on_stop: OnStop::Pause, ..ONE };
 
 macro_rules! tests {
@@ -36,6 +39,7 @@ macro_rules! tests {
 }
 
 const TESTS: &[(&str, Wanted, Test)] = tests![
+    FAILING walk::every_failpoint,
     ONE agent::killed_while_output_flows,
     ONE agent::killed_again_and_again,
     ONE agent::told_to_end_keeps_capsules,
@@ -69,9 +73,9 @@ fn main() -> ExitCode {
 async fn with_stack(wanted: Wanted, test: Test) -> Result<()> {
     let cluster = if wanted.postgres { Some(Cluster::start().await?) } else { None };
     let database = cluster.as_ref().map_or(Database::Sqlite, Database::Postgres);
-    let stack =
-        Stack::start(StackOptions { database, hosts: wanted.hosts, on_stop: wanted.on_stop, assets: None })
-            .await?;
+    let Wanted { hosts, on_stop, failpoints, .. } = wanted;
+    let options = StackOptions { database, hosts, on_stop, failpoints, ..StackOptions::default() };
+    let stack = Stack::start(options).await?;
     let outcome = stack.explain(test(&stack)).await;
     let clean = stack.teardown().await.context("teardown");
     outcome.and(clean)
