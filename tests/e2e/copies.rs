@@ -4,7 +4,7 @@ use std::collections::BTreeSet;
 use std::sync::Arc;
 
 use anyhow::{Context, Result, ensure};
-use serde_json::json;
+use serde_json::{Value, json};
 use wrenn_tests::counter::Counter;
 use wrenn_tests::graphql::{Client, Exec, Failure};
 use wrenn_tests::stack::Stack;
@@ -105,6 +105,8 @@ pub async fn snapshots_are_refused_with_reasons(stack: Arc<Stack>) -> Result<()>
 
 const COPIES: usize = 3;
 
+const PARENT: &str = "query($id: ID!) { capsule(id: $id) { parent { id } } }";
+
 /// Writes every number once, to its memory's log and to its disk's: where disk and memory are not of the same moment,
 /// a number is missing in a copy, or is there twice.
 const LOGGING: &str =
@@ -129,6 +131,8 @@ pub async fn forks_begin_where_their_parent_was(stack: Arc<Stack>) -> Result<()>
     for copy in &copies {
         ensure!(ids.insert(copy.id.clone()), "an id twice: {}", copy.id);
         ensure!(copy.labels == labels, "{copy:?}");
+        let known: Value = client.get("capsule", PARENT, json!({ "id": copy.id })).await?;
+        ensure!(known["parent"]["id"] == id, "{known} is not the parent of {}", copy.id);
         let mut copied = at_fork;
         copied.goes_on(client, &copy.id).await.with_context(|| format!("the copy {}", copy.id))?;
     }
@@ -171,8 +175,8 @@ async fn in_order(client: &Client, id: &str, log: &str) -> Result<()> {
 
 pub async fn forks_are_refused_with_reasons(stack: Arc<Stack>) -> Result<()> {
     let client = stack.client();
-    let id = client.create(json!({})).await?.id;
-    let before = client.capsules(json!({})).await?.len();
+    let labels = json!({ "test": "unforked" });
+    let id = client.create(json!({ "labels": labels })).await?.id;
     let query = "mutation($id: ID!, $count: Int) { forkCapsule(id: $id, count: $count) { capsules { id } } }";
     for count in [0, -1, 100_000] {
         let refused = client.refused(query, json!({ "id": id, "count": count })).await?;
@@ -184,6 +188,7 @@ pub async fn forks_are_refused_with_reasons(stack: Arc<Stack>) -> Result<()> {
     client.destroy(&id).await?;
     let refused = client.refused(query, json!({ "id": id, "count": 1 })).await?;
     ensure!(refused.first().code() == "FAILED_PRECONDITION", "{refused}");
-    ensure!(client.capsules(json!({})).await?.len() < before, "refused forks left capsules behind");
+    let left = client.capsules(json!({ "labels": labels })).await?;
+    ensure!(left.is_empty(), "refused forks left capsules behind: {left:?}");
     Ok(())
 }

@@ -114,10 +114,10 @@ pub async fn content_goes_up_and_down(stack: Arc<Stack>) -> Result<()> {
     ensure!(part.status() == StatusCode::PARTIAL_CONTENT, "{}", part.status());
     ensure!(part.bytes().await? == content[from..=to], "another part than was asked for");
 
-    client.upload(&id, "~/large", b"short".to_vec()).await?;
+    client.upload(&id, "large", b"short".to_vec()).await?;
     ensure!(
         client.sh(&id, "cat /root/large; ls /root").await? == "shortlarge",
-        "replaced, and nothing beside it"
+        "a path is relative to the home; replaced, and nothing beside it"
     );
     client.upload(&id, "/root/empty", Vec::new()).await?;
     ensure!(client.download(&id, "/root/empty").await?.is_empty());

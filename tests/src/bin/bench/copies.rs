@@ -1,6 +1,6 @@
 //! Forks and checkpoints of a running capsule.
 
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, anyhow};
 use futures_util::future::try_join_all;
@@ -15,7 +15,8 @@ use crate::table::{Promise, Row};
 /// Copies at once.
 const COPIES: usize = 10;
 
-/// The step of a fork and of a checkpoint in which the vCPUs stand still, as the agent logs it.
+/// Where the vCPUs stand still for a fork or a checkpoint: an operation of the agent's and its step, as it logs them.
+const CAPTURE: &str = "capture";
 const STANDSTILL: &str = "stopped";
 
 /// Ten copies of a running capsule beside ten bare restores that are started together.
@@ -31,6 +32,7 @@ pub async fn forks(stack: &Stack, bench: &Workbench, template: &Saved, samples: 
         Promise::Within(50.0),
     );
     let benches: Vec<Workbench> = (1..=COPIES).map(|number| bench.another(number)).collect::<Result<_>>()?;
+    let before = standstills(stack)?.len();
     for round in 0..samples {
         let id = stack.client().create(json!({})).await?.id;
         echo(stack, &id).await?;
@@ -54,8 +56,8 @@ pub async fn forks(stack: &Stack, bench: &Workbench, template: &Saved, samples: 
         }
         stack.client().destroy(&id).await?;
     }
-    for stopped in logged(stack, "fork")? {
-        parent.wrenn.push(stopped);
+    for took in &standstills(stack)?[before..] {
+        parent.wrenn.push(*took);
     }
     Ok(vec![all, parent])
 }
@@ -88,7 +90,7 @@ pub async fn checkpoints(
         Promise::Within(50.0),
     );
     let id = stack.client().create(json!({})).await?.id;
-    let before = logged(stack, "checkpoint")?.len();
+    let before = standstills(stack)?.len();
     for _ in 0..samples {
         echo(stack, &id).await?;
         let begun = Instant::now();
@@ -99,13 +101,14 @@ pub async fn checkpoints(
         whole.baseline.push(bench.save(machine)?.1);
     }
     stack.client().destroy(&id).await?;
-    for took in &logged(stack, "checkpoint")?[before..] {
+    for took in &standstills(stack)?[before..] {
         stopped.wrenn.push(*took);
     }
     Ok(vec![whole, stopped])
 }
 
-fn logged(stack: &Stack, operation: &str) -> Result<Vec<std::time::Duration>> {
+/// Of every capture so far.
+fn standstills(stack: &Stack) -> Result<Vec<Duration>> {
     let log = std::fs::read_to_string(stack.host().log()).context("reading the agent's log")?;
-    Ok(steps::samples(&log, operation, STANDSTILL))
+    Ok(steps::samples(&log, CAPTURE, STANDSTILL))
 }
