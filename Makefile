@@ -1,8 +1,8 @@
-.PHONY: help up down dev test check fmt lint bench sdl proto
+.PHONY: help up down dev test test-storm check fmt lint bench sdl proto
 .DEFAULT_GOAL := help
 
 help: ## this list
-	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-7s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-10s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
 up: ## build and start everything, ending with a capsule that said hello; stays in the foreground
 	@scripts/up
@@ -15,6 +15,9 @@ dev: ## `make up` that starts again when a source file changes
 
 test: ## packages, build, unit, integration and end-to-end tests on real microVMs
 	@scripts/test
+
+test-storm: ## random operations and kills for WRENN_STORM_SECONDS (600), invariants checked throughout
+	@scripts/storm
 
 check: ## what must be green before a change lands: formatting, lints, licences, tests
 	cargo fmt --all --check

@@ -8,6 +8,7 @@ use secrecy::SecretString;
 use tokio::signal::unix::{SignalKind, signal};
 use tracing_subscriber::EnvFilter;
 use wrenn_agent::{Agent, Config, config, doctor, logging};
+use wrenn_vmm::failpoint;
 use wrenn_vmm::paths::HostPaths;
 
 /// Runs capsules on this host for a Wrenn control plane.
@@ -28,6 +29,9 @@ enum Command {
     },
     /// Say which VMM, disk store and network would be used and why, and what is missing.
     Doctor,
+    /// The places where a test may let this program fail: a line with the name, the actions, the operations of each.
+    #[command(hide = true)]
+    Failpoints,
 }
 
 /// Of a wrong configuration or command line.
@@ -44,6 +48,10 @@ fn main() -> ExitCode {
             return ExitCode::from(USAGE);
         }
     };
+    if let Err(error) = failpoint::set_up() {
+        eprintln!("wrenn-agent: {error}");
+        return ExitCode::from(USAGE);
+    }
     match run(cli.command, config) {
         Ok(code) => code,
         Err(error) => {
@@ -62,6 +70,14 @@ fn run(command: Command, config: Config) -> anyhow::Result<ExitCode> {
                 let diagnosis = doctor::diagnose(&config).await?;
                 print!("{}", diagnosis.text);
                 Ok(if diagnosis.usable { ExitCode::SUCCESS } else { ExitCode::FAILURE })
+            }
+            Command::Failpoints => {
+                for point in failpoint::POINTS {
+                    let actions = if point.may_fail { "error,kill" } else { "kill" };
+                    let operations: Vec<String> = point.operations.iter().map(ToString::to_string).collect();
+                    println!("{} {actions} {}", point.name, operations.join(","));
+                }
+                Ok(ExitCode::SUCCESS)
             }
         }
     })

@@ -37,7 +37,7 @@ pub async fn copies_differ(stack: Arc<Stack>) -> Result<()> {
     Ok(())
 }
 
-async fn who(client: &Client, id: &str) -> Result<Vec<String>> {
+pub async fn who(client: &Client, id: &str) -> Result<Vec<String>> {
     let lines: Vec<String> = client.sh(id, WHO).await?.lines().map(str::to_owned).collect();
     ensure!(lines.len() == 4, "{lines:?}");
     Ok(lines)

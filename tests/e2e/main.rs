@@ -4,10 +4,16 @@
 //! boots, every other one is restored. It is torn down at the end, and what it leaves fails the run.
 
 mod api;
+mod copies;
 mod doctor;
+mod egress;
 mod errors;
+mod files;
 mod identity;
 mod lifecycle;
+mod metrics;
+mod neighbours;
+mod ports;
 mod process;
 mod streams;
 mod subscriptions;
@@ -49,6 +55,10 @@ const BOTH: &[(&str, Test)] = tests![
     api::filters_capsules,
     api::creates_once_per_idempotency_key,
     api::concurrent_changes_lose_nothing,
+    copies::a_snapshot_is_a_template,
+    copies::snapshots_are_refused_with_reasons,
+    copies::forks_begin_where_their_parent_was,
+    copies::forks_are_refused_with_reasons,
     subscriptions::a_capsule_first_then_its_changes,
     subscriptions::capsules_come_and_go,
     subscriptions::a_socket_wants_a_key,
@@ -69,6 +79,15 @@ const ONCE: &[(&str, Test)] = tests![
     process::output_that_is_not_text,
     process::long_output_is_cut_and_said_so,
     process::tags,
+    files::directories_are_made_listed_moved_and_removed,
+    files::mistakes_are_named,
+    files::content_goes_up_and_down,
+    ports::ports_are_seen_while_they_are_open,
+    metrics::load_shows,
+    egress::the_outside_is_reached_as_the_policy_says,
+    egress::a_policy_that_makes_no_sense_is_refused,
+    egress::host_and_neighbours_are_out_of_reach,
+    neighbours::floods_stop_nobody_else,
     streams::a_gibibyte_arrives_whole_in_flat_memory,
     streams::a_reader_that_stops_holds_its_process_back,
     streams::output_is_taken_up_again,

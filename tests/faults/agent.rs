@@ -75,35 +75,15 @@ pub async fn killed_while_output_flows(stack: &Stack) -> Result<()> {
     Ok(())
 }
 
-/// A crash in the midst of changes: whatever was half done is finished or undone by the next life.
-pub async fn killed_again_and_again(stack: &Stack) -> Result<()> {
-    let client = stack.client();
-    let survivor = create(client).await?;
-    client.sh(&survivor, "echo kept > /run/in-memory").await?;
-    let vmm = stack.vmm_of(&survivor);
-    for delay_ms in [5, 30, 80, 150, 300] {
-        let victim = create(client).await?;
-        let changes = async {
-            // Each may end well or badly; what matters is what is there afterwards.
-            let made = client.create_as_answered(json!({})).await;
-            let _ = client.pause(&victim).await;
-            let _ = client.resume(&victim).await;
-            let _ = client.destroy(&victim).await;
-            drop(made);
-        };
-        let crash = async {
-            tokio::time::sleep(Duration::from_millis(delay_ms)).await;
-            stack.host().kill9().await?;
-            stack.host().start(None).await
-        };
-        let (crashed, ()) = tokio::join!(crash, changes);
-        crashed?;
-        super::api::settled(stack).await.with_context(|| format!("killed after {delay_ms} ms"))?;
-        back_in_service(client, &survivor).await?;
-        ensure!(stack.vmm_of(&survivor) == vmm, "the survivor was replaced");
-    }
-    ensure!(client.sh(&survivor, "cat /run/in-memory").await? == "kept");
-    Ok(())
+/// Whatever was half done, several things at once, is finished or undone by the next life.
+pub async fn killed_amid_changes(stack: &Stack) -> Result<()> {
+    super::api::crash_amid_changes(stack, async || {
+        stack.host().kill9().await?;
+        // The next life is to be held up by nothing.
+        stack.host().order("")?;
+        stack.host().start(None).await
+    })
+    .await
 }
 
 /// SIGTERM leaves capsules running, as a crash does.

@@ -69,18 +69,38 @@ async fn follow(client: &Client, id: &str, tag: &str, after: u64) -> Result<Coll
     stream.collect(PATIENCE).await
 }
 
-pub async fn killed_amid_changes_on_postgres(stack: &Stack) -> Result<()> {
-    killed_amid_changes(stack).await
+/// Where a create, a pause, a resume and a destroy are held up, all at once, while somebody is killed: each soon after its
+/// beginning, or each shortly before its end.
+const MOMENTS: [[&str; 4]; 2] = [
+    ["create.recorded", "pause.stopped", "launch.begun", "destroy.announced"],
+    ["launch.restored", "launch.handed-over", "pause.committed", "destroy.removed"],
+];
+
+/// Longer than it takes for all of them to get there.
+const HELD_MS: u32 = 5000;
+
+/// Orders that whatever comes to one of these failpoints is held up there, once, and waits until each was come to.
+async fn all_held(stack: &Stack, moment: &[&str]) -> Result<()> {
+    let host = stack.host();
+    let passed = || moment.iter().map(|point| host.passed(point)).collect::<Result<Vec<usize>>>();
+    let before = passed()?;
+    let orders: Vec<String> = moment.iter().map(|point| format!("{point}=delay({HELD_MS}ms)*1")).collect();
+    host.order(&orders.join(";"))?;
+    wait::until_true(format!("all changes held up at {moment:?}"), PATIENCE, async || {
+        Ok(passed()?.iter().zip(&before).all(|(now, before)| now > before))
+    })
+    .await?;
+    host.order("")
 }
 
-/// Killed at several moments of every change: afterwards no row is stuck, nothing runs that no row
-/// knows, and what was running goes on.
-pub async fn killed_amid_changes(stack: &Stack) -> Result<()> {
+/// Does `crash` in the midst of every change: afterwards no row is stuck, nothing runs that no row knows, nothing that
+/// was not to be destroyed is lost, and what was running goes on.
+pub async fn crash_amid_changes(stack: &Stack, crash: impl AsyncFn() -> Result<()>) -> Result<()> {
     let client = stack.client();
     let survivor = client.create(json!({})).await?.id;
     client.sh(&survivor, "echo kept > /run/in-memory").await?;
     let vmm = stack.vmm_of(&survivor);
-    for delay_ms in [2, 15, 60, 150] {
+    for moment in MOMENTS {
         let [to_pause, to_resume, to_destroy] = [
             client.create(json!({})).await?.id,
             client.create(json!({})).await?.id,
@@ -88,7 +108,7 @@ pub async fn killed_amid_changes(stack: &Stack) -> Result<()> {
         ];
         client.pause(&to_resume).await?;
         let changes = async {
-            // Their answers are lost with the api, or are not: either is right.
+            // Their answers are lost, or are not: either is right.
             let _ = tokio::join!(
                 client.create_as_answered(json!({ "labels": { "killed": "amid" } })),
                 client.pause(&to_pause),
@@ -96,18 +116,17 @@ pub async fn killed_amid_changes(stack: &Stack) -> Result<()> {
                 client.destroy(&to_destroy),
             );
         };
-        let crash = async {
-            tokio::time::sleep(Duration::from_millis(delay_ms)).await;
-            stack.kill9_api().await?;
-            stack.start_api().await
+        let in_the_midst = async {
+            all_held(stack, &moment).await?;
+            crash().await
         };
-        let (crashed, ()) = tokio::join!(crash, changes);
+        let (crashed, ()) = tokio::join!(in_the_midst, changes);
         crashed?;
-        let capsules = settled(stack).await.with_context(|| format!("killed after {delay_ms} ms"))?;
+        let capsules = settled(stack).await.with_context(|| format!("after a crash at {moment:?}"))?;
         for id in [&survivor, &to_pause, &to_resume] {
             let capsule =
                 capsules.iter().find(|capsule| capsule.id == **id).context("a capsule's row is gone")?;
-            ensure!(["RUNNING", "PAUSED"].contains(&capsule.state.as_str()), "{delay_ms} ms: {capsule:?}");
+            ensure!(["RUNNING", "PAUSED"].contains(&capsule.state.as_str()), "{moment:?}: {capsule:?}");
         }
         // Whatever became of them, they can be used and destroyed.
         for id in [&to_pause, &to_resume] {
@@ -124,4 +143,16 @@ pub async fn killed_amid_changes(stack: &Stack) -> Result<()> {
     }
     ensure!(client.sh(&survivor, "cat /run/in-memory").await? == "kept");
     Ok(())
+}
+
+pub async fn killed_amid_changes(stack: &Stack) -> Result<()> {
+    crash_amid_changes(stack, async || {
+        stack.kill9_api().await?;
+        stack.start_api().await
+    })
+    .await
+}
+
+pub async fn killed_amid_changes_on_postgres(stack: &Stack) -> Result<()> {
+    killed_amid_changes(stack).await
 }

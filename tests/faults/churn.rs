@@ -46,17 +46,21 @@ async fn one_life(stack: &Stack) -> Result<()> {
 }
 
 /// What every network slot has: the agent keeps some ready, under changing numbers.
-const POOLED: [Kind; 3] = [Kind::Namespace, Kind::Link, Kind::Route];
+pub const POOLED: [Kind; 3] = [Kind::Namespace, Kind::Link, Kind::Route];
 
-/// The inventory once it has stopped changing.
-async fn at_rest(stack: &Stack) -> Result<HostInventory> {
-    let mut last = without_logs(HostInventory::take(stack.scope())?);
-    wait::until("a host at rest", Duration::from_secs(30), async || {
-        tokio::time::sleep(Duration::from_millis(500)).await;
-        let now = without_logs(HostInventory::take(stack.scope())?);
-        let unchanged = now == last;
-        last = now;
-        Ok(unchanged.then(|| last.clone()))
+/// Network slots that an agent keeps ready unless it is told otherwise.
+const SPARE_SLOTS: usize = 2;
+
+/// The inventory once nothing is under way: a VMM for each running capsule and none else, and the spare slots made.
+pub async fn at_rest(stack: &Stack) -> Result<HostInventory> {
+    let running = stack.client().capsules(json!({ "states": ["RUNNING"] })).await?.len();
+    wait::until("a host at rest", Duration::from_secs(60), async || {
+        let vmms = stack.vmm_count();
+        ensure!(vmms == running, "{vmms} VMMs for {running} running capsules");
+        let now = HostInventory::take(stack.scope())?;
+        let slots = now.count(Kind::Namespace);
+        ensure!(slots == running + SPARE_SLOTS, "{slots} network slots for {running} running capsules");
+        Ok(Some(without_logs(now)))
     })
     .await
 }

@@ -5,6 +5,7 @@ mod api;
 mod churn;
 mod hosts;
 mod vmm;
+mod walk;
 
 use std::pin::Pin;
 use std::process::ExitCode;
@@ -22,11 +23,17 @@ struct Wanted {
     postgres: bool,
     hosts: usize,
     on_stop: OnStop,
+    failpoints: bool,
+    /// The store of the agents' disks, instead of the best there is.
+    disk_store: Option<&'static str>,
 }
 
-const ONE: Wanted = Wanted { postgres: false, hosts: 1, on_stop: OnStop::Keep };
-const ON_POSTGRES: Wanted = Wanted { postgres: true, ..ONE };
+const ONE: Wanted =
+    Wanted { postgres: false, hosts: 1, on_stop: OnStop::Keep, failpoints: false, disk_store: None };
 const TWO_HOSTS: Wanted = Wanted { hosts: 2, ..ONE };
+const FAILING: Wanted = Wanted { failpoints: true, ..ONE };
+const FAILING_ON_COPIES: Wanted = Wanted { disk_store: Some("copy"), ..FAILING };
+const FAILING_ON_POSTGRES: Wanted = Wanted { postgres: true, ..FAILING };
 const PAUSING: Wanted = Wanted { on_stop: OnStop::Pause, ..ONE };
 
 macro_rules! tests {
@@ -36,14 +43,16 @@ macro_rules! tests {
 }
 
 const TESTS: &[(&str, Wanted, Test)] = tests![
+    FAILING walk::every_failpoint,
+    FAILING_ON_COPIES walk::every_failpoint_of_a_merge,
     ONE agent::killed_while_output_flows,
-    ONE agent::killed_again_and_again,
+    FAILING agent::killed_amid_changes,
     ONE agent::told_to_end_keeps_capsules,
     PAUSING agent::told_to_end_pauses_capsules,
     ONE vmm::killed_while_output_flows,
     ONE api::killed_while_capsules_run,
-    ONE api::killed_amid_changes,
-    ON_POSTGRES api::killed_amid_changes_on_postgres,
+    FAILING api::killed_amid_changes,
+    FAILING_ON_POSTGRES api::killed_amid_changes_on_postgres,
     TWO_HOSTS hosts::two_on_one_machine,
     ONE churn::fifty_capsules_leave_nothing,
 ];
@@ -69,9 +78,10 @@ fn main() -> ExitCode {
 async fn with_stack(wanted: Wanted, test: Test) -> Result<()> {
     let cluster = if wanted.postgres { Some(Cluster::start().await?) } else { None };
     let database = cluster.as_ref().map_or(Database::Sqlite, Database::Postgres);
-    let stack =
-        Stack::start(StackOptions { database, hosts: wanted.hosts, on_stop: wanted.on_stop, assets: None })
-            .await?;
+    let Wanted { hosts, on_stop, failpoints, disk_store, .. } = wanted;
+    let settings = disk_store.map(|store| ("WRENN_DISK_STORE", store.to_owned())).into_iter().collect();
+    let options = StackOptions { database, hosts, on_stop, failpoints, settings, ..StackOptions::default() };
+    let stack = Stack::start(options).await?;
     let outcome = stack.explain(test(&stack)).await;
     let clean = stack.teardown().await.context("teardown");
     outcome.and(clean)

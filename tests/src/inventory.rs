@@ -50,12 +50,15 @@ pub enum Kind {
     Link,
     Route,
     FirewallRule,
+    /// The host's table of all agents on it, once there is no other agent and no other agent's capsule.
+    FirewallTable,
     LoopDevice,
     Mount,
     Socket,
     File,
     /// Beside the sockets, outside the stack's directory.
     RuntimeFile,
+    ControlGroup,
 }
 
 impl fmt::Display for Kind {
@@ -65,15 +68,26 @@ impl fmt::Display for Kind {
             Self::Namespace => "network namespace",
             Self::Link => "network link",
             Self::Route => "route",
-            Self::FirewallRule => "firewall rule",
+            Self::FirewallRule => "firewall rule or set",
+            Self::FirewallTable => "firewall table",
             Self::LoopDevice => "loop device",
             Self::Mount => "mount",
             Self::Socket => "socket",
             Self::File => "file",
             Self::RuntimeFile => "file beside the sockets",
+            Self::ControlGroup => "control group",
         })
     }
 }
+
+/// As `nft list ruleset` begins the table that agents share.
+const FIREWALL_TABLE: &str = "table ip wrenn";
+
+/// The kernel's short name of an agent's process.
+const AGENT: &str = "wrenn-agent";
+
+/// Where control groups are mounted, one hierarchy or several.
+const CONTROL_GROUPS: &str = "/sys/fs/cgroup";
 
 /// The rate of the host's clock as an agent measured it, kept for its next life until the machine is started anew.
 const CLOCK_RATE: &str = "tsc.json";
@@ -88,8 +102,15 @@ impl HostInventory {
         inventory.put(Kind::Process, processes(scope));
         inventory.put(Kind::Namespace, names_in("/run/netns", scope));
         inventory.put(Kind::Link, names_in("/sys/class/net", scope));
-        inventory.put(Kind::Route, lines(&["ip", "-4", "route", "show", "table", "all"], scope)?);
-        inventory.put(Kind::FirewallRule, lines(&["nft", "list", "ruleset"], scope)?);
+        let routes = text_of(&["ip", "-4", "route", "show", "table", "all"])?;
+        inventory.put(Kind::Route, lines_of(&routes, scope));
+        let ruleset = text_of(&["nft", "list", "ruleset"])?;
+        inventory.put(Kind::FirewallRule, lines_of(&ruleset, scope));
+        let table = ruleset.lines().any(|line| line.trim_start().starts_with(FIREWALL_TABLE));
+        if table && !others_on_this_host(scope) {
+            inventory.put(Kind::FirewallTable, [FIREWALL_TABLE.to_owned()]);
+        }
+        inventory.put(Kind::ControlGroup, control_groups(scope));
         inventory.put(Kind::LoopDevice, loop_devices(scope)?);
         inventory.put(Kind::Mount, mounts(scope)?);
         inventory.put(Kind::Socket, sockets(scope)?);
@@ -186,7 +207,8 @@ fn names_in(directory: &str, scope: &Scope) -> Vec<String> {
         .collect()
 }
 
-fn lines(command: &[&str], scope: &Scope) -> Result<Vec<String>> {
+/// What a command prints.
+fn text_of(command: &[&str]) -> Result<String> {
     let output = Command::new(command[0])
         .args(&command[1..])
         .output()
@@ -197,8 +219,44 @@ fn lines(command: &[&str], scope: &Scope) -> Result<Vec<String>> {
         command.join(" "),
         String::from_utf8_lossy(&output.stderr)
     );
-    let text = String::from_utf8_lossy(&output.stdout);
-    Ok(text.lines().map(|line| line.trim().to_owned()).filter(|line| scope.holds_line(line)).collect())
+    Ok(String::from_utf8_lossy(&output.stdout).into_owned())
+}
+
+fn lines_of(text: &str, scope: &Scope) -> Vec<String> {
+    text.lines().map(|line| line.trim().to_owned()).filter(|line| scope.holds_line(line)).collect()
+}
+
+/// Whether somebody else has an agent on this host, or capsules of one that is not there at the moment: the host's
+/// table of rules is theirs as well.
+fn others_on_this_host(scope: &Scope) -> bool {
+    let own = scope.directory.to_string_lossy();
+    let agents = procfs::pids()
+        .into_iter()
+        .filter(|pid| procfs::name(*pid).as_deref() == Some(AGENT) && !procfs::is_zombie(*pid));
+    let links = fs::read_dir("/sys/class/net").into_iter().flatten().flatten();
+    let links = links.map(|entry| entry.file_name().to_string_lossy().into_owned());
+    agents.into_iter().any(|pid| !procfs::mentions(pid, &own))
+        || links.into_iter().any(|name| name.starts_with("wrenn-veth-") && !scope.holds_name(&name))
+}
+
+/// Control groups below one called `wrenn`, in every hierarchy, that are the scope's: by the name of its agents'
+/// runtime directory, or by the number of a slot.
+fn control_groups(scope: &Scope) -> Vec<String> {
+    let runtime: Vec<_> = scope.runtime.iter().filter_map(|path| path.file_name()?.to_str()).collect();
+    let own = |path: &str| path.split('/').any(|part| runtime.contains(&part) || scope.holds_name(part));
+    let hierarchies = fs::read_dir(CONTROL_GROUPS).into_iter().flatten().flatten();
+    let roots = hierarchies.map(|entry| entry.path()).chain([PathBuf::from(CONTROL_GROUPS)]);
+    let mut found = Vec::new();
+    for root in roots.map(|root| root.join("wrenn")).filter(|root| root.is_dir()) {
+        let mut left = vec![root];
+        while let Some(group) = left.pop() {
+            let below = fs::read_dir(&group).into_iter().flatten().flatten();
+            left.extend(below.map(|entry| entry.path()).filter(|path| path.is_dir()));
+            found.push(group.to_string_lossy().into_owned());
+        }
+    }
+    found.retain(|path| own(path));
+    found
 }
 
 fn loop_devices(scope: &Scope) -> Result<Vec<String>> {

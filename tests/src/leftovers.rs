@@ -66,9 +66,10 @@ pub(crate) fn sweep(scope: &Scope) -> Result<()> {
         let _ = kill(Pid::from_raw(pid.cast_signed()), Signal::SIGKILL);
     }
     for slot in scope.slots.clone() {
-        let namespace = format!("wrenn-ns-{slot}");
-        if Path::new("/run/netns").join(&namespace).exists() {
-            run("ip", &["netns", "del", &namespace])?;
+        for namespace in [format!("wrenn-ns-{slot}"), crate::outside::namespace(slot)] {
+            if Path::new("/run/netns").join(&namespace).exists() {
+                run("ip", &["netns", "del", &namespace])?;
+            }
         }
     }
     let mut mounted = mount_points()?;

@@ -7,11 +7,13 @@
 pub mod agent;
 pub mod assets;
 pub mod binaries;
+pub mod counter;
 pub mod daemon;
 pub mod graphql;
 pub mod guest;
 pub mod inventory;
 mod leftovers;
+pub mod outside;
 pub mod postgres;
 pub mod procfs;
 pub mod runner;

@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-/// The three numbers a row of the benchmark shows, in milliseconds.
+/// The three numbers a row of the benchmark shows, in the samples' unit.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub struct Summary {
     pub median: f64,
@@ -11,15 +11,19 @@ pub struct Summary {
     pub count: usize,
 }
 
-/// Nothing if there is no sample.
+/// In milliseconds. Nothing if there is no sample.
 pub fn summarize(samples: &[Duration]) -> Option<Summary> {
-    let mut millis: Vec<f64> = samples.iter().map(|sample| sample.as_secs_f64() * 1000.0).collect();
-    millis.sort_by(f64::total_cmp);
+    summarize_values(samples.iter().map(|sample| sample.as_secs_f64() * 1000.0).collect())
+}
+
+/// Of any unit. Nothing if there is no sample.
+pub fn summarize_values(mut samples: Vec<f64>) -> Option<Summary> {
+    samples.sort_by(f64::total_cmp);
     Some(Summary {
-        median: percentile(&millis, 50.0)?,
-        p10: percentile(&millis, 10.0)?,
-        p90: percentile(&millis, 90.0)?,
-        count: millis.len(),
+        median: percentile(&samples, 50.0)?,
+        p10: percentile(&samples, 10.0)?,
+        p90: percentile(&samples, 90.0)?,
+        count: samples.len(),
     })
 }
 

@@ -2,6 +2,7 @@
 //! another capsule.
 
 use wrenn_vmm::driver::MemorySharing;
+use wrenn_vmm::failpoint;
 use wrenn_vmm::paths::CapsulePaths;
 use wrenn_vmm::snapshot::Snapshot;
 
@@ -64,6 +65,7 @@ impl Driver {
             Origin::Fork(point) => self.from_fork(&point, request, steps).await?,
         };
         let body = self.begin_serving(running).await;
+        failpoint!(sure "launch.served").await;
         steps.done("record");
         Ok(body)
     }
@@ -72,8 +74,10 @@ impl Driver {
     async fn settle_in(&self) -> Result<CapsulePaths, CapsuleError> {
         let home = self.engine.paths.capsule(&self.spec.name());
         home.create().map_err(CapsuleError::step("making the capsule's directories"))?;
+        failpoint!("create.home").await.map_err(CapsuleError::step("making the capsule's directories"))?;
         let stored = self.file.store(&self.record, Durability::Process).await;
         stored.map_err(CapsuleError::step("writing the record"))?;
+        failpoint!("create.recorded").await.map_err(CapsuleError::step("writing the record"))?;
         Ok(home)
     }
 
@@ -93,6 +97,7 @@ impl Driver {
             () = self.cancelled.cancelled() => return Err(CapsuleError::Destroyed(self.spec.id)),
         };
         steps.done("golden");
+        failpoint!("create.golden").await.map_err(CapsuleError::step("obtaining the golden snapshot"))?;
         if let Some(member) = self.engine.pool.take(&golden, &self.spec) {
             let (engine, spec, token) = (&*self.engine, &*self.spec, &self.record.token);
             match member.hand_over(&Handover { engine, spec, token, request }, &home).await {
@@ -126,8 +131,14 @@ impl Driver {
         let launched = self.launch(&home, &point.snapshot, Some(&point.token), request, steps).await;
         let running = launched.map_err(failed)?;
         drop(turn);
+        let ready = async {
+            let restored = failpoint!("fork.restored").await;
+            restored.map_err(|error| failed(CapsuleError::step("restoring a copy")(error)))?;
+            point.siblings.ready().await?;
+            failpoint!("fork.gathered").await.map_err(CapsuleError::step("gathering the copies"))
+        };
         let ready = tokio::select! {
-            ready = point.siblings.ready() => ready,
+            ready = ready => ready,
             exit = running.machine.process().exited() => Err(failed(CapsuleError::VmmDied(exit.to_string()))),
             () = self.cancelled.cancelled() => Err(failed(CapsuleError::Destroyed(self.spec.id))),
         };

@@ -13,6 +13,7 @@ use std::time::Duration;
 
 use tokio::time::Instant;
 use wrenn_vmm::disk::{DiskStoreKind, DiskView};
+use wrenn_vmm::failpoint;
 use wrenn_vmm::snapshot::{Snapshot, SnapshotWriter};
 
 use super::engine::Engine;
@@ -101,7 +102,8 @@ async fn prepare(
         let guest = running.handle.guest.prepare_snapshot(request).await;
         guest.map_err(CapsuleError::step("preparing the guest"))?;
         let disk = engine.disks.prepare_clone(running.disk.view()).await;
-        disk.map_err(CapsuleError::step("writing out the disk"))
+        disk.map_err(CapsuleError::step("writing out the disk"))?;
+        failpoint!("moment.prepared").await.map_err(CapsuleError::step("preparing the guest"))
     };
     match prepared.await {
         Ok(()) => Ok(writer),
@@ -119,11 +121,13 @@ async fn freeze(
     writer: &mut SnapshotWriter,
 ) -> Result<u64, CapsuleError> {
     running.machine.stop_vcpus().await.map_err(CapsuleError::step("stopping the vCPUs"))?;
+    failpoint!("moment.stopped").await.map_err(CapsuleError::step("stopping the vCPUs"))?;
     let disk = writer.disk_path();
     let (saved, disk) =
         tokio::join!(running.machine.save(writer), engine.disks.clone_stopped(running.disk.view(), &disk));
     let saved = saved.map_err(CapsuleError::step("saving the machine"))?;
     disk.map_err(CapsuleError::step("cloning the disk"))?;
+    failpoint!("moment.saved").await.map_err(CapsuleError::step("saving the machine"))?;
     Ok(saved.memory_written_bytes + saved.state_bytes)
 }
 
@@ -215,10 +219,14 @@ impl CapsuleRegistry {
             let moment =
                 self.moment(id, engine.paths.template(&super::spec::name(template)), request).await?;
             steps.done("moment");
+            failpoint!("snapshot.taken").await.map_err(CapsuleError::step("taking the moment"))?;
             let stopped_us = u64::try_from(moment.stopped.as_micros()).unwrap_or(u64::MAX);
             let record = TemplateRecord::new(&spec, moment.token, moment.written_bytes, stopped_us);
             record
                 .store(moment.writer.directory())
+                .map_err(CapsuleError::step("writing the template's record"))?;
+            failpoint!("snapshot.recorded")
+                .await
                 .map_err(CapsuleError::step("writing the template's record"))?;
             let snapshot =
                 moment.writer.commit().await.map_err(CapsuleError::step("committing the snapshot"))?;

@@ -17,6 +17,7 @@ use std::time::Duration;
 
 use futures_util::future::join_all;
 use tokio::sync::{Semaphore, watch};
+use wrenn_vmm::failpoint;
 use wrenn_vmm::snapshot::Snapshot;
 
 use super::aside::remove_at_once;
@@ -147,6 +148,7 @@ impl CapsuleRegistry {
         let directory = engine.paths.fork(&name(format!("fork-{}", uuid::Uuid::now_v7().simple())));
         let moment = self.moment(parent, directory.clone(), request.clone()).await?;
         steps.done("moment");
+        failpoint!("fork.taken").await.map_err(CapsuleError::step("taking the moment"))?;
         let (token, keep_awake, stopped) = (moment.token, moment.keep_awake, moment.stopped);
         let snapshot = moment.writer.commit_unsynced().await;
         let snapshot = snapshot.map_err(CapsuleError::step("completing the fork point"))?;
@@ -164,17 +166,20 @@ impl CapsuleRegistry {
             Ok(record)
         });
         let outcome = async {
+            failpoint!("fork.visible").await.map_err(CapsuleError::step("completing the fork point"))?;
             let births = self.give_birth(records.collect::<Result<_, CapsuleError>>()?, &point, &request)?;
             born(births).await
         };
         let outcome = outcome.await;
         steps.done("children");
+        failpoint!(sure "fork.born").await;
         if let Err(error) = engine.vmm.forget(&point.snapshot).await {
             tracing::warn!(error = %crate::report(&error), "a fork point's memory stays");
         }
         if let Err(error) = remove_at_once(&directory).await {
             tracing::warn!(%error, path = %directory.display(), "a fork point is left");
         }
+        failpoint!(sure "fork.removed").await;
         steps.done("remove");
         Ok(Forked { children: outcome?, stopped })
     }

@@ -15,6 +15,7 @@ use tokio::time::Instant;
 use tracing::Instrument;
 use wrenn_vmm::disk::{self, AttachedDisk, DiskView};
 use wrenn_vmm::driver::{BootRequest, KernelImage, MachineConfig, VmmIdentity};
+use wrenn_vmm::failpoint;
 use wrenn_vmm::paths::{self, CapsulePaths, GoldenKey, Name};
 use wrenn_vmm::snapshot::{Snapshot, SnapshotError, SnapshotWriter};
 
@@ -252,6 +253,7 @@ async fn build(engine: &Arc<Engine>, plan: &Plan) -> Result<Snapshot, CapsuleErr
         tracing::error!(error = %left, "a golden machine left something behind");
     }
     steps.done("dismantle");
+    failpoint!("golden.dismantled").await.map_err(CapsuleError::step("taking the golden machine apart"))?;
     match outcome {
         Ok(snapshot) => {
             steps.finish();
@@ -274,6 +276,7 @@ async fn boot_and_save(
     let deadline = Instant::now() + engine.golden_timeout;
     let _room = engine.admission.admit(1, plan.machine.memory_mib, u64::from(plan.machine.memory_mib))?;
     home.create().map_err(CapsuleError::step("making the golden machine's directories"))?;
+    failpoint!("golden.home").await.map_err(CapsuleError::step("making the golden machine"))?;
     let (slot, disk) = tokio::join!(acquire_slot(engine), install_disk(engine, plan, home));
     let (slot, disk) = match (slot, disk) {
         (Ok(slot), Ok(disk)) => (&*parts.slot.insert(slot), &*parts.disk.insert(disk)),
@@ -284,6 +287,7 @@ async fn boot_and_save(
         }
     };
     steps.done("slot+disk");
+    failpoint!("golden.parts").await.map_err(CapsuleError::step("making the golden machine"))?;
 
     let request = BootRequest {
         config: plan.machine,
@@ -296,6 +300,7 @@ async fn boot_and_save(
     let booted = engine.vmm.boot(request).await.map_err(CapsuleError::step("booting the template"))?;
     let machine = parts.machine.insert(booted);
     steps.done("boot");
+    failpoint!("golden.booted").await.map_err(CapsuleError::step("booting the template"))?;
 
     let exit = machine.process().clone();
     let ready = tokio::select! {
@@ -308,17 +313,22 @@ async fn boot_and_save(
         return Err(error);
     }
     steps.done("guest");
+    failpoint!("golden.ready").await.map_err(CapsuleError::step("preparing the guest"))?;
 
     machine.stop_vcpus().await.map_err(CapsuleError::step("stopping the vCPUs"))?;
     let mut writer =
         SnapshotWriter::begin(&plan.directory).await.map_err(CapsuleError::step("beginning the snapshot"))?;
+    failpoint!("golden.begun").await.map_err(CapsuleError::step("beginning the snapshot"))?;
     machine.save(&mut writer).await.map_err(CapsuleError::step("saving the machine"))?;
+    failpoint!("golden.saved").await.map_err(CapsuleError::step("saving the machine"))?;
     engine
         .disks
         .clone_stopped(disk.view(), &writer.disk_path())
         .await
         .map_err(CapsuleError::step("cloning the disk"))?;
+    failpoint!("golden.cloned").await.map_err(CapsuleError::step("cloning the disk"))?;
     let snapshot = writer.commit().await.map_err(CapsuleError::step("committing the snapshot"))?;
+    failpoint!("golden.committed").await.map_err(CapsuleError::step("committing the snapshot"))?;
     steps.done("save");
     Ok(snapshot)
 }

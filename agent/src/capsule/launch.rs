@@ -6,6 +6,7 @@ use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 use wrenn_vmm::disk::{AttachedDisk, DiskError};
 use wrenn_vmm::driver::{DriverError, MemorySharing, RestoreRequest};
+use wrenn_vmm::failpoint;
 use wrenn_vmm::network::{NetworkError, NetworkSlot};
 use wrenn_vmm::paths::CapsulePaths;
 use wrenn_vmm::snapshot::Snapshot;
@@ -60,6 +61,7 @@ impl Launch<'_> {
 
     async fn assemble(&self, parts: &mut Parts, steps: &mut Steps) -> Result<Guest, CapsuleError> {
         let (engine, home) = (self.engine, self.home);
+        failpoint!("launch.begun").await.map_err(CapsuleError::step("beginning a life"))?;
         // Both to their end, so that what the one made is undone when the other fails.
         let (slot, disk) = tokio::join!(acquire_slot(engine), attach_disk(engine, self.snapshot, home));
         let (slot, disk) = match (slot, disk) {
@@ -71,6 +73,7 @@ impl Launch<'_> {
             }
         };
         steps.done("slot+disk");
+        failpoint!("launch.parts").await.map_err(CapsuleError::step("getting slot and disk"))?;
         // Before the guest runs, so that nothing of it comes out that should not.
         restrict(engine, slot, self.spec).await?;
         let slot = &*slot;
@@ -93,6 +96,7 @@ impl Launch<'_> {
         })?;
         let machine = &*parts.machine.insert(restored);
         steps.done("restore");
+        failpoint!("launch.restored").await.map_err(CapsuleError::step("restoring the machine"))?;
 
         let deadline = Instant::now() + engine.grace;
         let guest = tokio::select! {
@@ -101,10 +105,14 @@ impl Launch<'_> {
             () = self.cancelled.cancelled() => return Err(CapsuleError::Destroyed(self.spec.id)),
         };
         steps.done("connect");
+        failpoint!("launch.connected").await.map_err(CapsuleError::step("reaching the guest"))?;
 
         let Self { engine, spec, token, request, .. } = *self;
         let guest = Handover { engine, spec, token, request }.run(guest, machine.as_ref(), deadline).await?;
         steps.done("post-restore");
+        failpoint!("launch.handed-over")
+            .await
+            .map_err(CapsuleError::step("handing the guest its identity"))?;
         self.still_wanted()?;
         Ok(guest)
     }

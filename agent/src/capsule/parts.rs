@@ -2,6 +2,7 @@
 
 use wrenn_vmm::disk::AttachedDisk;
 use wrenn_vmm::driver::{Machine, MachineRecord};
+use wrenn_vmm::failpoint;
 use wrenn_vmm::network::NetworkSlot;
 use wrenn_vmm::paths::CapsulePaths;
 
@@ -25,14 +26,17 @@ impl Parts {
         if let Some(machine) = self.machine {
             teardown.note("ending the VMM", machine.terminate().await);
         }
+        teardown.note("ending the VMM", failpoint!("dismantle.ended").await);
         if let Some(disk) = self.disk
             && let Some(view) = teardown.note("detaching the disk", engine.disks.detach(disk).await)
         {
             teardown.note("removing the disk", engine.disks.remove(view).await);
         }
+        teardown.note("removing the disk", failpoint!("dismantle.removed").await);
         if let Some(slot) = self.slot {
             teardown.note("releasing the network slot", engine.slots.release(slot).await);
         }
+        teardown.note("releasing the network slot", failpoint!("dismantle.released").await);
         teardown.finish()
     }
 }

@@ -2,6 +2,7 @@
 
 use std::time::Duration;
 
+use wrenn_vmm::failpoint;
 use wrenn_vmm::snapshot::{Snapshot, SnapshotWriter};
 
 use super::engine::Engine;
@@ -65,11 +66,14 @@ async fn freeze(
     running: &mut RunningCapsule,
     steps: &mut Steps,
 ) -> Result<Snapshot, CapsuleError> {
+    failpoint!("pause.prepared").await.map_err(CapsuleError::step("preparing the guest"))?;
     running.machine.stop_vcpus().await.map_err(CapsuleError::step("stopping the vCPUs"))?;
     steps.done("stop");
+    failpoint!("pause.stopped").await.map_err(CapsuleError::step("stopping the vCPUs"))?;
     let directory = engine.paths.snapshot(&spec.name());
     let mut writer =
         SnapshotWriter::begin(&directory).await.map_err(CapsuleError::step("beginning the snapshot"))?;
+    failpoint!("pause.begun").await.map_err(CapsuleError::step("beginning the snapshot"))?;
     let saved = async {
         let disk = writer.disk_path();
         // Memory and disk of the same moment: both while the vCPUs stand still.
@@ -88,8 +92,10 @@ async fn freeze(
         return Err(error);
     }
     steps.done("save");
+    failpoint!("pause.saved").await.map_err(CapsuleError::step("saving the machine"))?;
     let snapshot = writer.commit().await.map_err(CapsuleError::step("committing the snapshot"))?;
     steps.done("commit");
+    failpoint!("pause.committed").await.map_err(CapsuleError::step("committing the snapshot"))?;
     Ok(snapshot)
 }
 

@@ -4,6 +4,7 @@ use std::path::Path;
 use std::time::Duration;
 
 use wrenn_vmm::driver::MemorySharing;
+use wrenn_vmm::failpoint;
 use wrenn_vmm::process::ProcessExit;
 
 use super::checkpoint::{self, Moment, TakeFailure, Taken};
@@ -51,6 +52,7 @@ impl Driver {
         let mut steps = Steps::start("pause");
         // New calls are refused from here on; those under way go on until the life ends.
         self.enter(State::Pausing, None, Durability::Process).await;
+        failpoint!(sure "pause.announced").await;
         let saved =
             pause::save(&self.engine, &self.spec, &self.record.token, running, request, &mut steps).await;
         match saved {
@@ -58,9 +60,11 @@ impl Driver {
                 // Both at once: an agent that dies from here on finds a paused capsule and ends its machine.
                 self.record.machine = None;
                 self.enter(State::Paused, cause, Durability::Power).await;
+                failpoint!(sure "pause.recorded").await;
                 steps.done("record");
                 let body = self.answered(reply, Body::Paused(paused), Ok(()));
                 pause::release(&self.engine, running).await;
+                failpoint!(sure "pause.released").await;
                 steps.done("release");
                 steps.finish();
                 self.engine.meters.flush(self.spec.id).await;
@@ -206,6 +210,7 @@ impl Driver {
             running.handle.life.end(LifeEnd::Lost(destroyed()));
         }
         self.enter(State::Stopping, None, Durability::Process).await;
+        failpoint!(sure "destroy.announced").await;
         match self.remove_all(body).await {
             Ok(()) => {
                 steps.finish();
@@ -251,11 +256,14 @@ impl Driver {
         if let Body::Running(running) = body {
             teardown.merge(running.into_parts().dismantle(&self.engine).await);
         }
+        teardown.note("taking the machine apart", failpoint!("destroy.dismantled").await);
         let name = self.spec.name();
         let snapshot = self.engine.paths.snapshot(&name);
         teardown.note("removing the snapshot", remove_directory(&snapshot).await);
+        teardown.note("removing the snapshot", failpoint!("destroy.forgotten").await);
         // The record goes last, so that an agent that dies here finds what is left.
         teardown.note("removing the capsule's directories", self.engine.paths.capsule(&name).remove());
+        teardown.note("removing the capsule's directories", failpoint!("destroy.removed").await);
         teardown.finish()
     }
 

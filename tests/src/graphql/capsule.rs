@@ -7,7 +7,7 @@ use serde_json::{Value, json};
 use super::{Client, Failure};
 
 /// What the tests ask of every capsule.
-const FIELDS: &str = "fragment Fields on Capsule {
+pub(super) const FIELDS: &str = "fragment Fields on Capsule {
     id name state cause { code message } template { id name } host { id }
     vcpus memoryMib diskMib timeoutSec labels createdAt startedAt lastActiveAt
 }";

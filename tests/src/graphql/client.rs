@@ -105,6 +105,14 @@ impl Client {
         Self { key: key.map(str::to_owned), ..self.clone() }
     }
 
+    pub(super) fn http(&self) -> &reqwest::Client {
+        &self.http
+    }
+
+    pub(super) fn base(&self) -> &str {
+        &self.base
+    }
+
     pub fn key(&self) -> Option<&str> {
         self.key.as_deref()
     }

@@ -1,6 +1,7 @@
 //! One host of a stack: a `wrenn-agent` with a directory, ports and network slots of its own.
 
 use std::ffi::OsString;
+use std::fs;
 use std::ops::RangeInclusive;
 use std::path::{Path, PathBuf};
 use std::sync::{Mutex, MutexGuard, PoisonError};
@@ -10,7 +11,7 @@ use anyhow::{Context, Result, ensure};
 use sha2::{Digest, Sha256};
 
 use super::ports::Ports;
-use super::{OnStop, PATIENCE, log_level, run};
+use super::{PATIENCE, StackOptions, log_level, run};
 use crate::daemon::{Daemon, DaemonSpec};
 use crate::inventory::mount_points;
 use crate::{binaries, wait};
@@ -31,7 +32,30 @@ pub struct Host {
     address: String,
     /// Plain HTTP of the agent: `/health`.
     health: String,
+    /// Where the agent looks for orders at its failpoints, if it was started so.
+    failpoints: PathBuf,
     agent: Mutex<Option<Daemon>>,
+}
+
+/// A place where the agent can be made to fail.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Failpoint {
+    pub name: String,
+    /// Of `error` and `kill`, what can happen there.
+    pub actions: Vec<String>,
+    /// Those that pass it.
+    pub operations: Vec<String>,
+}
+
+impl Failpoint {
+    /// From a line as `pause.saved error,kill pause`.
+    fn parse(line: &str) -> Result<Self> {
+        let [name, actions, operations] = line.split(' ').collect::<Vec<_>>()[..] else {
+            anyhow::bail!("a failpoint that cannot be read: {line}");
+        };
+        let list = |text: &str| text.split(',').map(str::to_owned).collect();
+        Ok(Self { name: name.to_owned(), actions: list(actions), operations: list(operations) })
+    }
 }
 
 impl Host {
@@ -41,25 +65,30 @@ impl Host {
         slots: RangeInclusive<u16>,
         ports: &mut Ports,
         api: &str,
-        on_stop: OnStop,
+        options: &StackOptions<'_>,
     ) -> Result<Self> {
         let (listen, http) = (format!("127.0.0.1:{}", ports.take()?), format!("127.0.0.1:{}", ports.take()?));
-        let environment: [(&str, OsString); 9] = [
+        let mut environment: Vec<(&str, OsString)> = vec![
             ("WRENN_DIR", dir.clone().into()),
             ("WRENN_API_URL", api.into()),
             ("WRENN_AGENT_LISTEN", listen.clone().into()),
             ("WRENN_AGENT_ADVERTISE", listen.clone().into()),
             ("WRENN_AGENT_HTTP_LISTEN", http.clone().into()),
             ("WRENN_SLOTS", format!("{}-{}", slots.start(), slots.end()).into()),
-            ("WRENN_ON_STOP", on_stop.as_setting().into()),
+            ("WRENN_ON_STOP", options.on_stop.as_setting().into()),
             ("WRENN_STORE_SIZE", "16Gi".into()),
             ("WRENN_LOG", log_level()),
         ];
+        environment.extend(options.settings.iter().map(|(name, value)| (*name, value.into())));
+        let failpoints = dir.with_extension("failpoints");
+        if options.failpoints {
+            environment.push(("WRENN_FAILPOINTS_FILE", failpoints.clone().into()));
+        }
         let spec = DaemonSpec {
             name: "wrenn-agent".into(),
             program: binaries::find("wrenn-agent")?,
             arguments: vec!["serve".into()],
-            environment: environment.map(|(name, value)| (name.to_owned(), value)).to_vec(),
+            environment: environment.into_iter().map(|(name, value)| (name.to_owned(), value)).collect(),
             log: dir.with_extension("log"),
         };
         Ok(Self {
@@ -68,6 +97,7 @@ impl Host {
             spec,
             address: listen,
             health: format!("http://{http}/health"),
+            failpoints,
             agent: Mutex::new(None),
         })
     }
@@ -130,16 +160,52 @@ impl Host {
         agent.terminate(patience).await
     }
 
+    /// Waits until the agent has ended by itself; it may be started again then.
+    pub async fn died(&self, patience: Duration) -> Result<()> {
+        wait::until_true("the agent's end", patience, async || {
+            let mut agent = self.agent();
+            Ok(agent.as_mut().context("the agent is not running")?.ended()?.is_some())
+        })
+        .await?;
+        *self.agent() = None;
+        Ok(())
+    }
+
+    /// Every failpoint that the agent's binary has.
+    pub async fn failpoints(&self) -> Result<Vec<Failpoint>> {
+        self.tell("failpoints").await?.lines().map(Failpoint::parse).collect()
+    }
+
+    /// What happens at the agent's failpoints from now on, as `pause.saved=error*1`; nothing if empty.
+    pub fn order(&self, orders: &str) -> Result<()> {
+        // Never seen half written.
+        let new = self.failpoints.with_extension("failpoints.new");
+        fs::write(&new, orders).with_context(|| format!("writing {}", new.display()))?;
+        fs::rename(&new, &self.failpoints).with_context(|| format!("writing {}", self.failpoints.display()))
+    }
+
+    /// How often the agent has said that something happened at a failpoint.
+    pub fn passed(&self, failpoint: &str) -> Result<usize> {
+        let log = fs::read_to_string(&self.spec.log).context("reading the agent's log")?;
+        let said = format!("failpoint=\"{failpoint}\"");
+        Ok(log.lines().filter(|line| line.contains(&said)).count())
+    }
+
     /// What `wrenn-agent doctor` prints with this host's settings; it must find the host fit.
     pub async fn doctor(&self) -> Result<String> {
+        self.tell("doctor").await
+    }
+
+    /// What the agent's program prints for a subcommand that ends well.
+    async fn tell(&self, subcommand: &str) -> Result<String> {
         let output = tokio::process::Command::new(&self.spec.program)
-            .arg("doctor")
+            .arg(subcommand)
             .envs(self.spec.environment.iter().map(|(name, value)| (name, value)))
             .output()
             .await
-            .context("running wrenn-agent doctor")?;
+            .with_context(|| format!("running wrenn-agent {subcommand}"))?;
         let said = String::from_utf8_lossy(&output.stdout).into_owned();
-        ensure!(output.status.success(), "wrenn-agent doctor: {}\n{said}", output.status);
+        ensure!(output.status.success(), "wrenn-agent {subcommand}: {}\n{said}", output.status);
         Ok(said)
     }
 
@@ -156,5 +222,19 @@ impl Host {
 
     fn agent(&self) -> MutexGuard<'_, Option<Daemon>> {
         self.agent.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_failpoint_is_read_from_its_line() {
+        let point = Failpoint::parse("launch.parts error,kill create,resume").expect("a failpoint");
+        assert_eq!(point.name, "launch.parts");
+        assert_eq!(point.actions, ["error", "kill"]);
+        assert_eq!(point.operations, ["create", "resume"]);
+        assert!(Failpoint::parse("launch.parts kill").is_err());
     }
 }

@@ -20,9 +20,10 @@ use futures_util::FutureExt;
 use serde::Deserialize;
 use serde_json::{Value, json};
 
-pub use host::Host;
+pub use host::{Failpoint, Host};
 pub use options::{Database, OnStop, StackOptions};
 pub use record::CapsuleRecord;
+pub(crate) use slots::block_number;
 
 use crate::daemon::{Daemon, DaemonSpec, tail};
 use crate::graphql::Client;
@@ -78,7 +79,8 @@ impl Stack {
         let runtime = (0..options.hosts).map(|index| host::runtime_directory(&host_directory(&root, index)));
         let scope = Scope { directory: root.clone(), runtime: runtime.collect(), slots: slots.clone() };
         leftovers::sign(&scope)?;
-        let before = HostInventory::take(&scope)?.without(Kind::File);
+        // The firewall's table may be left by whoever was here before; this stack's own agents end with it.
+        let before = HostInventory::take(&scope)?.without(Kind::File).without(Kind::FirewallTable);
 
         let mut ports = Ports::of_slots(*slots.start());
         let base = format!("http://127.0.0.1:{}", ports.take()?);
@@ -119,7 +121,7 @@ impl Stack {
             let (id, token) = self.register_host(&format!("host-{index}")).await?;
             let dir = host_directory(&self.root, index);
             assets::link_into(&assets, &dir)?;
-            self.hosts.push(Host::new(id, dir, slots, ports, base, options.on_stop)?);
+            self.hosts.push(Host::new(id, dir, slots, ports, base, options)?);
             let host = self.hosts.last().context("just pushed")?;
             host.start(Some(&token)).await?;
             self.host_online(host.id()).await?;

@@ -33,10 +33,21 @@ pub struct StackOptions<'a> {
     pub on_stop: OnStop,
     /// Where kernels and images are; what `WRENN_TEST_ASSETS` names if none.
     pub assets: Option<PathBuf>,
+    /// Further settings of the agents.
+    pub settings: Vec<(&'static str, String)>,
+    /// Whether the agents' failpoints can be ordered.
+    pub failpoints: bool,
 }
 
 impl Default for StackOptions<'_> {
     fn default() -> Self {
-        Self { database: Database::Sqlite, hosts: 1, on_stop: OnStop::Keep, assets: None }
+        Self {
+            database: Database::Sqlite,
+            hosts: 1,
+            on_stop: OnStop::Keep,
+            assets: None,
+            settings: Vec::new(),
+            failpoints: false,
+        }
     }
 }

@@ -18,6 +18,7 @@ use serde::{Deserialize, Serialize};
 pub use self::data::{DiskOptions, prepare, trim, unmount};
 pub(crate) use self::{data::clones_here, reflink::is_unsupported, sparse::data_ranges};
 use crate::{
+    failpoint,
     failure::{Doing as _, Failure, blocking},
     paths::partial,
 };
@@ -145,6 +146,7 @@ pub async fn install_image(image: &Path, to: &Path) -> Result<(), DiskError> {
     blocking(move || {
         let partial = partial(&to);
         sparse::copy(&image, &partial)?;
+        failpoint!(blocking "image.copied")?;
         Ok(fs::rename(&partial, &to)
             .doing(|| format!("renaming {} to {}", partial.display(), to.display()))?)
     })

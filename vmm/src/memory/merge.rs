@@ -39,7 +39,7 @@ pub fn merge(directory: &Path, stop: &AtomicBool) -> Result<Merged, MemoryError>
     if let Ok((header, _)) = Header::read(&header_path(directory)) {
         remove_strays(directory, &header);
     }
-    reach("memory.merge.removed", directory)?;
+    failpoint!(blocking "merge.removed")?;
     merged
 }
 
@@ -55,11 +55,11 @@ fn merge_all(directory: &Path, stop: &AtomicBool) -> Result<Merged, MemoryError>
     let Some(header) = pack(&from, number, &path, stop)? else {
         return Ok(Merged::Stopped);
     };
-    reach("memory.merge.written", directory)?;
+    failpoint!(blocking "merge.written")?;
     if !header.generations.is_empty() {
         sync(&path)?;
     }
-    reach("memory.merge.synced", directory)?;
+    failpoint!(blocking "merge.synced")?;
     replace_header(directory, &header)?;
     Ok(Merged::Done)
 }
@@ -124,15 +124,15 @@ fn replace_header(directory: &Path, header: &Header) -> Result<(), MemoryError> 
     let path = header_path(directory);
     let partial = partial(&path);
     fs::write(&partial, header.encode()).doing(|| format!("writing {}", partial.display()))?;
-    reach("memory.merge.header-written", directory)?;
+    failpoint!(blocking "merge.described")?;
     sync(&partial)?;
     // The data file's name must be there before the header that tells of it.
     sync_directory(directory).doing(|| format!("syncing {}", directory.display()))?;
-    reach("memory.merge.header-synced", directory)?;
+    failpoint!(blocking "merge.header-synced")?;
     fs::rename(&partial, &path).doing(|| format!("replacing {}", path.display()))?;
-    reach("memory.merge.header-renamed", directory)?;
+    failpoint!(blocking "merge.renamed")?;
     sync_directory(directory).doing(|| format!("syncing {}", directory.display()))?;
-    Ok(reach("memory.merge.committed", directory)?)
+    Ok(failpoint!(blocking "merge.committed")?)
 }
 
 /// Removes what the header does not name, as far as it can be removed.
@@ -157,8 +157,4 @@ fn remove_strays(directory: &Path, header: &Header) {
 
 fn sync(path: &Path) -> Result<(), Failure> {
     File::open(path).and_then(|file| file.sync_all()).doing(|| format!("syncing {}", path.display()))
-}
-
-fn reach(name: &'static str, directory: &Path) -> Result<(), Failure> {
-    failpoint::reach(name).doing(|| format!("merging the generations in {}", directory.display()))
 }

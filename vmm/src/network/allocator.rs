@@ -18,6 +18,7 @@ use std::{
 use tokio::{sync::Notify, task::JoinHandle};
 
 use super::{NetworkError, NetworkSlot, SlotNumber, SlotRange, namespace, presence::Presence, rules};
+use crate::failpoint;
 use crate::failure::{Failures, Teardown, blocking};
 
 #[derive(Clone, Debug)]
@@ -215,6 +216,7 @@ impl Shared {
 
     /// Makes one now; it counts as handed out from the beginning.
     async fn make(&self) -> Result<NetworkSlot, NetworkError> {
+        failpoint!("slot.making").await?;
         let number = {
             let mut state = self.state();
             let number = state.idle.pop_front().ok_or(NetworkError::Exhausted(self.slots.len()))?;

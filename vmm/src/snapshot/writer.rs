@@ -138,12 +138,12 @@ impl SnapshotWriter {
             return Err(SnapshotError::Empty(self.target.clone()));
         };
         blocking(move || {
-            self.reach("snapshot.saved")?;
             let manifest = self.write_manifest(saved)?;
-            self.reach("snapshot.written")?;
+            failpoint!(blocking "commit.described")?;
             self.sync()?;
-            self.reach("snapshot.synced")?;
+            failpoint!(blocking "commit.synced")?;
             self.publish()?;
+            failpoint!(blocking "commit.visible")?;
             Ok(Snapshot { directory: self.target.clone(), manifest })
         })
         .await
@@ -205,8 +205,7 @@ impl SnapshotWriter {
     fn publish(&mut self) -> Result<(), SnapshotError> {
         let replaces = self.rename()?;
         let parent = self.target.parent().unwrap_or(Path::new("/"));
-        let durable = self
-            .reach("snapshot.renamed")
+        let durable = failpoint!(blocking "commit.renamed")
             .and_then(|()| sync_directory(parent).doing(|| format!("syncing {}", parent.display())));
         if let Err(failure) = durable {
             // The machine goes on, so what it was saved as before is what counts.
@@ -216,16 +215,11 @@ impl SnapshotWriter {
         self.done = true;
         if replaces {
             // The new one counts from here on; the next sweep takes what is left of the old one.
-            let removed = failpoint::reach("snapshot.committed");
-            if let Err(error) = removed.and_then(|()| fs::remove_dir_all(&self.partial)) {
+            if let Err(error) = fs::remove_dir_all(&self.partial) {
                 tracing::warn!(path = %self.partial.display(), %error, "removing a replaced snapshot");
             }
         }
         Ok(())
-    }
-
-    fn reach(&self, name: &str) -> Result<(), Failure> {
-        failpoint::reach(name).doing(|| format!("completing {}", self.target.display()))
     }
 
     /// Answers whether there was one of that name, which then is where this one was written.

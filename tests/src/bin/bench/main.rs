@@ -1,27 +1,33 @@
 //! `wrenn-bench`: Wrenn beside a bare VMM, in one run, as a table.
 
 mod bare;
+mod copies;
+mod pauses;
 mod rounds;
 mod steps;
 mod table;
+mod warm;
 
 use std::path::PathBuf;
 use std::process::ExitCode;
 use std::time::Instant;
 
 use anyhow::{Context, Result, ensure};
-use clap::Parser;
+use clap::{Parser, ValueEnum};
 use serde_json::json;
 use wrenn_tests::assets;
 use wrenn_tests::stack::{CapsuleRecord, Stack, StackOptions};
 
-use bare::{Ingredients, Workbench};
+use bare::{Ingredients, Saved, Workbench};
 use rounds::Rounds;
 use steps::Step;
 use table::{Promise, Row};
 
 /// Cold boots are slow and vary little.
 const COLD_BOOTS: usize = 3;
+
+/// Samples of a quick run.
+const QUICK: usize = 3;
 
 /// Measures Wrenn against a bare VMM and prints a table in Markdown. Needs root and built binaries.
 #[derive(Parser)]
@@ -32,9 +38,46 @@ struct Arguments {
     /// How often everything is measured.
     #[arg(long, default_value_t = 20)]
     samples: usize,
+    /// Three samples of each, and fewer of what takes long: to see whether it works.
+    #[arg(long)]
+    quick: bool,
+    /// These groups of rows only; all of them if none is named.
+    #[arg(long, value_delimiter = ',')]
+    only: Vec<Group>,
     /// JSON instead of Markdown.
     #[arg(long)]
     json: bool,
+}
+
+/// Rows that are measured together.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+enum Group {
+    /// Create, exec, pause, resume.
+    Life,
+    /// Creation from a warm pool.
+    Warm,
+    /// Ten copies at once.
+    Fork,
+    /// A template of a running capsule.
+    Checkpoint,
+    /// What a pause writes.
+    Bytes,
+    /// A hundred pauses of one capsule.
+    Pauses,
+}
+
+impl Arguments {
+    fn wants(&self, group: Group) -> bool {
+        self.only.is_empty() || self.only.contains(&group)
+    }
+
+    fn samples(&self) -> usize {
+        if self.quick { self.samples.min(QUICK) } else { self.samples }
+    }
+
+    fn stack(&self) -> StackOptions<'static> {
+        StackOptions { assets: Some(self.dir.clone()), ..StackOptions::default() }
+    }
 }
 
 fn main() -> ExitCode {
@@ -62,8 +105,7 @@ fn main() -> ExitCode {
 async fn measure(arguments: &Arguments) -> Result<(Vec<Row>, Vec<Step>)> {
     ensure!(arguments.samples > 0, "at least one sample is wanted");
     ensure!(nix::unistd::geteuid().is_root(), "network namespaces and mounts need root");
-    let stack =
-        Stack::start(StackOptions { assets: Some(arguments.dir.clone()), ..StackOptions::default() }).await?;
+    let stack = Stack::start(arguments.stack()).await?;
     let outcome = measure_on(&stack, arguments).await;
     let log = if outcome.is_err() { stack.log_tail() } else { String::new() };
     let clean = stack.teardown().await;
@@ -102,14 +144,42 @@ async fn measure_on(stack: &Stack, arguments: &Arguments) -> Result<(Vec<Row>, V
     }
     let template = template.context("a template")?;
 
-    let mut rounds = Rounds::new(stack, &bench, &template).await?;
-    for round in 0..arguments.samples {
-        eprint!("\rround {} of {}", round + 1, arguments.samples);
+    let samples = arguments.samples();
+    let mut rows = Vec::new();
+    if arguments.wants(Group::Life) {
+        rows.extend(lives(stack, &bench, &template, samples).await?);
+        rows.push(cold);
+    }
+    if arguments.wants(Group::Warm) {
+        eprintln!("with a warm pool and without");
+        rows.extend(warm::measure(stack, arguments.stack(), &bench, &template, samples).await?);
+    }
+    if arguments.wants(Group::Fork) {
+        eprintln!("forks");
+        rows.extend(copies::forks(stack, &bench, &template, samples).await?);
+    }
+    if arguments.wants(Group::Checkpoint) {
+        eprintln!("checkpoints");
+        rows.extend(copies::checkpoints(stack, &bench, &template, samples).await?);
+    }
+    if arguments.wants(Group::Bytes) {
+        eprintln!("bytes of pauses");
+        rows.extend(pauses::bytes(stack, samples).await?);
+    }
+    if arguments.wants(Group::Pauses) {
+        rows.extend(pauses::many(stack, arguments.quick).await?);
+    }
+    let log = std::fs::read_to_string(stack.host().log()).context("reading the agent's log")?;
+    Ok((rows, steps::of_log(&log)))
+}
+
+/// Whole lives of a bare machine and of a capsule, taking turns.
+async fn lives(stack: &Stack, bench: &Workbench, template: &Saved, samples: usize) -> Result<Vec<Row>> {
+    let mut rounds = Rounds::new(stack, bench, template).await?;
+    for round in 0..samples {
+        eprint!("\rround {} of {samples}", round + 1);
         rounds.run(round).await.with_context(|| format!("round {}", round + 1))?;
     }
     eprintln!();
-    let mut rows = rounds.into_rows();
-    rows.push(cold);
-    let log = std::fs::read_to_string(stack.host().log()).context("reading the agent's log")?;
-    Ok((rows, steps::of_log(&log)))
+    Ok(rounds.into_rows())
 }

@@ -164,7 +164,7 @@ impl<'a> Rounds<'a> {
     }
 }
 
-async fn echo(stack: &Stack, capsule: &str) -> Result<()> {
+pub async fn echo(stack: &Stack, capsule: &str) -> Result<()> {
     let result = stack.client().exec(Exec::argv(capsule, &["/bin/echo", "here"])).await?;
     ensure!(result.stdout()? == b"here\n", "{result:?}");
     Ok(())

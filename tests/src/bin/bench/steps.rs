@@ -35,6 +35,18 @@ pub fn of_log(log: &str) -> Vec<Step> {
     found.into_iter().filter_map(step).collect()
 }
 
+/// Every sample of one step of one operation, in their order.
+pub fn samples(log: &str, operation: &str, step: &str) -> Vec<Duration> {
+    let finished = log.lines().filter(|line| quoted(line, "operation=") == Some(operation));
+    let steps = finished.filter_map(|line| quoted(line, "steps_ms="));
+    let of_step = |steps: &str| {
+        let (_, millis) =
+            steps.split(' ').filter_map(|one| one.split_once('=')).find(|(name, _)| *name == step)?;
+        millis.parse::<f64>().ok().map(|millis| Duration::from_secs_f64(millis / 1000.0))
+    };
+    steps.filter_map(of_step).collect()
+}
+
 /// The value of a quoted field.
 fn quoted<'a>(line: &'a str, field: &str) -> Option<&'a str> {
     let (_, rest) = line.split_once(field)?;
@@ -73,5 +85,7 @@ INFO capsule{id=cl-2}: done operation="destroy" total_ms=9.0 steps_ms="""#;
             markdown(&of_log(log)),
             "Where the agent's time goes (medians, ms):\n- create: slot+disk 1.5, restore 4.0"
         );
+        assert_eq!(samples(log, "create", "restore"), [3, 5].map(Duration::from_millis));
+        assert!(samples(log, "create", "nothing").is_empty());
     }
 }

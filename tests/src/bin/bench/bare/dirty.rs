@@ -67,17 +67,31 @@ pub fn copy_changed(pid: u32, mapped: &Path, target: &File) -> Result<u64> {
     Ok(copied)
 }
 
+/// How many bytes process `pid` has changed of its private mappings of files whose path names `named`.
+pub fn changed_bytes(pid: u32, named: &str) -> Result<u64> {
+    let pagemap = File::open(format!("/proc/{pid}/pagemap")).context("opening the machine's page map")?;
+    let mut bytes = 0;
+    for mapping in mappings_where(pid, |line| line.contains(named))? {
+        bytes += changed(&pagemap, &mapping)?.iter().map(|(start, end)| end - start).sum::<u64>();
+    }
+    Ok(bytes)
+}
+
 fn mappings(pid: u32, mapped: &Path) -> Result<Vec<Mapping>> {
-    let maps = fs::read_to_string(format!("/proc/{pid}/maps"))?;
     let name = mapped.to_string_lossy();
+    mappings_where(pid, |line| line.ends_with(&*name)).with_context(|| format!("{name} is not mapped"))
+}
+
+fn mappings_where(pid: u32, wanted: impl Fn(&str) -> bool) -> Result<Vec<Mapping>> {
+    let maps = fs::read_to_string(format!("/proc/{pid}/maps"))?;
     let mut found = Vec::new();
-    for line in maps.lines().filter(|line| line.ends_with(&*name)) {
+    for line in maps.lines().filter(|line| wanted(line)) {
         let fields: Vec<&str> = line.split_whitespace().collect();
         let (start, end) = fields[0].split_once('-').context("a range of addresses")?;
         let hex = |text: &str| u64::from_str_radix(text, 16).context("an address");
         found.push(Mapping { start: hex(start)?, end: hex(end)?, file_offset: hex(fields[2])? });
     }
-    ensure!(!found.is_empty(), "{name} is not mapped by {pid}");
+    ensure!(!found.is_empty(), "nothing of the kind is mapped by {pid}");
     Ok(found)
 }
 

@@ -2,7 +2,7 @@
 //! the path of the answer. What answers in the guest is a dozen lines of Perl in the place of envd.
 
 mod answer;
-mod dirty;
+pub mod dirty;
 mod network;
 mod qmp;
 
@@ -40,6 +40,7 @@ while (accept(C, S)) { syswrite(C, "here\n"); close(C); }
 "#;
 
 /// What the machines are made from.
+#[derive(Clone)]
 pub struct Ingredients {
     pub kernel: PathBuf,
     pub initrd: PathBuf,
@@ -79,7 +80,15 @@ impl Workbench {
         fs::copy(&ingredients.image, &disk).context("copying the image")?;
         File::options().write(true).open(&disk)?.set_len(DISK_BYTES)?;
         replace_envd(&ingredients.directory, &disk)?;
-        Ok(Self { namespace: Namespace::create()?, ingredients, disk })
+        Ok(Self { namespace: Namespace::create(0)?, ingredients, disk })
+    }
+
+    /// Another place for a machine beside this one's, to restore the same templates in; `number` tells them apart.
+    pub fn another(&self, number: usize) -> Result<Self> {
+        let directory = self.ingredients.directory.join(number.to_string());
+        fs::create_dir_all(&directory)?;
+        let ingredients = Ingredients { directory, ..self.ingredients.clone() };
+        Ok(Self { namespace: Namespace::create(number)?, ingredients, disk: self.disk.clone() })
     }
 
     /// A cold boot to the first answer.
@@ -141,6 +150,22 @@ impl Workbench {
         File::open(&saved.state)?.sync_all()?;
         machine.end()?;
         Ok((saved, begun.elapsed()))
+    }
+
+    /// How long a running machine stands still while its devices and what it changed are written, without any care for
+    /// what becomes of the copy.
+    pub fn standstill(&self, machine: &Machine) -> Result<Duration> {
+        let (state, memory) = (self.file("copied-state"), self.file("copied-memory"));
+        remove_if_there(&state)?;
+        replace_by_copy(&machine.memory, &memory)?;
+        let memory = File::options().write(true).open(&memory)?;
+        let mut qmp = Qmp::connect(&machine.monitor)?;
+        let begun = Instant::now();
+        qmp.run("stop", json!({}))?;
+        qmp.run("xen-save-devices-state", json!({ "filename": state, "live": false }))?;
+        dirty::copy_changed(machine.child.id(), &machine.memory, &memory)?;
+        qmp.run("cont", json!({}))?;
+        Ok(begun.elapsed())
     }
 
     fn file(&self, name: &str) -> PathBuf {

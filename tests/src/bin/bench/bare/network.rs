@@ -22,8 +22,9 @@ pub struct Namespace {
 }
 
 impl Namespace {
-    pub fn create() -> Result<Self> {
-        let namespace = Self { name: format!("wrenn-bench-{}", std::process::id()) };
+    /// `number` tells those of this process apart.
+    pub fn create(number: usize) -> Result<Self> {
+        let namespace = Self { name: format!("wrenn-bench-{}-{number}", std::process::id()) };
         ip(&["netns", "add", &namespace.name])?;
         let inside = |arguments: &[&str]| ip(&[&["-n", namespace.name.as_str()], arguments].concat());
         inside(&["tuntap", "add", TAP, "mode", "tap"])?;

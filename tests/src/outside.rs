@@ -1,0 +1,122 @@
+//! A machine beyond the host, as far as capsules can tell: a network namespace with two public addresses, where every
+//! connection is answered with the address that it was made to.
+
+use std::fs::File;
+use std::io::{ErrorKind, Write};
+use std::net::{Ipv4Addr, TcpListener, TcpStream};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicU16, Ordering};
+use std::thread::{self, JoinHandle};
+use std::time::Duration;
+
+use anyhow::{Context, Result, anyhow};
+use nix::sched::{CloneFlags, setns};
+
+use crate::inventory::Scope;
+use crate::stack::{block_number, run};
+
+/// Where it answers.
+pub const PORT: u16 = 7;
+
+/// 198.18.0.0/15, kept for measurements (RFC 2544): nobody's on the internet, and no host's own network.
+const NETWORK: u32 = u32::from_be_bytes([198, 18, 0, 0]);
+
+/// Addresses of each, and how many of them one stack may have.
+const ADDRESSES: u32 = 8;
+const PER_STACK: u32 = 16;
+
+/// Counts those of this process: each takes a number among its stack's slots.
+static STARTED: AtomicU16 = AtomicU16::new(0);
+
+/// How often the answerer looks whether somebody came, or whether it shall end.
+const LOOK: Duration = Duration::from_millis(5);
+
+pub struct Outside {
+    namespace: String,
+    /// The host's own address on the way there: a public one, and the host's all the same.
+    pub host: Ipv4Addr,
+    /// Where it is reached.
+    pub addresses: [Ipv4Addr; 2],
+    over: Arc<AtomicBool>,
+    answerer: Option<JoinHandle<()>>,
+}
+
+/// Named as everything of a stack's is, so that what is left of it is found.
+pub(crate) fn namespace(slot: u16) -> String {
+    format!("wrenn-out-{slot}")
+}
+
+impl Outside {
+    /// The stack's own; dropping it removes it.
+    pub fn start(scope: &Scope) -> Result<Self> {
+        let number = STARTED.fetch_add(1, Ordering::Relaxed) % u16::try_from(PER_STACK)?;
+        let slot = scope.slots.start() + number;
+        let block = u32::from(block_number(slot));
+        let first = NETWORK + (block * PER_STACK + u32::from(number)) * ADDRESSES;
+        let [host, one, two] = [1, 2, 3].map(|last| Ipv4Addr::from(first + last));
+        let over = Arc::new(AtomicBool::new(false));
+        let mut outside =
+            Self { namespace: namespace(slot), host, addresses: [one, two], over, answerer: None };
+        outside.connect(slot)?;
+        outside.answer()?;
+        Ok(outside)
+    }
+
+    fn connect(&self, slot: u16) -> Result<()> {
+        let (namespace, link) = (self.namespace.as_str(), format!("wrenn-out-{slot}"));
+        run("ip", &["netns", "add", namespace])?;
+        run("ip", &["link", "add", &link, "type", "veth", "peer", "name", "out0", "netns", namespace])?;
+        run("ip", &["address", "add", &format!("{}/29", self.host), "dev", &link])?;
+        run("ip", &["link", "set", &link, "up"])?;
+        for address in self.addresses {
+            run("ip", &["-n", namespace, "address", "add", &format!("{address}/29"), "dev", "out0"])?;
+        }
+        run("ip", &["-n", namespace, "link", "set", "out0", "up"])
+    }
+
+    fn answer(&mut self) -> Result<()> {
+        let path = format!("/run/netns/{}", self.namespace);
+        let namespace = File::open(&path).with_context(|| format!("opening {path}"))?;
+        // A socket belongs to the namespace that its thread was in.
+        let listen = move || -> Result<TcpListener> {
+            setns(namespace, CloneFlags::CLONE_NEWNET).context("entering the namespace")?;
+            let listener = TcpListener::bind((Ipv4Addr::UNSPECIFIED, PORT)).context("listening outside")?;
+            listener.set_nonblocking(true)?;
+            Ok(listener)
+        };
+        let listener = thread::spawn(listen).join().map_err(|_| anyhow!("the thread outside panicked"))??;
+        let over = Arc::clone(&self.over);
+        self.answerer = Some(thread::spawn(move || serve(&listener, &over)));
+        Ok(())
+    }
+}
+
+fn serve(listener: &TcpListener, over: &AtomicBool) {
+    while !over.load(Ordering::Relaxed) {
+        match listener.accept() {
+            Ok((stream, _)) => greet(stream),
+            Err(error) if error.kind() == ErrorKind::WouldBlock => thread::sleep(LOOK),
+            Err(_) => {}
+        }
+    }
+}
+
+fn greet(mut stream: TcpStream) {
+    if let Ok(address) = stream.local_addr() {
+        // Whoever hung up already has no use for it.
+        let _ = stream.write_all(format!("{}\n", address.ip()).as_bytes());
+    }
+}
+
+impl Drop for Outside {
+    fn drop(&mut self) {
+        self.over.store(true, Ordering::Relaxed);
+        if let Some(answerer) = self.answerer.take() {
+            let _ = answerer.join();
+        }
+        // The link goes with the namespace that one of its ends is in.
+        if let Err(error) = run("ip", &["netns", "del", &self.namespace]) {
+            eprintln!("{error:#}");
+        }
+    }
+}
