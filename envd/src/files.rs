@@ -36,7 +36,7 @@ use crate::status::field_error;
 pub const LARGEST_MESSAGE: usize = 1 << 20;
 
 type Answer<T> = Result<Response<T>, Status>;
-type Stream_<T> = Pin<Box<dyn Stream<Item = Result<T, Status>> + Send>>;
+type Answers<T> = Pin<Box<dyn Stream<Item = Result<T, Status>> + Send>>;
 
 /// The service over one guest's file systems.
 #[derive(Debug, Clone)]
@@ -68,8 +68,8 @@ fn entry_of(target: &Target, actor: &Actor) -> Result<pb::FileEntry, FileError> 
 
 #[tonic::async_trait]
 impl Files for FilesService {
-    type ReadStream = Stream_<pb::ReadResponse>;
-    type WatchStream = Stream_<pb::FileEvent>;
+    type ReadStream = Answers<pb::ReadResponse>;
+    type WatchStream = Answers<pb::FileEvent>;
 
     async fn stat(&self, request: Request<pb::StatRequest>) -> Answer<pb::StatResponse> {
         let pb::StatRequest { path, user } = request.into_inner();

@@ -116,7 +116,7 @@ fn tame_process() {
     // SAFETY: neither call has preconditions. If SIGCHLD were ignored, exit codes would be lost.
     unsafe {
         libc::signal(libc::SIGCHLD, libc::SIG_DFL);
-        // One thread, one heap; and large rings go back to the kernel when they are freed.
+        // One heap for all threads; and large rings go back to the kernel when they are freed.
         libc::mallopt(libc::M_ARENA_MAX, 1);
         libc::mallopt(libc::M_MMAP_THRESHOLD, 128 * 1024);
     }

@@ -20,6 +20,7 @@ pub mod owners;
 pub mod proc_net;
 pub mod relay;
 pub mod relays;
+pub mod tick;
 
 use std::collections::{BTreeMap, HashMap, HashSet, VecDeque};
 use std::net::{IpAddr, Ipv4Addr};
@@ -40,6 +41,7 @@ use crate::ports::known::{Known, difference};
 use crate::ports::proc_net::Listener;
 use crate::ports::relay::Relay;
 use crate::ports::relays::Relays;
+use crate::ports::tick::Tick;
 use crate::process::now_ns;
 
 /// The guest's address, the same in every capsule.
@@ -135,6 +137,7 @@ impl Ports {
     /// Scans for ever. `own` is the port that envd itself listens on.
     pub async fn run(self: Arc<Self>, own: u16) {
         self.own.store(own, Ordering::Relaxed);
+        let tick = Tick::new().ok();
         let mut newborn = true;
         loop {
             let changed = self.changed.notified();
@@ -150,7 +153,7 @@ impl Ports {
                         self.scan().await;
                     }
                     tokio::select! {
-                        () = sleep(PERIOD) => {}
+                        () = pause(tick.as_ref()) => {}
                         () = changed => {}
                     }
                 }
@@ -202,6 +205,17 @@ impl Ports {
         self.scan().await;
         self.known.subscribe()
     }
+}
+
+/// Waits until the next scan.
+async fn pause(tick: Option<&Tick>) {
+    if let Some(tick) = tick
+        && tick.after(PERIOD).await.is_ok()
+    {
+        return;
+    }
+    // Without descriptors for a better one.
+    sleep(PERIOD).await;
 }
 
 /// Returns when all their sockets are closed.

@@ -29,7 +29,8 @@ impl Tree {
         &self.top
     }
 
-    pub fn len(&self) -> usize {
+    /// How many directories.
+    pub fn count(&self) -> usize {
         self.nodes.len()
     }
 
@@ -121,6 +122,6 @@ mod tests {
         assert_eq!(tree.path(b), None);
         tree.place(b, Some(top), OsStr::new("b"));
         assert_eq!(tree.cut(b), [b, c]);
-        assert_eq!((tree.len(), tree.path(c)), (2, None));
+        assert_eq!((tree.count(), tree.path(c)), (2, None));
     }
 }

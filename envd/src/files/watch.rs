@@ -334,7 +334,7 @@ impl State {
         parent: WatchDescriptor,
         name: &OsStr,
     ) -> Result<Option<WatchDescriptor>, Incomplete> {
-        if self.tree.len() >= MOST_DIRECTORIES {
+        if self.tree.count() >= MOST_DIRECTORIES {
             return Err(Incomplete);
         }
         let Some(path) = self.tree.path(parent).map(|it| it.join(name)) else { return Ok(None) };

@@ -15,8 +15,8 @@ use crate::files::room;
 use crate::ports::in_own_network;
 use crate::stand::{Client, configuration, shell, until, with_token};
 
-/// What the daemon promises, in KiB.
-const PROMISE: u64 = 15 * 1024;
+/// What the daemon promises, in KiB, less the size of the guest's own build of it: this one's is many times larger.
+const PROMISE: u64 = (15 - 3) * 1024;
 const MIB: usize = 1 << 20;
 
 /// The program; ended when dropped.
@@ -39,9 +39,9 @@ impl Envd {
         Self { process, address }
     }
 
-    /// A row of its `/proc/PID/status` or `smaps_rollup`, in KiB.
-    fn occupies(&self, file: &str, row: &str) -> u64 {
-        let text = fs::read_to_string(format!("/proc/{}/{file}", self.process.id())).expect("it lives");
+    /// A row of its `/proc/PID/status`, in KiB.
+    fn occupies(&self, row: &str) -> u64 {
+        let text = fs::read_to_string(format!("/proc/{}/status", self.process.id())).expect("it lives");
         let value = text.lines().find_map(|it| it.strip_prefix(row)).expect("a row");
         value.split_whitespace().next().expect("a number").parse().expect("a number")
     }
@@ -81,13 +81,20 @@ fn it_stays_small_whatever_it_has_done() {
         let envd = Envd::start();
         let mut client = Client::connect(envd.address);
         client.guest.configure(with_token(configuration())).await.expect("configure");
-        let at_first = envd.occupies("status", "VmRSS:");
+        let stage = |after: &str| {
+            let [all, own, most] = ["VmRSS:", "RssAnon:", "VmHWM:"].map(|it| envd.occupies(it));
+            println!("after {after}: {own} KiB of its own, {all} KiB in all, {most} KiB at most");
+            own
+        };
+        stage("its start");
         let room = room();
 
         for _ in 0..20 {
-            let told = client.exec(shell("head -c 1000000 /dev/zero")).await.expect("exec").rest().await;
-            assert_eq!(told.stdout.len(), 1_000_000);
+            // What is remembered of more than this has a bound of its own, which is the table's.
+            let told = client.exec(shell("head -c 100000 /dev/zero")).await.expect("exec").rest().await;
+            assert_eq!(told.stdout.len(), 100_000);
         }
+        stage("programs");
         let file = room.path().join("file");
         for _ in 0..3 {
             let mut others = [client.clone(), client.clone(), client.clone(), client.clone()];
@@ -100,6 +107,7 @@ fn it_stays_small_whatever_it_has_done() {
             let read = futures_util::future::join_all(others.iter_mut().map(|it| read(it, &file))).await;
             assert_eq!(read, [8 * MIB; 4]);
         }
+        stage("reads and writes");
         let many = room.path().join("many");
         for number in 0..2000 {
             fs::create_dir_all(many.join(format!("{number}/below"))).expect("mkdir");
@@ -108,11 +116,14 @@ fn it_stays_small_whatever_it_has_done() {
         let request = pb::WatchRequest { path: path.clone(), recursive: true, ..Default::default() };
         let mut watch = client.files.watch(with_token(request)).await.expect("watch").into_inner();
         watch.message().await.expect("ready").expect("ready");
+        stage("watching 4000 directories");
         for _ in 0..5 {
             let request = pb::ListDirectoryRequest { path: path.clone(), depth: 16, ..Default::default() };
             let listing = client.files.list_directory(with_token(request)).await.expect("list").into_inner();
+            // Five files, and the directory with all that is in it.
             assert_eq!(listing.entries.len(), 6);
         }
+        stage("listings");
         let listener = TcpListener::bind("127.0.0.1:2001").await.expect("a free port");
         let outside = SocketAddr::from((GUEST_ADDRESS, 2001));
         let mut connections =
@@ -122,11 +133,8 @@ fn it_stays_small_whatever_it_has_done() {
             connections.push(listener.accept().await.expect("accept").0);
         }
 
-        let now = envd.occupies("status", "VmRSS:");
-        let most = envd.occupies("status", "VmHWM:");
-        let own = envd.occupies("smaps_rollup", "Pss_Anon:");
-        println!("KiB: {at_first} at first, {now} now ({own} of it its own), {most} at most");
-        assert!(now < PROMISE, "{now} KiB of {PROMISE}");
+        let own = stage("a hundred connections through a relay");
+        assert!(own < PROMISE, "{own} KiB of {PROMISE}");
         drop((watch, connections));
     });
 }
