@@ -18,6 +18,9 @@ use crate::{
     paths::{partial, sync_directory},
 };
 
+/// What is written is synced each time it has grown by so much, so that a merge never takes long to stop.
+const SYNC_EVERY: u64 = 16 << 20;
+
 /// How a merge ended.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Merged {
@@ -90,6 +93,9 @@ fn pack(
             // Read in any case: the digest needs it, and a flat image may have zeros where it has no holes.
             let content = &mut buffer[..length as usize];
             source.read_exact_at(content, position).doing(|| format!("reading {}", source_path.display()))?;
+            if data.unsynced() >= SYNC_EVERY {
+                data.sync()?;
+            }
             pack_chunk((&mut data, &mut map), &mut sharing, content, (source, position))?;
             position += length;
         }

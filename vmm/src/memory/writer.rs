@@ -123,13 +123,15 @@ pub(super) struct DataWriter {
     file: Option<File>,
     /// What is in the file.
     written: u64,
+    /// What of that is certainly on the disk.
+    synced: u64,
     pending: Vec<u8>,
     digest: DataDigest,
 }
 
 impl DataWriter {
     pub fn new(path: PathBuf) -> Self {
-        Self { path, file: None, written: 0, pending: Vec::new(), digest: DataDigest::default() }
+        Self { path, file: None, written: 0, synced: 0, pending: Vec::new(), digest: DataDigest::default() }
     }
 
     /// Whole blocks, none of them zero; answers where they are in the file.
@@ -181,6 +183,18 @@ impl DataWriter {
         self.written += pending.len() as u64;
         self.pending = pending;
         self.pending.clear();
+        Ok(())
+    }
+
+    /// How much of the file may still be in memory only.
+    pub fn unsynced(&self) -> u64 {
+        self.written - self.synced
+    }
+
+    pub fn sync(&mut self) -> Result<(), Failure> {
+        let path = self.path.clone();
+        self.open()?.sync_data().doing(|| format!("syncing {}", path.display()))?;
+        self.synced = self.written;
         Ok(())
     }
 

@@ -188,6 +188,10 @@ impl Machine for QemuMachine {
     }
 
     async fn stop_vcpus(&mut self) -> Result<(), DriverError> {
+        // A save reads what is being merged. Its end is waited for while the guest still runs.
+        if let Some(merging) = &mut self.merging {
+            merging.end().await;
+        }
         // QEMU drains and flushes its block devices before it answers.
         match self.qmp.stop().await {
             Ok(()) => Ok(()),
@@ -216,9 +220,6 @@ impl Machine for QemuMachine {
 
     async fn save(&mut self, into: &mut SnapshotWriter) -> Result<SaveReport, DriverError> {
         let begun = Instant::now();
-        if let Some(merging) = &mut self.merging {
-            merging.end().await;
-        }
         let file = command::path_of(STATE_DESCRIPTOR);
         if let Err(error) = self.qmp.save_devices(&file).await {
             return Err(self.explain("saving the devices' state", error).await);

@@ -1,7 +1,8 @@
 //! Merging what a machine's memory is based on, while it runs.
 //!
 //! A resume from many generations would else take longer and longer, and a pause would link more and more files. It
-//! is done between the two, where nobody waits for it: a save stops it, and the next life begins it anew.
+//! is done between the two, where nobody waits for it: whoever stops the vCPUs stops it first, and the next life begins it
+//! anew.
 
 use std::{
     path::{Path, PathBuf},
