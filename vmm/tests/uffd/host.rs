@@ -188,7 +188,9 @@ impl Drop for Server {
         if let Some(handle) = &self.0
             && handle.process().has_exited().is_none()
         {
-            signal(handle.process().identity().pid, nix::sys::signal::Signal::SIGKILL);
+            // It may just be ending with its guest.
+            let pid = nix::unistd::Pid::from_raw(handle.process().identity().pid);
+            let _ = nix::sys::signal::kill(pid, nix::sys::signal::Signal::SIGKILL);
         }
     }
 }
