@@ -119,7 +119,7 @@ impl Owner<'_> {
             self.given_back[page as usize].store(true, Release);
             self.last[page as usize] = Last { given_back: true, first: None };
         }
-        if random / 16 % 2 == 0 { self.check(first + random / 2 % GROUP) } else { Ok(()) }
+        if (random / 16).is_multiple_of(2) { self.check(first + random / 2 % GROUP) } else { Ok(()) }
     }
 
     /// Only the first word of a page is ever written.

@@ -160,6 +160,20 @@ impl Server {
         }
     }
 
+    /// A stop takes effect on one thread after the other; until it has on all, one may still answer.
+    pub fn until_stopped(&self) {
+        let tasks = format!("/proc/{}/task", self.handle().process().identity().pid);
+        let stopped = |task: io::Result<std::fs::DirEntry>| {
+            let stat = std::fs::read_to_string(task.unwrap().path().join("stat")).unwrap();
+            stat.rsplit_once(") ").unwrap().1.starts_with('T')
+        };
+        let deadline = Instant::now() + DEADLINE;
+        while !std::fs::read_dir(&tasks).unwrap().all(stopped) {
+            assert!(Instant::now() < deadline, "it does not stop");
+            thread::sleep(Duration::from_millis(1));
+        }
+    }
+
     pub fn handle(&self) -> &PageServerHandle {
         self.0.as_ref().unwrap()
     }
@@ -174,7 +188,9 @@ impl Drop for Server {
         if let Some(handle) = &self.0
             && handle.process().has_exited().is_none()
         {
-            signal(handle.process().identity().pid, nix::sys::signal::Signal::SIGKILL);
+            // It may just be ending with its guest.
+            let pid = nix::unistd::Pid::from_raw(handle.process().identity().pid);
+            let _ = nix::sys::signal::kill(pid, nix::sys::signal::Signal::SIGKILL);
         }
     }
 }

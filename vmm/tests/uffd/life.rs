@@ -46,6 +46,7 @@ pub async fn a_server_that_hangs_is_noticed() {
     let mut guest = host.guest("anonymous");
     guest.does("touch 0");
     signal(server.handle().process().identity().pid, Signal::SIGSTOP);
+    server.until_stopped();
     guest.tell("touch 2000");
     let trouble = timeout(DEADLINE, server.handle().trouble(Duration::from_millis(300))).await.unwrap();
     assert!(matches!(trouble, Trouble::Hangs(_)), "{trouble:?}");
