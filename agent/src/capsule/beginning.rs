@@ -58,10 +58,10 @@ impl Driver {
         let running = match origin {
             Origin::Template => {
                 let _room = engine.room(1, self.spec.memory_mib).await?;
-                self.from_template(request, steps).await?
+                self.make_from_template(request, steps).await?
             }
             // Room was made for all copies together.
-            Origin::Fork(point) => self.from_fork(&point, request, steps).await?,
+            Origin::Fork(point) => self.make_from_fork(&point, request, steps).await?,
         };
         let body = self.begin_serving(running).await;
         steps.done("record");
@@ -77,7 +77,7 @@ impl Driver {
         Ok(home)
     }
 
-    async fn from_template(
+    async fn make_from_template(
         &self,
         request: &RequestId,
         steps: &mut Steps,
@@ -110,7 +110,7 @@ impl Driver {
     }
 
     /// Ready only together with its siblings.
-    async fn from_fork(
+    async fn make_from_fork(
         &self,
         point: &ForkPoint,
         request: &RequestId,

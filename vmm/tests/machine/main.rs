@@ -77,6 +77,7 @@ fn all() -> Vec<(&'static str, Body)> {
         memory::machines_of_one_snapshot_do_not_share_what_they_write,
         memory::a_snapshot_holds_exactly_what_was_in_memory,
         memory::a_machine_goes_on_after_its_snapshot_was_taken,
+        memory::a_prepared_save_is_as_exact_also_in_another_home,
         memory::a_machine_outlives_the_snapshot_it_came_from,
         life::the_end_of_a_vmm_is_noticed,
         life::a_start_that_is_given_up_leaves_no_process,
