@@ -1,5 +1,5 @@
-//! Slots on the real host. Needs root and nft; uses slots 31100 to 31199, and leaves the host as it was but
-//! for IPv4 forwarding and the table `wrenn`, which every agent shares.
+//! Slots on the real host. Needs root and nft; uses slots 31100 to 31159, and leaves the host as it was but
+//! for IPv4 forwarding.
 
 use std::{
     collections::BTreeSet,
@@ -92,6 +92,8 @@ async fn a_slot_is_made_whole_and_removed_without_a_trace() {
     println!("made in {:?}", begun.elapsed());
     let number = slot.number();
     assert_made(number);
+    let tap = inside(number, || Command::new("ip").args(["-o", "link", "show", "tap0"]).output().unwrap());
+    assert!(String::from_utf8_lossy(&tap.stdout).contains("qlen 5000"), "{tap:?}");
     assert_eq!(slots.free(), 0);
     assert!(matches!(slots.acquire().await, Err(NetworkError::Exhausted(1))));
 

@@ -20,6 +20,7 @@ use wrenn_vmm::snapshot::{self, Snapshot};
 use super::driver::Body;
 use super::engine::Engine;
 use super::error::CapsuleError;
+use super::launch::restrict;
 use super::life::{Life, RunningHandle};
 use super::parts::{Parts, RunningCapsule};
 use super::pause::PausedCapsule;
@@ -227,9 +228,13 @@ async fn revive(engine: &Engine, record: &Record, mut parts: Parts) -> Result<Ru
 }
 
 async fn reconnect(engine: &Engine, record: &Record, parts: &mut Parts) -> Result<Guest, CapsuleError> {
-    let (Some(machine), Some(slot)) = (&mut parts.machine, &parts.slot) else {
+    let (Some(machine), Some(slot)) = (&mut parts.machine, &mut parts.slot) else {
         return Err(CapsuleError::Destroyed(record.spec.id));
     };
+    // So that its questions for names are answered again. The rules that the earlier agent made are there all the while.
+    if let Err(error) = restrict(engine, slot, &record.spec).await {
+        tracing::error!(capsule = %record.spec.id, error = %crate::report(&error), "its names are not answered");
+    }
     if record.state == State::Pausing {
         // The agent died with the vCPUs stopped, perhaps.
         machine.resume_vcpus().await.map_err(CapsuleError::step("starting the vCPUs again"))?;

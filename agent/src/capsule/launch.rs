@@ -63,7 +63,7 @@ impl Launch<'_> {
         // Both to their end, so that what the one made is undone when the other fails.
         let (slot, disk) = tokio::join!(acquire_slot(engine), attach_disk(engine, self.snapshot, home));
         let (slot, disk) = match (slot, disk) {
-            (Ok(slot), Ok(disk)) => (&*parts.slot.insert(slot), &*parts.disk.insert(disk)),
+            (Ok(slot), Ok(disk)) => (parts.slot.insert(slot), &*parts.disk.insert(disk)),
             (slot, disk) => {
                 let error = slot.as_ref().err().or(disk.as_ref().err()).cloned();
                 (parts.slot, parts.disk) = (slot.ok(), disk.ok());
@@ -71,6 +71,10 @@ impl Launch<'_> {
             }
         };
         steps.done("slot+disk");
+        // Before the guest runs, so that nothing of it comes out that should not.
+        restrict(engine, slot, self.spec).await?;
+        let slot = &*slot;
+        steps.done("egress");
         self.still_wanted()?;
 
         let request = RestoreRequest {
@@ -136,6 +140,16 @@ pub async fn acquire_slot(engine: &Engine) -> Result<NetworkSlot, CapsuleError> 
         };
         member.discard(engine).await;
     }
+}
+
+/// Puts the capsule's egress policy in place; the same again for a capsule that runs.
+pub async fn restrict(
+    engine: &Engine,
+    slot: &mut NetworkSlot,
+    spec: &CapsuleSpec,
+) -> Result<(), CapsuleError> {
+    let restricted = slot.restrict(&spec.egress, &engine.name_servers).await;
+    restricted.map_err(CapsuleError::step("applying the egress policy"))
 }
 
 async fn attach_disk(

@@ -23,13 +23,14 @@ use tokio_util::sync::CancellationToken;
 use wrenn_proto::envd::v1 as envd;
 use wrenn_vmm::disk::DiskView;
 use wrenn_vmm::driver::MemorySharing;
+use wrenn_vmm::network::EgressPolicy;
 use wrenn_vmm::paths::CapsulePaths;
 use wrenn_vmm::snapshot::Snapshot;
 
 use super::engine::Engine;
 use super::error::{CapsuleError, Teardown};
 use super::handover::Handover;
-use super::launch::Launch;
+use super::launch::{Launch, restrict};
 use super::parts::RunningCapsule;
 use super::spec::{CapsuleSpec, name};
 use super::steps::Steps;
@@ -378,6 +379,8 @@ async fn become_capsule(
     running.home = home.clone();
     let disk = engine.disks.attach(&DiskView { path: home.disk() }).await;
     running.disk = disk.map_err(CapsuleError::step("attaching the disk"))?;
+    // Before the guest runs, so that nothing of it comes out that should not.
+    restrict(engine, &mut running.slot, handover.spec).await?;
     running.machine.resume_vcpus().await.map_err(CapsuleError::step("letting the vCPUs run"))?;
     let deadline = Instant::now() + engine.grace;
     let guest = running.handle.guest.clone();
@@ -417,6 +420,7 @@ fn of_nobody(of: &CapsuleSpec) -> CapsuleSpec {
         env: Vec::new(),
         secret_env: Vec::new(),
         default_user: String::new(),
+        egress: EgressPolicy::default(),
         ..of.clone()
     }
 }
@@ -450,6 +454,7 @@ mod tests {
             default_user: "worker".into(),
             from_snapshot: false,
             parent: None,
+            egress: EgressPolicy::default(),
         };
         let nobody = of_nobody(&of);
         assert_ne!(nobody.id, of.id);

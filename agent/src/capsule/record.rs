@@ -146,6 +146,8 @@ impl RecordFile {
 
 #[cfg(test)]
 mod tests {
+    use wrenn_vmm::network::EgressPolicy;
+
     use super::*;
     use crate::ids::{CapsuleId, TeamId, TemplateId};
 
@@ -163,6 +165,7 @@ mod tests {
             default_user: "root".into(),
             from_snapshot: false,
             parent: None,
+            egress: EgressPolicy::new(true, &["*.example.com"], &["203.0.113.0/24"]).unwrap(),
         };
         Record::new(spec, Token::generate().unwrap(), 60)
     }

@@ -4,6 +4,7 @@ use std::str::FromStr;
 
 use serde::{Deserialize, Serialize};
 use wrenn_proto::agent::v1::CreateCapsuleRequest;
+use wrenn_vmm::network::EgressPolicy;
 use wrenn_vmm::paths::Name;
 
 use super::error::CapsuleError;
@@ -64,6 +65,8 @@ pub struct CapsuleSpec {
     /// The capsule that it is a fork of.
     #[serde(default)]
     pub parent: Option<CapsuleId>,
+    #[serde(default)]
+    pub egress: EgressPolicy,
 }
 
 impl CapsuleSpec {
@@ -82,6 +85,7 @@ impl CapsuleSpec {
             default_user: request.default_user,
             from_snapshot: request.from_snapshot,
             parent: None,
+            egress: egress(request.egress.unwrap_or_default())?,
         };
         within("vcpus", spec.vcpus, 1, limits.max_vcpus)?;
         within("memoryMib", spec.memory_mib, MIN_MEMORY_MIB, limits.max_memory_mib)?;
@@ -138,6 +142,11 @@ fn within(field: &'static str, value: u32, least: u32, most: u32) -> Result<(), 
         field,
         message: format!("{field} must be from {least} to {most} here, not {value}"),
     })
+}
+
+fn egress(policy: wrenn_proto::agent::v1::EgressPolicy) -> Result<EgressPolicy, CapsuleError> {
+    EgressPolicy::new(policy.deny_all, &policy.allow, &policy.deny)
+        .map_err(|error| CapsuleError::Invalid { field: "egress", message: error.to_string() })
 }
 
 fn check_env(env: &[EnvVar]) -> Result<(), CapsuleError> {
@@ -213,6 +222,7 @@ mod tests {
         assert_eq!(field(|r| r.memory_mib = 1 << 20), "memoryMib");
         assert_eq!(field(|r| r.memory_mib = 127), "memoryMib");
         assert_eq!(field(|r| r.disk_mib = u32::MAX), "diskMib");
+        assert_eq!(field(|r| r.egress.get_or_insert_default().deny.push("10.0.0.1/8".into())), "egress");
         assert_eq!(field(|r| r.env = vec![envd::EnvVar { name: "A=B".into(), value: String::new() }]), "env");
     }
 }

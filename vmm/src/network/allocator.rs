@@ -17,7 +17,7 @@ use std::{
 
 use tokio::{sync::Notify, task::JoinHandle};
 
-use super::{NetworkError, NetworkSlot, SlotNumber, SlotRange, namespace, rules};
+use super::{NetworkError, NetworkSlot, SlotNumber, SlotRange, namespace, presence::Presence, rules};
 use crate::failure::{Failures, Teardown, blocking};
 
 #[derive(Clone, Debug)]
@@ -33,6 +33,7 @@ pub struct NetworkOptions {
 /// claim at [`start`](Self::start).
 pub struct SlotAllocator {
     shared: Arc<Shared>,
+    presence: Presence,
     refill: JoinHandle<()>,
 }
 
@@ -65,15 +66,18 @@ impl Shared {
 
 impl SlotAllocator {
     /// Sets up the host's rules, removes every network in the range that nobody claims, and begins to fill
-    /// the pool. Changes two settings of the host and leaves them so: IPv4 forwarding, and the table `wrenn`.
+    /// the pool. Changes two settings of the host: IPv4 forwarding, which stays on, and the table `wrenn`, which the last
+    /// one to [shut down](Self::shutdown) removes.
     pub async fn start(
         options: NetworkOptions,
         claimed: &BTreeSet<SlotNumber>,
     ) -> Result<Self, NetworkError> {
         let host_rules = rules::host_rules(&options.name_servers);
-        blocking(move || {
+        let presence = blocking(move || {
+            let presence = Presence::announce()?;
             namespace::write_sysctl("net/ipv4/ip_forward", "1")?;
-            rules::apply(&host_rules).map_err(|source| NetworkError::Rules { slot: None, source })
+            rules::apply(&host_rules).map_err(|source| NetworkError::Rules { slot: None, source })?;
+            Ok::<_, NetworkError>(presence)
         })
         .await?;
         let state = State {
@@ -91,7 +95,7 @@ impl SlotAllocator {
         });
         shared.sweep().await?;
         let refill = tokio::spawn(refill(shared.clone()));
-        Ok(Self { shared, refill })
+        Ok(Self { shared, presence, refill })
     }
 
     /// A slot for a new machine.
@@ -128,15 +132,10 @@ impl SlotAllocator {
     }
 
     /// Takes a slot back after its VMM has ended.
-    pub async fn release(&self, slot: NetworkSlot) -> Result<(), NetworkError> {
+    pub async fn release(&self, mut slot: NetworkSlot) -> Result<(), NetworkError> {
         let number = slot.number;
         if self.shared.pool_has_room() {
-            let (slot, cleaned) = blocking(move || {
-                let cleaned = slot.clean();
-                (slot, cleaned)
-            })
-            .await;
-            match cleaned {
+            match slot.clean().await {
                 Ok(()) => {
                     let mut state = self.shared.state();
                     state.handed_out.remove(&number);
@@ -148,6 +147,9 @@ impl SlotAllocator {
                 }
             }
         }
+        // What listens in the namespace would keep it.
+        slot.silence().await;
+        drop(slot);
         self.shared.remove(number).await
     }
 
@@ -162,7 +164,8 @@ impl SlotAllocator {
         state.idle.len() + state.pooled.len()
     }
 
-    /// Removes the slots made ahead. Those of machines stay.
+    /// Removes the slots made ahead. Those of machines stay. The host's rules go when nobody on the host needs them
+    /// any more: no other allocator, and no machine that runs without one.
     pub async fn shutdown(self) -> Result<(), NetworkError> {
         self.shared.state().closing = true;
         self.shared.wanted.notify_one();
@@ -175,14 +178,9 @@ impl SlotAllocator {
             collect(&mut teardown, removed);
         }
         self.shared.sweep().await?;
-        Ok(teardown.finish()?)
+        teardown.finish()?;
+        blocking(move || self.presence.leave()).await
     }
-}
-
-/// Takes the host's rules away. Only when no agent on the host has machines any more.
-pub async fn remove_host_rules() -> Result<(), NetworkError> {
-    let removed = blocking(|| rules::apply(&rules::no_host_rules())).await;
-    removed.map_err(|source| NetworkError::Rules { slot: None, source })
 }
 
 /// Keeps the pool full. A failure is reported once each time something asks for a slot.
@@ -245,13 +243,7 @@ impl Shared {
     }
 
     async fn sweep(&self) -> Result<(), NetworkError> {
-        let found = blocking(|| -> Result<BTreeSet<SlotNumber>, NetworkError> {
-            let namespaces = namespace::namespaces()?;
-            let links = namespace::links()?;
-            let namespaces = namespaces.iter().filter_map(|name| SlotNumber::of_namespace(name));
-            Ok(links.iter().filter_map(|name| SlotNumber::of_host_veth(name)).chain(namespaces).collect())
-        })
-        .await?;
+        let found = blocking(namespace::slots).await?;
         let unclaimed: Vec<SlotNumber> = {
             let state = self.state();
             let known = |slot: &SlotNumber| {

@@ -3,22 +3,35 @@
 mod address;
 mod allocator;
 mod conntrack;
+mod egress;
+mod learnt;
+pub mod names;
 mod namespace;
+mod presence;
+mod restriction;
 mod rules;
 mod tap;
 
-use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::{
+    net::Ipv4Addr,
+    os::fd::{AsFd, BorrowedFd, OwnedFd},
+    sync::Arc,
+};
 
 use nftables::helper::NftablesError;
 
-use self::namespace::Enter as _;
 pub use self::{
     address::{
         GUEST_ADDRESS, GUEST_MAC, InvalidRange, InvalidSlot, NAMESPACE_ADDRESS, SlotNumber, SlotRange,
     },
-    allocator::{NetworkOptions, SlotAllocator, remove_host_rules},
+    allocator::{NetworkOptions, SlotAllocator},
+    egress::{
+        Destination, EgressPolicy, HostPattern, InvalidDestination, InvalidEgress, Ipv4Range,
+        MAX_EGRESS_ENTRIES, NameVerdict,
+    },
 };
-use crate::failure::{Failure, Failures};
+use self::{names::NameForwarder, namespace::Enter as _};
+use crate::failure::{Failure, Failures, blocking};
 
 #[derive(Debug, thiserror::Error)]
 pub enum NetworkError {
@@ -49,7 +62,11 @@ pub enum NetworkError {
 #[derive(Debug)]
 pub struct NetworkSlot {
     number: SlotNumber,
-    namespace: OwnedFd,
+    namespace: Arc<OwnedFd>,
+    /// There may be rules of an egress policy.
+    restricted: bool,
+    /// Answers the guest where its policy names hosts.
+    names: Option<NameForwarder>,
 }
 
 impl NetworkSlot {
@@ -58,8 +75,58 @@ impl NetworkSlot {
     }
 
     /// Where the host reaches the guest.
-    pub fn guest_address(&self) -> std::net::Ipv4Addr {
+    pub fn guest_address(&self) -> Ipv4Addr {
         self.number.guest_address()
+    }
+
+    /// Puts an egress policy in the place of the one there is. To be called before the guest runs, and again for a slot
+    /// that was [claimed](SlotAllocator::claim): with the same policy, what the guest may reach stays the same
+    /// throughout. Where the policy names hosts, the guest's questions for names are answered for as long as this slot
+    /// is not dropped; these name servers are asked.
+    ///
+    /// After an error some of it may be in place; releasing the slot cleans it.
+    pub async fn restrict(
+        &mut self,
+        policy: &EgressPolicy,
+        name_servers: &[Ipv4Addr],
+    ) -> Result<(), NetworkError> {
+        self.silence().await;
+        if policy.is_open() {
+            return self.lift().await;
+        }
+        self.restricted = true;
+        self.apply(restriction::policy_rules(policy, name_servers)).await?;
+        if policy.names_hosts() {
+            let names =
+                NameForwarder::start(self.namespace.clone(), policy.clone(), name_servers.to_vec()).await?;
+            self.names = Some(names);
+        }
+        Ok(())
+    }
+
+    async fn lift(&mut self) -> Result<(), NetworkError> {
+        if self.restricted {
+            self.apply(restriction::no_policy_rules()).await?;
+            self.restricted = false;
+        }
+        Ok(())
+    }
+
+    async fn apply(&self, rules: rules::Rules) -> Result<(), NetworkError> {
+        let (number, namespace) = (self.number, self.namespace.clone());
+        blocking(move || {
+            namespace.entered(|| {
+                rules::apply(&rules).map_err(|source| NetworkError::Rules { slot: Some(number), source })
+            })
+        })
+        .await
+    }
+
+    /// The guest's questions are not answered any more.
+    async fn silence(&mut self) {
+        if let Some(names) = self.names.take() {
+            names.stop().await;
+        }
     }
 
     pub(crate) fn namespace(&self) -> BorrowedFd<'_> {
@@ -72,19 +139,27 @@ impl NetworkSlot {
     }
 
     fn create(number: SlotNumber) -> Result<Self, NetworkError> {
-        Ok(Self { number, namespace: namespace::create(number)? })
+        let namespace = Arc::new(namespace::create(number)?);
+        Ok(Self { number, namespace, restricted: false, names: None })
     }
 
     fn open(number: SlotNumber) -> Result<Self, NetworkError> {
-        Ok(Self { number, namespace: namespace::open(number)? })
+        let namespace = Arc::new(namespace::open(number)?);
+        Ok(Self { number, namespace, restricted: true, names: None })
     }
 
-    /// Makes it as new: nobody has its TAP any more and no connection of an earlier guest is known.
-    fn clean(&self) -> Result<(), NetworkError> {
-        self.namespace.entered(|| {
-            drop(tap::open(namespace::TAP)?);
-            Ok(conntrack::flush()?)
+    /// Makes it as new: no policy, nobody has its TAP any more, and no connection of an earlier guest is known.
+    async fn clean(&mut self) -> Result<(), NetworkError> {
+        self.silence().await;
+        self.lift().await?;
+        let namespace = self.namespace.clone();
+        blocking(move || {
+            namespace.entered(|| {
+                drop(tap::open(namespace::TAP)?);
+                Ok(conntrack::flush()?)
+            })
         })
+        .await
     }
 }
 
@@ -100,31 +175,32 @@ mod tests {
     use crate::failure::Doing as _;
 
     /// Tests of slots on the real host are in `tests/network.rs`; this one looks inside.
-    #[test]
-    fn a_slot_is_clean_once_its_tap_is_free_and_forgets_connections() {
+    #[tokio::test]
+    async fn a_slot_is_clean_once_its_tap_is_free_and_forgets_connections() {
         assert!(nix::unistd::geteuid().is_root(), "network slots need root");
         let number = SlotNumber::try_from(31_199).unwrap();
-        let slot = NetworkSlot::create(number).unwrap();
+        let mut slot = NetworkSlot::create(number).unwrap();
         let tap = slot.open_tap().unwrap();
         let busy = slot.open_tap().unwrap_err();
         assert!(
             matches!(&busy, NetworkError::Io(f) if f.source.raw_os_error() == Some(libc::EBUSY)),
             "{busy:?}"
         );
-        assert!(slot.clean().is_err(), "somebody has the TAP");
+        assert!(slot.clean().await.is_err(), "somebody has the TAP");
 
         // Nobody answers, but the attempt is remembered.
         let guest = SocketAddr::from((slot.guest_address(), 9));
         TcpStream::connect_timeout(&guest, Duration::from_millis(50)).unwrap_err();
+        let namespace = slot.namespace.clone();
         let known = || {
-            slot.namespace.entered(|| {
+            namespace.entered(|| {
                 let table = fs::read_to_string("/proc/thread-self/net/nf_conntrack");
                 Ok(table.doing(|| "reading tracked connections")?.lines().count())
             })
         };
         assert_ne!(known().unwrap(), 0);
         drop(tap);
-        slot.clean().unwrap();
+        slot.clean().await.unwrap();
         assert_eq!(known().unwrap(), 0);
         namespace::remove(number).unwrap();
     }

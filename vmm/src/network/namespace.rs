@@ -9,6 +9,7 @@
 //! something fails.
 
 use std::{
+    collections::BTreeSet,
     fs::{self, File},
     io,
     net::IpAddr,
@@ -49,6 +50,8 @@ pub(super) const TAP: &str = "tap0";
 pub(super) const UPLINK: &str = "veth0";
 /// Length of the prefix of the link between host and namespace.
 const LINK_PREFIX: u8 = 31;
+/// Packets that wait for a guest that is slow to take them.
+const TAP_QUEUE: u32 = 5000;
 
 /// Makes the network of a slot that has none; on failure nothing of it is left.
 pub fn create(slot: SlotNumber) -> Result<OwnedFd, NetworkError> {
@@ -87,7 +90,8 @@ async fn create_here(slot: SlotNumber) -> Result<OwnedFd, NetworkError> {
     bring_up(&inside, "lo").await.map_err(step("bringing up lo"))?;
     let uplink = bring_up(&inside, UPLINK).await.map_err(step("bringing up its link"))?;
     let tap = bring_up(&inside, TAP).await.map_err(step("bringing up the TAP"))?;
-    let named = LinkUnspec::new_with_index(tap).address(NAMESPACE_MAC.to_vec()).build();
+    let mut named = LinkUnspec::new_with_index(tap).address(NAMESPACE_MAC.to_vec()).build();
+    named.attributes.push(LinkAttribute::TxQueueLen(TAP_QUEUE));
     inside.link().set(named).execute().await.map_err(step("naming the TAP's hardware address"))?;
     let host_end = bring_up(&host, &slot.host_veth()).await.map_err(step("bringing up the host's end"))?;
     let addresses = [
@@ -189,14 +193,12 @@ fn is_no_device(error: &rtnetlink::Error) -> bool {
     matches!(error, rtnetlink::Error::NetlinkError(message) if message.raw_code() == -libc::ENODEV)
 }
 
-/// Names of all interfaces on the host.
-pub fn links() -> Result<Vec<String>, Failure> {
-    names_in("/sys/class/net")
-}
-
-/// Names of all namespaces that have one.
-pub fn namespaces() -> Result<Vec<String>, Failure> {
-    names_in(NAMESPACES)
+/// The slots of which there is anything on the host, whoever's they are.
+pub fn slots() -> Result<BTreeSet<SlotNumber>, Failure> {
+    let namespaces = names_in(NAMESPACES)?;
+    let links = names_in("/sys/class/net")?;
+    let namespaces = namespaces.iter().filter_map(|name| SlotNumber::of_namespace(name));
+    Ok(links.iter().filter_map(|name| SlotNumber::of_host_veth(name)).chain(namespaces).collect())
 }
 
 fn names_in(directory: &str) -> Result<Vec<String>, Failure> {

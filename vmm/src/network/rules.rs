@@ -7,7 +7,7 @@ use nftables::{
     expr::{CT, Expression, Meta, MetaKey, NamedExpression, Payload, PayloadField, Prefix, SetItem},
     helper::{NftablesError, apply_ruleset},
     schema::{Chain, FlushObject, NfCmd, NfListObject, Nftables, Rule, Table},
-    stmt::{JumpTarget, Match, NAT, Operator, Statement},
+    stmt::{AnonymousCounter, CTCount, Counter, JumpTarget, Limit, Match, NAT, Operator, Statement},
     types::{NfChainPolicy, NfChainType, NfFamily, NfHook},
 };
 
@@ -16,13 +16,24 @@ use super::{
     namespace::{TAP, UPLINK},
 };
 
-/// The one table, on the host and in each namespace.
+/// The table of what holds for every slot, on the host and in each namespace.
 const TABLE: &str = "wrenn";
 
 // Priorities of nft(8): where translation and filters stand in the order of things.
-const PRIORITY_DNAT: i32 = -100;
-const PRIORITY_FILTER: i32 = 0;
+pub(super) const PRIORITY_DNAT: i32 = -100;
+pub(super) const PRIORITY_FILTER: i32 = 0;
 const PRIORITY_SNAT: i32 = 100;
+
+/// Where name servers listen.
+pub(super) const DNS_PORT: u16 = 53;
+
+/// Bytes a second that a guest may send, and how many at once beyond those of one second: the kernel's bucket for bytes
+/// holds both (`nft_limit_init` in net/netfilter/nft_limit.c).
+const TX_RATE: u32 = 200_000_000;
+const TX_BURST: u32 = 100_000_000;
+/// Connections to outside that one guest may have. The host tracks those of all guests in one table (262144 on most
+/// hosts), and what does not fit there is dropped, whoever it belongs to.
+const MAX_CONNECTIONS: u32 = 8192;
 
 /// What no guest may reach: this host's networks (private ranges), its cloud's metadata service and
 /// everything else link-local, its loopback, multicast and what is reserved.
@@ -38,9 +49,9 @@ const FORBIDDEN: [(Ipv4Addr, u8); 9] = [
     (Ipv4Addr::new(240, 0, 0, 0), 4),
 ];
 
-type Rules = Nftables<'static>;
+pub(super) type Rules = Nftables<'static>;
 type Expr = Expression<'static>;
-type Stmt = Statement<'static>;
+pub(super) type Stmt = Statement<'static>;
 
 pub fn apply(rules: &Rules) -> Result<(), NftablesError> {
     apply_ruleset(rules)
@@ -48,25 +59,74 @@ pub fn apply(rules: &Rules) -> Result<(), NftablesError> {
 
 /// In every namespace:
 /// ```text
+/// ingress      from the guest, more than its rate     → drop, before anything else looks at it
 /// prerouting   from the host to 10.11.0.0/16          → the guest
+/// input        from the guest, not by its own address → drop
+///              answers, questions for names           → pass, and nothing else
 /// forward      from the guest, not by its own address → drop
+///              more connections than it may have      → drop
 /// postrouting  to the guest                           → comes from the namespace's end of its link
 ///              to the host                            → comes from the slot's address
 /// ```
 pub fn namespace_rules() -> Rules {
     let mut batch = Batch::new();
-    add_table(&mut batch);
-    add_hook(&mut batch, "prerouting", NfChainType::NAT, NfHook::Prerouting, PRIORITY_DNAT);
-    add_hook(&mut batch, "forward", NfChainType::Filter, NfHook::Forward, PRIORITY_FILTER);
-    add_hook(&mut batch, "postrouting", NfChainType::NAT, NfHook::Postrouting, PRIORITY_SNAT);
+    limit_rate(&mut batch);
+    add_table(&mut batch, TABLE);
+    add_hook(&mut batch, TABLE, "prerouting", NfChainType::NAT, NfHook::Prerouting, PRIORITY_DNAT);
+    add_hook(&mut batch, TABLE, "input", NfChainType::Filter, NfHook::Input, PRIORITY_FILTER);
+    add_hook(&mut batch, TABLE, "forward", NfChainType::Filter, NfHook::Forward, PRIORITY_FILTER);
+    add_hook(&mut batch, TABLE, "postrouting", NfChainType::NAT, NfHook::Postrouting, PRIORITY_SNAT);
+    let spoofed = || compare(Operator::NEQ, address("saddr"), literal(GUEST_ADDRESS));
+    let mut add = |chain, statements| add_rule(&mut batch, TABLE, chain, statements);
     let dnat = Statement::DNAT(Some(to_address(GUEST_ADDRESS)));
-    add_rule(&mut batch, "prerouting", vec![input_is(UPLINK), destination_in(&[GUESTS]), dnat]);
-    let spoofed = compare(Operator::NEQ, address("saddr"), literal(GUEST_ADDRESS));
-    add_rule(&mut batch, "forward", vec![input_is(TAP), spoofed, Statement::Drop(None)]);
+    add("prerouting", vec![input_is(UPLINK), destination_in(&[GUESTS]), dnat]);
+    // An answer to whoever it says it comes from would leave the host past every policy.
+    add("input", vec![input_is(TAP), spoofed(), drop()]);
+    add("input", vec![input_is(TAP), is_answer(), accept()]);
+    for protocol in ["udp", "tcp"] {
+        // Where no policy names hosts nobody listens there.
+        add("input", vec![input_is(TAP), port_is(protocol, DNS_PORT), accept()]);
+    }
+    add("input", vec![input_is(TAP), drop()]);
+    add("forward", vec![input_is(TAP), spoofed(), drop()]);
+    add("forward", vec![input_is(TAP), is_beginning(), more_connections_than(MAX_CONNECTIONS), drop()]);
     let snat = Statement::SNAT(Some(to_address(NAMESPACE_ADDRESS)));
-    add_rule(&mut batch, "postrouting", vec![output_is(TAP), snat]);
-    add_rule(&mut batch, "postrouting", vec![output_is(UPLINK), Statement::Masquerade(None)]);
+    add("postrouting", vec![output_is(TAP), snat]);
+    add("postrouting", vec![output_is(UPLINK), Statement::Masquerade(None)]);
     batch.to_nftables()
+}
+
+/// Drops what a guest sends beyond its rate where it comes in, so that a flood costs the host no more than that.
+fn limit_rate(batch: &mut Batch<'static>) {
+    let table = Table { family: NfFamily::NetDev, name: TABLE.into(), handle: None };
+    batch.add(NfListObject::Table(table));
+    batch.add(NfListObject::Chain(Chain {
+        family: NfFamily::NetDev,
+        table: TABLE.into(),
+        name: "ingress".into(),
+        _type: Some(NfChainType::Filter),
+        hook: Some(NfHook::Ingress),
+        dev: Some(TAP.into()),
+        prio: Some(PRIORITY_FILTER),
+        policy: Some(NfChainPolicy::Accept),
+        ..Chain::default()
+    }));
+    let over = Statement::Limit(Limit {
+        rate: TX_RATE,
+        rate_unit: Some("bytes".into()),
+        per: Some("second".into()),
+        burst: Some(TX_BURST),
+        burst_unit: Some("bytes".into()),
+        inv: Some(true),
+    });
+    batch.add(NfListObject::Rule(Rule {
+        family: NfFamily::NetDev,
+        table: TABLE.into(),
+        chain: "ingress".into(),
+        expr: vec![over, Statement::Counter(Counter::Anonymous(Some(AnonymousCounter::default()))), drop()]
+            .into(),
+        ..Rule::default()
+    }));
 }
 
 /// On the host, for all slots of all agents on it, replacing what was there:
@@ -80,63 +140,80 @@ pub fn host_rules(name_servers: &[Ipv4Addr]) -> Rules {
     let any_veth = || Cow::from(format!("{VETH_PREFIX}*"));
     let from_guest = || compare(Operator::EQ, meta(MetaKey::Iifname), Expression::String(any_veth()));
     let to_guest = || compare(Operator::EQ, meta(MetaKey::Oifname), Expression::String(any_veth()));
-    let accept = || Statement::Accept(None);
-    let drop = || Statement::Drop(None);
 
     let mut batch = Batch::new();
-    add_table(&mut batch);
-    batch.add_cmd(NfCmd::Flush(FlushObject::Table(table())));
-    add_hook(&mut batch, "input", NfChainType::Filter, NfHook::Input, PRIORITY_FILTER);
-    add_hook(&mut batch, "forward", NfChainType::Filter, NfHook::Forward, PRIORITY_FILTER);
-    add_hook(&mut batch, "postrouting", NfChainType::NAT, NfHook::Postrouting, PRIORITY_SNAT);
+    add_table(&mut batch, TABLE);
+    batch.add_cmd(NfCmd::Flush(FlushObject::Table(table(TABLE))));
+    add_hook(&mut batch, TABLE, "input", NfChainType::Filter, NfHook::Input, PRIORITY_FILTER);
+    add_hook(&mut batch, TABLE, "forward", NfChainType::Filter, NfHook::Forward, PRIORITY_FILTER);
+    add_hook(&mut batch, TABLE, "postrouting", NfChainType::NAT, NfHook::Postrouting, PRIORITY_SNAT);
     let egress =
         Chain { family: NfFamily::IP, table: TABLE.into(), name: "egress".into(), ..Chain::default() };
     batch.add(NfListObject::Chain(egress));
 
-    add_rule(&mut batch, "input", vec![from_guest(), is_answer(), accept()]);
-    add_rule(&mut batch, "input", vec![from_guest(), drop()]);
+    let mut add = |chain, statements| add_rule(&mut batch, TABLE, chain, statements);
+    add("input", vec![from_guest(), is_answer(), accept()]);
+    add("input", vec![from_guest(), drop()]);
     let to_egress = Statement::Jump(JumpTarget { target: "egress".into() });
-    add_rule(&mut batch, "forward", vec![from_guest(), to_egress]);
-    add_rule(&mut batch, "forward", vec![to_guest(), is_answer(), accept()]);
-    add_rule(&mut batch, "forward", vec![to_guest(), drop()]);
-    add_rule(&mut batch, "egress", vec![is_answer(), accept()]);
-    for server in name_servers {
-        for protocol in ["udp", "tcp"] {
-            let to_server = compare(Operator::EQ, address("daddr"), literal(*server));
-            let port = compare(Operator::EQ, payload(protocol, "dport"), Expression::Number(53));
-            add_rule(&mut batch, "egress", vec![to_server, port, accept()]);
-        }
+    add("forward", vec![from_guest(), to_egress]);
+    add("forward", vec![to_guest(), is_answer(), accept()]);
+    add("forward", vec![to_guest(), drop()]);
+    add("egress", vec![is_answer(), accept()]);
+    for statements in to_name_servers(name_servers) {
+        add("egress", statements);
     }
-    add_rule(&mut batch, "egress", vec![destination_in(&FORBIDDEN), drop()]);
-    add_rule(&mut batch, "egress", vec![to_guest(), drop()]);
-    add_rule(&mut batch, "egress", vec![accept()]);
+    add("egress", vec![destination_in(&FORBIDDEN), drop()]);
+    add("egress", vec![to_guest(), drop()]);
+    add("egress", vec![accept()]);
     let from_links = compare(Operator::EQ, address("saddr"), set(&[LINKS]));
     let elsewhere = compare(Operator::NEQ, meta(MetaKey::Oifname), Expression::String(any_veth()));
-    add_rule(&mut batch, "postrouting", vec![from_links, elsewhere, Statement::Masquerade(None)]);
+    add("postrouting", vec![from_links, elsewhere, Statement::Masquerade(None)]);
     batch.to_nftables()
 }
 
 /// Takes the host's table away.
 pub fn no_host_rules() -> Rules {
+    without(TABLE)
+}
+
+/// Takes a table away that may be there.
+pub(super) fn without(name: &'static str) -> Rules {
     let mut batch = Batch::new();
     // Deleting what is not there is an error, adding what is there is none.
-    add_table(&mut batch);
-    batch.delete(NfListObject::Table(table()));
+    add_table(&mut batch, name);
+    batch.delete(NfListObject::Table(table(name)));
     batch.to_nftables()
 }
 
-fn table() -> Table<'static> {
-    Table { family: NfFamily::IP, name: TABLE.into(), handle: None }
+/// One rule for each server and protocol: questions for names are accepted.
+pub(super) fn to_name_servers(servers: &[Ipv4Addr]) -> impl Iterator<Item = Vec<Stmt>> {
+    servers.iter().flat_map(|server| {
+        ["udp", "tcp"].map(|protocol| {
+            let to_server = compare(Operator::EQ, address("daddr"), literal(*server));
+            vec![to_server, port_is(protocol, DNS_PORT), accept()]
+        })
+    })
 }
 
-fn add_table(batch: &mut Batch<'static>) {
-    batch.add(NfListObject::Table(table()));
+pub(super) fn table(name: &'static str) -> Table<'static> {
+    Table { family: NfFamily::IP, name: name.into(), handle: None }
 }
 
-fn add_hook(batch: &mut Batch<'static>, name: &'static str, kind: NfChainType, hook: NfHook, priority: i32) {
+pub(super) fn add_table(batch: &mut Batch<'static>, name: &'static str) {
+    batch.add(NfListObject::Table(table(name)));
+}
+
+pub(super) fn add_hook(
+    batch: &mut Batch<'static>,
+    table: &'static str,
+    name: &'static str,
+    kind: NfChainType,
+    hook: NfHook,
+    priority: i32,
+) {
     batch.add(NfListObject::Chain(Chain {
         family: NfFamily::IP,
-        table: TABLE.into(),
+        table: table.into(),
         name: name.into(),
         _type: Some(kind),
         hook: Some(hook),
@@ -146,38 +223,51 @@ fn add_hook(batch: &mut Batch<'static>, name: &'static str, kind: NfChainType, h
     }));
 }
 
-fn add_rule(batch: &mut Batch<'static>, chain: &'static str, statements: Vec<Stmt>) {
+pub(super) fn add_rule(
+    batch: &mut Batch<'static>,
+    table: &'static str,
+    chain: &'static str,
+    statements: Vec<Stmt>,
+) {
     batch.add(NfListObject::Rule(Rule {
         family: NfFamily::IP,
-        table: TABLE.into(),
+        table: table.into(),
         chain: chain.into(),
         expr: statements.into(),
         ..Rule::default()
     }));
 }
 
-fn compare(op: Operator, left: Expr, right: Expr) -> Stmt {
+pub(super) fn accept() -> Stmt {
+    Statement::Accept(None)
+}
+
+pub(super) fn drop() -> Stmt {
+    Statement::Drop(None)
+}
+
+pub(super) fn compare(op: Operator, left: Expr, right: Expr) -> Stmt {
     Statement::Match(Match { left, right, op })
 }
 
-fn meta(key: MetaKey) -> Expr {
+pub(super) fn meta(key: MetaKey) -> Expr {
     Expression::Named(NamedExpression::Meta(Meta { key }))
 }
 
-fn payload(protocol: &'static str, field: &'static str) -> Expr {
+pub(super) fn payload(protocol: &'static str, field: &'static str) -> Expr {
     let field = PayloadField { protocol: protocol.into(), field: field.into() };
     Expression::Named(NamedExpression::Payload(Payload::PayloadField(field)))
 }
 
-fn address(field: &'static str) -> Expr {
+pub(super) fn address(field: &'static str) -> Expr {
     payload("ip", field)
 }
 
-fn literal(address: Ipv4Addr) -> Expr {
+pub(super) fn literal(address: Ipv4Addr) -> Expr {
     Expression::String(address.to_string().into())
 }
 
-fn set(ranges: &[(Ipv4Addr, u8)]) -> Expr {
+pub(super) fn set(ranges: &[(Ipv4Addr, u8)]) -> Expr {
     let prefix = |&(address, length): &(Ipv4Addr, u8)| {
         let prefix = Prefix { addr: Box::new(literal(address)), len: u32::from(length) };
         SetItem::Element(Expression::Named(NamedExpression::Prefix(prefix)))
@@ -185,12 +275,16 @@ fn set(ranges: &[(Ipv4Addr, u8)]) -> Expr {
     Expression::Named(NamedExpression::Set(ranges.iter().map(prefix).collect()))
 }
 
-fn destination_in(ranges: &[(Ipv4Addr, u8)]) -> Stmt {
+pub(super) fn destination_in(ranges: &[(Ipv4Addr, u8)]) -> Stmt {
     compare(Operator::EQ, address("daddr"), set(ranges))
 }
 
-fn input_is(interface: &'static str) -> Stmt {
+pub(super) fn input_is(interface: &'static str) -> Stmt {
     compare(Operator::EQ, meta(MetaKey::Iifname), Expression::String(interface.into()))
+}
+
+pub(super) fn port_is(protocol: &'static str, port: u16) -> Stmt {
+    compare(Operator::EQ, payload(protocol, "dport"), Expression::Number(port.into()))
 }
 
 fn output_is(interface: &'static str) -> Stmt {
@@ -198,10 +292,22 @@ fn output_is(interface: &'static str) -> Stmt {
 }
 
 /// Belongs to a connection that was allowed when it began.
-fn is_answer() -> Stmt {
+pub(super) fn is_answer() -> Stmt {
+    connection_is(&["established", "related"])
+}
+
+fn is_beginning() -> Stmt {
+    connection_is(&["new"])
+}
+
+fn connection_is(states: &[&'static str]) -> Stmt {
     let state = Expression::Named(NamedExpression::CT(CT { key: "state".into(), ..CT::default() }));
-    let states = ["established", "related"].map(|state| Expression::String(state.into()));
-    compare(Operator::IN, state, Expression::List(states.into()))
+    let states = states.iter().map(|state| Expression::String((*state).into())).collect();
+    compare(Operator::IN, state, Expression::List(states))
+}
+
+fn more_connections_than(most: u32) -> Stmt {
+    Statement::CTCount(CTCount { val: Expression::Number(most), inv: Some(true) })
 }
 
 fn to_address(address: Ipv4Addr) -> NAT<'static> {
