@@ -113,7 +113,7 @@ async fn assert_policy_holds(client: &mut AgentClient<Channel>, id: &str) {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_guest_reaches_what_its_policy_allows_in_every_life() {
-    let site = Site::prepare("egress", "30121-30130");
+    let site = Site::prepare("egress", "30171-30180");
     make_outside();
     let settings = [("WRENN_DNS", NAME_SERVER)];
     let (agent, mut client) = site.start(&settings).await;

@@ -29,6 +29,7 @@ const WRITTEN: usize = 10;
 
 fn main() {
     if let (Some(directory), Some(job)) = (std::env::var_os(DIRECTORY), std::env::var_os(JOB)) {
+        wrenn_vmm::failpoint::set_up().unwrap();
         return block_on(work(Path::new(&directory), &job.into_string().unwrap()));
     }
     let arguments = Arguments::from_args();

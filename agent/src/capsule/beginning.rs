@@ -59,10 +59,10 @@ impl Driver {
         let running = match origin {
             Origin::Template => {
                 let _room = engine.room(1, self.spec.memory_mib).await?;
-                self.from_template(request, steps).await?
+                self.make_from_template(request, steps).await?
             }
             // Room was made for all copies together.
-            Origin::Fork(point) => self.from_fork(&point, request, steps).await?,
+            Origin::Fork(point) => self.make_from_fork(&point, request, steps).await?,
         };
         let body = self.begin_serving(running).await;
         failpoint!(sure "launch.served").await;
@@ -81,7 +81,7 @@ impl Driver {
         Ok(home)
     }
 
-    async fn from_template(
+    async fn make_from_template(
         &self,
         request: &RequestId,
         steps: &mut Steps,
@@ -115,7 +115,7 @@ impl Driver {
     }
 
     /// Ready only together with its siblings.
-    async fn from_fork(
+    async fn make_from_fork(
         &self,
         point: &ForkPoint,
         request: &RequestId,

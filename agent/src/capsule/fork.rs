@@ -136,7 +136,7 @@ impl CapsuleRegistry {
         request: RequestId,
         steps: &mut Steps,
     ) -> Result<Forked, CapsuleError> {
-        if let Some(births) = self.births_of(children)? {
+        if let Some(births) = self.births_of(parent, children)? {
             let children = born(births).await?;
             return Ok(Forked { children, stopped: Duration::ZERO });
         }
@@ -167,7 +167,7 @@ impl CapsuleRegistry {
         });
         let outcome = async {
             failpoint!("fork.visible").await.map_err(CapsuleError::step("completing the fork point"))?;
-            let births = self.give_birth(records.collect::<Result<_, CapsuleError>>()?, &point, &request)?;
+            let births = self.give_birth(parent, records.collect::<Result<_, _>>()?, &point, &request)?;
             born(births).await
         };
         let outcome = outcome.await;
@@ -184,22 +184,24 @@ impl CapsuleRegistry {
         Ok(Forked { children: outcome?, stopped })
     }
 
-    /// None if none of them exists; an error if some do.
-    fn births_of(&self, children: &[CapsuleId]) -> Result<Option<Births>, CapsuleError> {
+    /// None if none of them exists; an error if some do, or are no copies of this capsule.
+    fn births_of(&self, parent: CapsuleId, children: &[CapsuleId]) -> Result<Option<Births>, CapsuleError> {
         let there: Vec<_> = children.iter().filter_map(|child| self.publication(*child)).collect();
-        match there.len() {
-            0 => Ok(None),
-            all if all == children.len() => Ok(Some(there)),
-            some => Err(CapsuleError::Invalid {
-                field: "id",
-                message: format!("{some} of the {} copies exist already, the others do not", children.len()),
-            }),
+        let copies = there.iter().filter(|published| published.borrow().view.spec.parent == Some(parent));
+        if there.is_empty() {
+            Ok(None)
+        } else if copies.count() == children.len() {
+            Ok(Some(there))
+        } else {
+            let message = format!("{} of the {} ids are taken already", there.len(), children.len());
+            Err(CapsuleError::Invalid { field: "id", message })
         }
     }
 
     /// All at once: a repeated request finds all of them or none.
     fn give_birth(
         &self,
+        parent: CapsuleId,
         records: Vec<Record>,
         point: &Arc<ForkPoint>,
         request: &RequestId,
@@ -209,7 +211,7 @@ impl CapsuleRegistry {
         match self.begin(drivers.collect(), request)? {
             Some(births) => Ok(births),
             // The same request was faster meanwhile.
-            None => self.births_of(&children).map(Option::unwrap_or_default),
+            None => self.births_of(parent, &children).map(Option::unwrap_or_default),
         }
     }
 }

@@ -4,6 +4,7 @@
 //! request: it goes on when the one that started it is gone. Its guest never gets a token or an identity.
 
 use std::collections::HashMap;
+use std::io;
 use std::net::Ipv4Addr;
 use std::path::{Path, PathBuf};
 use std::str::FromStr;
@@ -51,6 +52,31 @@ impl Entry {
             Self::Ready(_) => None,
         }
     }
+
+    /// Whether somebody builds it or starts from it just now.
+    fn is_in_use(&self) -> bool {
+        match self {
+            Self::Building(_) => true,
+            Self::Ready(snapshot) => Arc::strong_count(snapshot) > 1,
+        }
+    }
+}
+
+/// Removes what was [withdrawn](Goldens::withdraw) from `directory`. What runs from it holds its own links.
+async fn discard(
+    engine: &Engine,
+    directory: &Path,
+    aside: io::Result<Option<PathBuf>>,
+) -> Result<(), TeardownError> {
+    let mut teardown = Teardown::default();
+    engine.pool.forget(directory);
+    if let Some(aside) = teardown.note("setting the golden snapshot aside", aside).flatten() {
+        if let Ok(snapshot) = Snapshot::open(&aside).await {
+            teardown.note("letting its memory go", engine.vmm.forget(&snapshot).await);
+        }
+        teardown.note("removing the golden snapshot", tokio::fs::remove_dir_all(&aside).await);
+    }
+    teardown.finish()
 }
 
 /// What to build, where.
@@ -101,7 +127,8 @@ impl Goldens {
         }
         let mut teardown = Teardown::default();
         for golden in golden_budget::list(&directory) {
-            teardown.merge(engine.goldens.discard(engine, &golden.path).await);
+            let aside = engine.goldens.withdraw(&golden.path, |_| true);
+            teardown.merge(discard(engine, &golden.path, aside).await);
         }
         teardown.note("removing the directory of golden snapshots", remove_at_once(&directory).await);
         teardown.finish()
@@ -112,43 +139,27 @@ impl Goldens {
     pub async fn keep_to_budget(engine: &Arc<Engine>) {
         let all = golden_budget::list_below(&engine.paths.golden_root());
         for golden in golden_budget::surplus(all, engine.golden_budget_mib << 20) {
-            if engine.goldens.is_in_use(&golden.path) {
+            let aside = engine.goldens.withdraw(&golden.path, |entry| !entry.is_in_use());
+            if matches!(&aside, Ok(None)) {
                 continue;
             }
             tracing::info!(golden = %golden.path.display(), bytes = golden.bytes, "beyond the budget");
             metrics::counter!("wrenn_goldens_evicted_total").increment(1);
-            if let Err(error) = engine.goldens.discard(engine, &golden.path).await {
+            if let Err(error) = discard(engine, &golden.path, aside).await {
                 tracing::warn!(golden = %golden.path.display(), %error, "a golden snapshot is left");
             }
         }
     }
 
-    /// Whether somebody builds it or starts from it just now.
-    fn is_in_use(&self, directory: &Path) -> bool {
-        match self.entries().get(directory) {
-            Some(Entry::Building(_)) => true,
-            Some(Entry::Ready(snapshot)) => Arc::strong_count(snapshot) > 1,
-            None => false,
+    /// Takes one out of its place if it may go; answers with where it is then. All under the lock, so that whoever
+    /// looks for it next finds nothing and builds it anew.
+    fn withdraw(&self, directory: &Path, may_go: impl FnOnce(&Entry) -> bool) -> io::Result<Option<PathBuf>> {
+        let mut entries = self.entries();
+        if entries.get(directory).is_some_and(|entry| !may_go(entry)) {
+            return Ok(None);
         }
-    }
-
-    /// Removes one that is not being built. What runs from it holds its own links.
-    async fn discard(&self, engine: &Engine, directory: &Path) -> Result<(), TeardownError> {
-        let mut teardown = Teardown::default();
-        engine.pool.forget(directory);
-        let aside = {
-            // Under the lock, so that whoever looks for it next finds nothing and builds it anew.
-            let mut entries = self.entries();
-            entries.remove(directory);
-            paths::set_aside(directory)
-        };
-        if let Some(aside) = teardown.note("setting the golden snapshot aside", aside) {
-            if let Ok(snapshot) = Snapshot::open(&aside).await {
-                teardown.note("letting its memory go", engine.vmm.forget(&snapshot).await);
-            }
-            teardown.note("removing the golden snapshot", tokio::fs::remove_dir_all(&aside).await);
-        }
-        teardown.finish()
+        entries.remove(directory);
+        paths::set_aside(directory).map(Some)
     }
 
     fn entries(&self) -> MutexGuard<'_, HashMap<PathBuf, Entry>> {
@@ -214,7 +225,8 @@ async fn build_or_open(engine: &Arc<Engine>, plan: Plan, sender: &watch::Sender<
     }
     sender.send_replace(Some(outcome));
     for stale in stale(&directory) {
-        if let Err(error) = engine.goldens.discard(engine, &stale).await {
+        let aside = engine.goldens.withdraw(&stale, |_| true);
+        if let Err(error) = discard(engine, &stale, aside).await {
             tracing::warn!(golden = %stale.display(), %error, "a stale golden snapshot is left");
         }
     }

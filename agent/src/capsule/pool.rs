@@ -379,7 +379,7 @@ async fn become_capsule(
     running.home = home.clone();
     let disk = engine.disks.attach(&DiskView { path: home.disk() }).await;
     running.disk = disk.map_err(CapsuleError::step("attaching the disk"))?;
-    // Before the guest runs, as with a restore.
+    // Before the guest runs, so that nothing of it comes out that should not.
     restrict(engine, &mut running.slot, handover.spec).await?;
     running.machine.resume_vcpus().await.map_err(CapsuleError::step("letting the vCPUs run"))?;
     let deadline = Instant::now() + engine.grace;

@@ -163,7 +163,7 @@ impl CapsuleRegistry {
         }
         let mut spec = spec;
         if spec.from_snapshot {
-            Template::of(&self.engine.paths, &spec).await?.complete(&mut spec);
+            Template::of(&self.engine.paths, &spec).await?.record.complete(&mut spec);
         }
         let token = Token::generate().map_err(CapsuleError::step("making a token"))?;
         let record = Record::new(spec, token, timeout_sec);

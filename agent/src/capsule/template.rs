@@ -64,6 +64,16 @@ impl TemplateRecord {
         }
     }
 
+    /// What a capsule of this template is asked to be, where it was not told otherwise.
+    pub fn complete(&self, spec: &mut CapsuleSpec) {
+        let own = std::mem::take(&mut spec.env);
+        let kept = self.env.iter().filter(|var| own.iter().all(|other| other.name != var.name));
+        spec.env = kept.cloned().chain(own.iter().cloned()).collect();
+        if spec.default_user.is_empty() {
+            spec.default_user.clone_from(&self.default_user);
+        }
+    }
+
     /// Into a snapshot's directory, readable by root alone; durable.
     pub fn store(&self, directory: &Path) -> std::io::Result<()> {
         let bytes = serde_json::to_vec(self).map_err(std::io::Error::from)?;
@@ -122,16 +132,6 @@ impl Template {
         let disk_bytes = manifest.disk.as_ref().map_or(0, |disk| disk.bytes);
         let disk_mib = u32::try_from(disk_bytes >> 20).unwrap_or(u32::MAX);
         (manifest.machine.vcpus, manifest.machine.memory_mib, disk_mib)
-    }
-
-    /// What a capsule of this template is asked to be, where it was not told otherwise.
-    pub fn complete(&self, spec: &mut CapsuleSpec) {
-        let own = std::mem::take(&mut spec.env);
-        let kept = self.record.env.iter().filter(|var| own.iter().all(|other| other.name != var.name));
-        spec.env = kept.cloned().chain(own.iter().cloned()).collect();
-        if spec.default_user.is_empty() {
-            spec.default_user.clone_from(&self.record.default_user);
-        }
     }
 }
 
@@ -233,6 +233,20 @@ mod tests {
 
         std::fs::write(&path, r#"{"format":2}"#).unwrap();
         assert!(matches!(TemplateRecord::load(dir.path()), Err(RecordError::Format(2))));
+    }
+
+    #[test]
+    fn a_copy_has_the_environment_and_user_of_its_template_where_it_asks_for_no_other() {
+        let record = TemplateRecord::new(&spec(), Token::generate().unwrap(), 0, 0);
+        let var = |name: &str, value: &str| EnvVar { name: name.into(), value: value.into() };
+        let mut copy = CapsuleSpec { env: vec![var("SIZE", "7")], default_user: String::new(), ..spec() };
+        record.complete(&mut copy);
+        assert_eq!(copy.env, [var("COLOR", "red"), var("SIZE", "7")]);
+        assert_eq!(copy.default_user, "worker");
+        let mut other =
+            CapsuleSpec { env: vec![var("COLOR", "blue")], default_user: "root".into(), ..spec() };
+        record.complete(&mut other);
+        assert_eq!((other.env, other.default_user.as_str()), (vec![var("COLOR", "blue")], "root"));
     }
 
     #[test]

@@ -154,7 +154,12 @@ async fn copies_that_cannot_all_be_made_are_not_made_at_all() {
         counted(&mut client, child, counter, 1).await;
     }
 
-    for (children, wrong) in [(&children[1..3], "id"), (&children[..0], "count")] {
+    let strangers = [new_id()];
+    client.destroy_capsule(capsule(&children[1])).await.unwrap();
+    client.create_capsule(create(&strangers[0])).await.unwrap();
+    for (children, wrong) in
+        [(&children[1..3], "id"), (strangers.as_slice(), "id"), (&children[..0], "count")]
+    {
         let status = client.fork_capsule(fork(&id, children)).await.unwrap_err();
         let field = status.metadata().get(wrenn_proto::FIELD).unwrap().to_str().unwrap();
         assert_eq!((status.code(), field), (Code::InvalidArgument, wrong));
@@ -162,7 +167,7 @@ async fn copies_that_cannot_all_be_made_are_not_made_at_all() {
     let status = client.fork_capsule(fork(&new_id(), &[new_id()])).await.unwrap_err();
     assert_eq!(status.code(), Code::NotFound);
 
-    for id in children[..2].iter().chain([&id]) {
+    for id in children[..1].iter().chain(&strangers).chain([&id]) {
         client.destroy_capsule(capsule(id)).await.unwrap();
     }
     agent.stop().await;

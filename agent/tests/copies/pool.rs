@@ -6,6 +6,7 @@ use std::path::PathBuf;
 
 use wrenn_proto::agent::v1 as agent;
 use wrenn_proto::agent::v1::CapsuleState;
+use wrenn_vmm::network::SlotNumber;
 
 use super::support::calls::{capsule, create, new_id, run, until};
 use super::support::{Site, names};
@@ -42,7 +43,7 @@ fn pool_vmms(site: &Site) -> Vec<i32> {
 
 /// All processes of the users of this agent's slots that have not ended.
 fn processes(site: &Site) -> Vec<i32> {
-    let users: Vec<u32> = site.slots().iter().map(|slot| slot.uid()).collect();
+    let users: Vec<u32> = site.slots().iter().map(SlotNumber::uid).collect();
     let entries = std::fs::read_dir("/proc").unwrap().flatten();
     let mut pids: Vec<i32> = entries
         .filter_map(|entry| {

@@ -78,6 +78,7 @@ fn all() -> Vec<(&'static str, Body)> {
         memory::machines_of_one_snapshot_do_not_share_what_they_write,
         memory::a_snapshot_holds_exactly_what_was_in_memory,
         memory::a_machine_goes_on_after_its_snapshot_was_taken,
+        memory::a_prepared_save_is_as_exact_also_in_another_home,
         memory::a_machine_outlives_the_snapshot_it_came_from,
         generations::pauses_without_cloning_write_what_changed_and_nothing_else,
         life::the_end_of_a_vmm_is_noticed,

@@ -10,7 +10,7 @@ use std::{
 };
 
 use sha2::{Digest as _, Sha256};
-use wrenn_vmm::driver::MemorySharing;
+use wrenn_vmm::{disk::DiskView, driver::MemorySharing, snapshot::SnapshotWriter};
 
 use crate::{
     Stage,
@@ -131,6 +131,42 @@ pub async fn a_machine_goes_on_after_its_snapshot_was_taken(stage: Arc<Stage>) {
     }
     host.end(one).await;
     host.end(two).await;
+}
+
+pub async fn a_prepared_save_is_as_exact_also_in_another_home(stage: Arc<Stage>) {
+    let Stage { host, golden } = &*stage;
+    let mut running = host.restore("prepared", golden, MemorySharing::Shared).await;
+    for round in 0..2 {
+        let at = host.paths.snapshot(&format!("prepared-{round}").parse().unwrap());
+        let mut writer = SnapshotWriter::begin(&at).await.unwrap();
+        running.machine.prepare_save(&mut writer).await.unwrap();
+        host.store.prepare_clone(running.disk.view()).await.unwrap();
+        // The guest goes on over what is prepared.
+        let late = marker(&format!("prepared {round}"));
+        tell(&running, &late).await;
+        running.machine.stop_vcpus().await.unwrap();
+        running.machine.save(&mut writer).await.unwrap();
+        host.store.clone_stopped(running.disk.view(), &writer.disk_path()).await.unwrap();
+        let expected = live(&running);
+        running.machine.resume_vcpus().await.unwrap();
+        let saved = writer.commit_unsynced().await.unwrap();
+        assert!(holds(&expected, &late));
+        assert!(fs::read(saved.memory()).unwrap() == expected, "round {round}: not what was in memory");
+        host.driver.forget(&saved).await.unwrap();
+        saved.remove().await.unwrap();
+
+        let Running { mut machine, slot, home: before, .. } = running;
+        let home = host.paths.capsule(&format!("moved-{round}").parse().unwrap());
+        home.create().unwrap();
+        before.move_into(&home).unwrap();
+        machine.set_home(home.clone());
+        let record = machine.record();
+        drop(machine);
+        let machine = host.driver.adopt(&record).await.unwrap();
+        let disk = host.store.attach(&DiskView { path: home.disk() }).await.unwrap();
+        running = Running { machine, slot, disk, home };
+    }
+    host.end(running).await;
 }
 
 pub async fn a_machine_outlives_the_snapshot_it_came_from(stage: Arc<Stage>) {
