@@ -3,6 +3,8 @@
 use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
+use nix::sys::signal::{Signal, kill};
+use nix::unistd::Pid;
 use serde_json::json;
 use wrenn_tests::graphql::{Client, Collected, Exec, Failure, ProcessEvent, ProcessStream};
 use wrenn_tests::stack::Stack;
@@ -84,6 +86,30 @@ pub async fn killed_amid_changes(stack: &Stack) -> Result<()> {
         stack.host().start(None).await
     })
     .await
+}
+
+/// From the moment its snapshot is complete a capsule is paused, even if nobody wrote that down and its machine is gone
+/// with the agent, as when the host fails.
+pub async fn killed_with_the_vmm_once_a_pause_was_saved(stack: &Stack) -> Result<()> {
+    let client = stack.client();
+    let id = create(client).await?;
+    client.sh(&id, "echo kept > /run/in-memory; echo kept > /root/on-disk").await?;
+    let vmm = stack.vmm_of(&id).context("a running capsule has a VMM")?;
+    stack.host().order("pause.committed=kill")?;
+    // Its answer is lost with the agent.
+    let _ = client.pause(&id).await;
+    stack.host().died(PATIENCE).await?;
+    stack.host().order("")?;
+    kill(Pid::from_raw(vmm.cast_signed()), Signal::SIGKILL).context("killing the VMM")?;
+    wait::until_true("the VMM's end", PATIENCE, async || Ok(stack.vmm_of(&id).is_none())).await?;
+
+    stack.host().start(None).await?;
+    super::api::settled(stack).await?;
+    let capsule = client.capsule(&id).await?.context("the capsule")?;
+    ensure!(capsule.state == "PAUSED", "{capsule:?}");
+    client.resume(&id).await?;
+    ensure!(client.sh(&id, "cat /run/in-memory /root/on-disk").await? == "kept\nkept");
+    Ok(())
 }
 
 /// SIGTERM leaves capsules running, as a crash does.

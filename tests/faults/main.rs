@@ -47,6 +47,7 @@ const TESTS: &[(&str, Wanted, Test)] = tests![
     FAILING_ON_COPIES walk::every_failpoint_of_a_merge,
     ONE agent::killed_while_output_flows,
     FAILING agent::killed_amid_changes,
+    FAILING agent::killed_with_the_vmm_once_a_pause_was_saved,
     ONE agent::told_to_end_keeps_capsules,
     PAUSING agent::told_to_end_pauses_capsules,
     ONE vmm::killed_while_output_flows,

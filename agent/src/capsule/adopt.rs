@@ -124,6 +124,10 @@ impl Leftovers {
             match found {
                 Found::Live(record, machine) => settle_live(engine, registry, *record, machine).await,
                 Found::Lost(mut record, cause) => {
+                    if let Some(snapshot) = completed_pause(engine, &record).await {
+                        clear_half_made(engine, &record);
+                        return settle_paused(engine, registry, *record, snapshot).await;
+                    }
                     tracing::error!(capsule = %record.spec.id, cause = cause.message, "the capsule is lost");
                     remove_files(engine, record.spec.id).await;
                     record.enter(State::Stopped, Some(cause));
@@ -145,18 +149,12 @@ async fn settle_live(
 ) {
     let id = record.spec.id;
     let mut parts = Parts { machine: Some(machine), ..Parts::default() };
-    if record.state == State::Pausing
-        && let Some(snapshot) = completed_pause(engine, &record).await
-    {
+    if let Some(snapshot) = completed_pause(engine, &record).await {
         claim(engine, &record, &mut parts).await;
         if let Err(error) = parts.dismantle(engine).await {
             tracing::error!(capsule = %id, %error, "a paused capsule left something behind");
         }
-        record.machine = None;
-        record.enter(State::Paused, None);
-        store(engine, &record).await;
-        tracing::info!(capsule = %id, "its pause was complete");
-        return registry.adopt(record, Body::Paused(PausedCapsule { snapshot: Box::new(snapshot) }));
+        return settle_paused(engine, registry, record, snapshot).await;
     }
     match revive(engine, &record, parts).await {
         Ok(running) => {
@@ -177,8 +175,20 @@ async fn settle_live(
     }
 }
 
+/// Writes down a pause that was complete but for that. Its machine has ended.
+async fn settle_paused(engine: &Engine, registry: &CapsuleRegistry, mut record: Record, snapshot: Snapshot) {
+    record.machine = None;
+    record.enter(State::Paused, None);
+    store(engine, &record).await;
+    tracing::info!(capsule = %record.spec.id, "its pause was complete");
+    registry.adopt(record, Body::Paused(PausedCapsule { snapshot: Box::new(snapshot) }));
+}
+
 /// The snapshot of a pause that was only not yet written down.
 async fn completed_pause(engine: &Engine, record: &Record) -> Option<Snapshot> {
+    if record.state != State::Pausing {
+        return None;
+    }
     let snapshot = Snapshot::open(&engine.paths.snapshot(&record.spec.name())).await.ok()?;
     (snapshot.manifest().created_at_ns >= record.since_ns).then_some(snapshot)
 }
