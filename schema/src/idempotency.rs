@@ -2,7 +2,7 @@
 //!
 //! The key is written in the transaction that writes what is made, so there is never one without the other.
 
-use sea_orm::{ActiveModelTrait, ConnectionTrait, EntityTrait, Set};
+use sea_orm::{ActiveModelTrait, ConnectionTrait, DatabaseConnection, DatabaseTransaction, EntityTrait, Set};
 use wrenn_entities::{CapsuleId, TeamId, TemplateId, idempotency_key, time::now};
 
 use crate::{Error, database};
@@ -36,11 +36,7 @@ impl Key {
         Ok(Some(Self { team_id, operation, key, digest: digest() }))
     }
 
-    /// What an earlier request with this key has made.
-    pub(crate) async fn earlier(
-        &self,
-        db: &impl ConnectionTrait,
-    ) -> Result<Option<idempotency_key::Model>, Error> {
+    async fn earlier(&self, db: &impl ConnectionTrait) -> Result<Option<idempotency_key::Model>, Error> {
         let known = (self.team_id, self.operation.to_owned(), self.key.clone());
         match idempotency_key::Entity::find_by_id(known).one(db).await? {
             Some(earlier) if earlier.input_digest != self.digest => {
@@ -50,35 +46,64 @@ impl Key {
             earlier => Ok(earlier),
         }
     }
+}
 
-    /// [`Key::earlier`], when there has to be one: the request was a moment too late to write its own.
-    pub(crate) async fn faster(&self, db: &impl ConnectionTrait) -> Result<idempotency_key::Model, Error> {
-        self.earlier(db).await?.ok_or_else(withdrawn)
+/// What an earlier request with this key has made.
+pub(crate) async fn earlier(
+    db: &impl ConnectionTrait,
+    key: Option<&Key>,
+) -> Result<Option<idempotency_key::Model>, Error> {
+    match key {
+        Some(key) => key.earlier(db).await,
+        None => Ok(None),
     }
+}
 
-    /// Notes in the transaction that makes it what the request makes. `false`: another request was faster, and the
-    /// transaction is to be rolled back.
-    pub(crate) async fn remember(
-        &self,
-        transaction: &impl ConnectionTrait,
-        capsule_id: CapsuleId,
-        template_id: Option<TemplateId>,
-    ) -> Result<bool, Error> {
-        let inserted = idempotency_key::ActiveModel {
-            team_id: Set(self.team_id),
-            operation: Set(self.operation.to_owned()),
-            key: Set(self.key.clone()),
-            input_digest: Set(self.digest.clone()),
-            capsule_id: Set(capsule_id),
-            template_id: Set(template_id),
-            created_at: Set(now()),
+/// Notes in the transaction that makes it what the request makes.
+pub(crate) async fn remember(
+    transaction: &impl ConnectionTrait,
+    key: Option<&Key>,
+    capsule_id: CapsuleId,
+    template_id: Option<TemplateId>,
+) -> Result<(), Error> {
+    let Some(key) = key else { return Ok(()) };
+    idempotency_key::ActiveModel {
+        team_id: Set(key.team_id),
+        operation: Set(key.operation.to_owned()),
+        key: Set(key.key.clone()),
+        input_digest: Set(key.digest.clone()),
+        capsule_id: Set(capsule_id),
+        template_id: Set(template_id),
+        created_at: Set(now()),
+    }
+    .insert(transaction)
+    .await
+    .map_err(|error| if database::is_duplicate(&error) { withdrawn() } else { error.into() })?;
+    Ok(())
+}
+
+/// A request that was written down, or what an earlier one with the same key has made.
+pub(crate) enum Written<T> {
+    First(T),
+    Again(idempotency_key::Model),
+}
+
+/// Ends the transaction in which a request was written down. Did that fail, then perhaps only because another request
+/// with the same key was a moment faster and took the name, the room or the capsule for it.
+pub(crate) async fn conclude<T>(
+    db: &DatabaseConnection,
+    transaction: DatabaseTransaction,
+    key: Option<&Key>,
+    written: Result<T, Error>,
+) -> Result<Written<T>, Error> {
+    match written {
+        Ok(written) => {
+            transaction.commit().await?;
+            Ok(Written::First(written))
         }
-        .insert(transaction)
-        .await;
-        match inserted {
-            Ok(_) => Ok(true),
-            Err(error) if database::is_duplicate(&error) => Ok(false),
-            Err(error) => Err(error.into()),
+        Err(error) => {
+            transaction.rollback().await?;
+            earlier(db, key).await?.map(Written::Again).ok_or(error)
         }
     }
 }

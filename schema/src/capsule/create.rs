@@ -28,7 +28,7 @@ use wrenn_proto::agent::v1 as agent;
 use super::{
     mutation::CreateCapsuleInput,
     operation::Hold,
-    record::{Recorded, await_settled, record},
+    record::{await_settled, record},
     settle,
     state::{self, Cause, Step, advance, compare_and_set},
     wanted::{Wanted, check},
@@ -43,6 +43,7 @@ use crate::{
         placement::{self, Candidates, Demand},
         requested,
     },
+    idempotency::Written,
 };
 
 /// How long a host may take: the first capsule of a template boots, with nothing to restore from.
@@ -60,8 +61,8 @@ pub(crate) async fn create(
         .clone()
         .run_tracked(async move {
             match record(&services, &actor, &wanted).await? {
-                Recorded::Earlier(id) => await_settled(&services, &actor, id).await,
-                Recorded::New(row) => {
+                Written::Again(earlier) => await_settled(&services, &actor, earlier.capsule_id).await,
+                Written::First(row) => {
                     services.bus.publish(Change::Capsule(row.clone()));
                     let began = Instant::now();
                     let result = drive(&services, &actor, &wanted, row).await;

@@ -16,7 +16,9 @@ use std::{
 };
 
 use futures_util::{StreamExt, stream};
-use sea_orm::{ActiveModelTrait, ColumnTrait, EntityTrait, IntoActiveModel, QueryFilter, QueryOrder};
+use sea_orm::{
+    ActiveModelTrait, ColumnTrait, DatabaseTransaction, EntityTrait, IntoActiveModel, QueryFilter, QueryOrder,
+};
 use serde_json::json;
 use sha2::{Digest, Sha256};
 use uuid::Uuid;
@@ -46,7 +48,7 @@ use crate::{
         placement::{self, Candidates, Demand},
         requested,
     },
-    idempotency::{self, Key},
+    idempotency::{self, Key, Written},
 };
 
 /// Copies that one request can ask for; the contract's own bound.
@@ -82,12 +84,6 @@ impl Wish {
     }
 }
 
-/// Copies that were written down, or the first of those of an earlier request with the same key.
-enum Recorded {
-    New(HostId, Vec<Arc<Model>>),
-    Earlier(CapsuleId),
-}
-
 /// Makes the copies and answers when all of them run.
 pub(super) async fn fork(
     services: &Arc<Services>,
@@ -99,8 +95,8 @@ pub(super) async fn fork(
         .clone()
         .run_tracked(async move {
             match record(&services, &actor, &wish).await? {
-                Recorded::Earlier(first) => earlier(&services, &actor, first).await,
-                Recorded::New(host, rows) => {
+                Written::Again(first) => earlier(&services, &actor, first.capsule_id).await,
+                Written::First((host, rows)) => {
                     for row in &rows {
                         services.bus.publish(Change::Capsule(row.clone()));
                     }
@@ -115,33 +111,41 @@ pub(super) async fn fork(
         .await
 }
 
-/// Finds room on the parent's host and writes the rows, in one transaction.
-async fn record(services: &Services, actor: &Actor, wish: &Wish) -> Result<Recorded, Error> {
-    let transaction = database::begin(&services.db).await?;
-    let parent = find(&transaction, actor.team_id, wish.id).await?;
-    if let Some(key) = &wish.key
-        && let Some(earlier) = key.earlier(&transaction).await?
-    {
-        return Ok(Recorded::Earlier(earlier.capsule_id));
+/// What is written down of a fork: where, and the copies.
+type Recorded = (HostId, Vec<Arc<Model>>);
+
+async fn record(services: &Services, actor: &Actor, wish: &Wish) -> Result<Written<Recorded>, Error> {
+    let key = wish.key.as_ref();
+    if let Some(earlier) = idempotency::earlier(&services.db, key).await? {
+        return Ok(Written::Again(earlier));
     }
+    let transaction = database::begin(&services.db).await?;
+    let written = write(&transaction, services, actor, wish).await;
+    idempotency::conclude(&services.db, transaction, key, written).await
+}
+
+/// Finds room on the parent's host and writes the rows.
+async fn write(
+    transaction: &DatabaseTransaction,
+    services: &Services,
+    actor: &Actor,
+    wish: &Wish,
+) -> Result<Recorded, Error> {
+    let parent = find(transaction, actor.team_id, wish.id).await?;
     let (CapsuleState::Running | CapsuleState::Paused, Some(host)) = (parent.state, parent.host_id) else {
         return Err(state::unfit(&parent));
     };
     let count = i64::try_from(wish.count).unwrap_or(i64::MAX);
     let demand = Demand::of(&parent).times(count);
-    placement::choose(&transaction, &services.config, demand, Candidates::Holder(host)).await?;
+    placement::choose(transaction, &services.config, demand, Candidates::Holder(host)).await?;
     let moment = Uuid::now_v7();
     let rows: Vec<_> = (0..wish.count).map(|_| Arc::new(copy(&parent, moment, actor))).collect();
     let models = rows.iter().map(|row| Model::clone(row).into_active_model().reset_all());
-    capsule::Entity::insert_many(models).exec_without_returning(&transaction).await?;
-    if let (Some(key), Some(first)) = (&wish.key, rows.first())
-        && !key.remember(&transaction, first.id, None).await?
-    {
-        transaction.rollback().await?;
-        return Ok(Recorded::Earlier(key.faster(&services.db).await?.capsule_id));
+    capsule::Entity::insert_many(models).exec_without_returning(transaction).await?;
+    if let Some(first) = rows.first() {
+        idempotency::remember(transaction, wish.key.as_ref(), first.id, None).await?;
     }
-    transaction.commit().await?;
-    Ok(Recorded::New(host, rows))
+    Ok((host, rows))
 }
 
 fn copy(parent: &Model, moment: Uuid, actor: &Actor) -> Model {

@@ -13,32 +13,31 @@ use crate::{
     Code, Error, Services,
     access::Actor,
     bus::{Change, Received},
-    database, idempotency,
+    database,
+    idempotency::{self, Written},
 };
 
-/// A row that was written, or the one that an earlier request with the same key wrote.
-pub(super) enum Recorded {
-    New(Arc<Model>),
-    Earlier(CapsuleId),
-}
-
 /// Writes the row, together with the key under which the request may come again.
-pub(super) async fn record(services: &Services, actor: &Actor, wanted: &Wanted) -> Result<Recorded, Error> {
+pub(super) async fn record(
+    services: &Services,
+    actor: &Actor,
+    wanted: &Wanted,
+) -> Result<Written<Arc<Model>>, Error> {
     let row = wanted.row(actor).into_active_model().reset_all();
     let Some(key) = &wanted.key else {
-        return Ok(Recorded::New(Arc::new(row.insert(&services.db).await?)));
+        return Ok(Written::First(Arc::new(row.insert(&services.db).await?)));
     };
+    if let Some(earlier) = idempotency::earlier(&services.db, Some(key)).await? {
+        return Ok(Written::Again(earlier));
+    }
     let transaction = database::begin(&services.db).await?;
-    if let Some(earlier) = key.earlier(&transaction).await? {
-        return Ok(Recorded::Earlier(earlier.capsule_id));
-    }
-    let row = row.insert(&transaction).await?;
-    if key.remember(&transaction, row.id, None).await? {
-        transaction.commit().await?;
-        return Ok(Recorded::New(Arc::new(row)));
-    }
-    transaction.rollback().await?;
-    Ok(Recorded::Earlier(key.faster(&services.db).await?.capsule_id))
+    let written = async {
+        let row = row.insert(&transaction).await?;
+        idempotency::remember(&transaction, Some(key), row.id, None).await?;
+        Ok(Arc::new(row))
+    };
+    let written = written.await;
+    idempotency::conclude(&services.db, transaction, Some(key), written).await
 }
 
 /// The capsule of an earlier request, once that has come to its end.

@@ -15,7 +15,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use sea_orm::{ActiveModelTrait, EntityTrait, IntoActiveModel};
+use sea_orm::{ActiveModelTrait, DatabaseTransaction, EntityTrait, IntoActiveModel};
 use serde_json::json;
 use sha2::{Digest, Sha256};
 use wrenn_entities::{
@@ -39,7 +39,7 @@ use crate::{
     bus::{Change, Received},
     database,
     host::{answer, requested},
-    idempotency::{self, Key},
+    idempotency::{self, Key, Written},
     template::lifecycle,
 };
 
@@ -72,10 +72,12 @@ impl Wish {
     }
 }
 
-/// A snapshot that is under way, or the one of an earlier request with the same key.
-enum Begun {
-    New { capsule: Arc<Model>, before: Arc<Model>, host: HostId, template: TemplateId },
-    Earlier(Option<TemplateId>),
+/// A snapshot that is under way.
+struct Begun {
+    capsule: Arc<Model>,
+    before: Model,
+    host: HostId,
+    template: TemplateId,
 }
 
 /// Makes the template and answers when it can be used.
@@ -89,11 +91,11 @@ pub(super) async fn snapshot(
         .clone()
         .run_tracked(async move {
             match begin(&services, &actor, &wish).await? {
-                Begun::Earlier(template) => await_ready(&services, wish.id, template).await,
-                Begun::New { capsule, before, host, template } => {
-                    services.bus.publish(Change::Capsule(capsule.clone()));
+                Written::Again(earlier) => await_ready(&services, wish.id, earlier.template_id).await,
+                Written::First(begun) => {
+                    services.bus.publish(Change::Capsule(begun.capsule.clone()));
                     let began = Instant::now();
-                    let result = drive(&services, &actor, &capsule, &before, host, template).await;
+                    let result = drive(&services, &actor, &begun).await;
                     metrics::histogram!("wrenn_capsule_operation_seconds", "operation" => "snapshot")
                         .record(began.elapsed().as_secs_f64());
                     result
@@ -103,22 +105,25 @@ pub(super) async fn snapshot(
         .await
 }
 
-/// Writes down all that a crash would leave to others.
-async fn begin(services: &Services, actor: &Actor, wish: &Wish) -> Result<Begun, Error> {
-    let transaction = database::begin(&services.db).await?;
-    // The capsule before the key: one that an earlier request has changed already is never seen without its key.
-    let before = find(&transaction, actor.team_id, wish.id).await?;
-    if let Some(key) = &wish.key
-        && let Some(earlier) = key.earlier(&transaction).await?
-    {
-        return Ok(Begun::Earlier(earlier.template_id));
+async fn begin(services: &Services, actor: &Actor, wish: &Wish) -> Result<Written<Begun>, Error> {
+    let key = wish.key.as_ref();
+    if let Some(earlier) = idempotency::earlier(&services.db, key).await? {
+        return Ok(Written::Again(earlier));
     }
+    let transaction = database::begin(&services.db).await?;
+    let written = write(&transaction, actor, wish).await;
+    idempotency::conclude(&services.db, transaction, key, written).await
+}
+
+/// Writes down all that a crash would leave to others.
+async fn write(transaction: &DatabaseTransaction, actor: &Actor, wish: &Wish) -> Result<Begun, Error> {
+    let before = find(transaction, actor.team_id, wish.id).await?;
     let (CapsuleState::Running | CapsuleState::Paused, Some(host)) = (before.state, before.host_id) else {
         return Err(state::unfit(&before));
     };
-    lifecycle::check_name(&transaction, actor.team_id, &wish.name, wish.overwrite).await?;
+    lifecycle::check_name(transaction, actor.team_id, &wish.name, wish.overwrite).await?;
     let origin = template::Entity::find_by_id(before.template_id)
-        .one(&transaction)
+        .one(transaction)
         .await?
         .ok_or_else(|| Error::not_found("the capsule's template is gone"))?;
     let template = TemplateId::generate();
@@ -141,45 +146,24 @@ async fn begin(services: &Services, actor: &Actor, wish: &Wish) -> Result<Begun,
     }
     .into_active_model()
     .reset_all()
-    .insert(&transaction)
+    .insert(transaction)
     .await;
-    match inserted {
-        Ok(_) => {}
-        // Another was faster with the same name; on SQLite writers wait for each other, so there it cannot be.
-        Err(error) if database::is_duplicate(&error) => {
-            transaction.rollback().await?;
-            if let Some(key) = &wish.key
-                && let Some(earlier) = key.earlier(&services.db).await?
-            {
-                return Ok(Begun::Earlier(earlier.template_id));
-            }
-            let message = format!("a template `{}` was made at the same moment", wish.name);
-            return Err(Error::conflict(message).with_field("name"));
-        }
-        Err(error) => return Err(error.into()),
-    }
+    inserted.map_err(|error| match database::is_duplicate(&error) {
+        true => Error::conflict(format!("a template `{}` was made at the same moment", wish.name))
+            .with_field("name"),
+        false => error.into(),
+    })?;
     let step = Step::to(CapsuleState::Snapshotting).because(Cause::of(&before));
-    let capsule = compare_and_set(&transaction, &before, &[before.state], step)
+    let capsule = compare_and_set(transaction, &before, &[before.state], step)
         .await?
         .ok_or_else(|| state::lost(wish.id))?;
-    if let Some(key) = &wish.key
-        && !key.remember(&transaction, wish.id, Some(template)).await?
-    {
-        transaction.rollback().await?;
-        return Ok(Begun::Earlier(key.faster(&services.db).await?.template_id));
-    }
-    transaction.commit().await?;
-    Ok(Begun::New { capsule: Arc::new(capsule), before: Arc::new(before), host, template })
+    idempotency::remember(transaction, wish.key.as_ref(), wish.id, Some(template)).await?;
+    Ok(Begun { capsule: Arc::new(capsule), before, host, template })
 }
 
-async fn drive(
-    services: &Arc<Services>,
-    actor: &Actor,
-    capsule: &Arc<Model>,
-    before: &Model,
-    host: HostId,
-    template: TemplateId,
-) -> Result<template::Model, Error> {
+async fn drive(services: &Arc<Services>, actor: &Actor, begun: &Begun) -> Result<template::Model, Error> {
+    let Begun { capsule, before, host, template } = begun;
+    let (host, template) = (*host, *template);
     let hold = Hold::keep(services, slice::from_ref(capsule));
     let made = async {
         let made = call(services, actor, host, capsule.id, template).await?;
