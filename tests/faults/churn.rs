@@ -65,9 +65,11 @@ pub async fn at_rest(stack: &Stack) -> Result<HostInventory> {
     .await
 }
 
-/// Without what an agent keeps ready, which is compared by its count, and without files that are written all the time.
+/// Without what an agent keeps ready, which is compared by its count, without what it shares with other agents of the
+/// machine, which come and go meanwhile, and without files that are written all the time.
 pub fn comparable(inventory: &HostInventory) -> HostInventory {
-    POOLED.into_iter().fold(without_logs(inventory.clone()), HostInventory::without)
+    let shared = without_logs(inventory.clone()).without(Kind::FirewallTable);
+    POOLED.into_iter().fold(shared, HostInventory::without)
 }
 
 fn without_logs(inventory: HostInventory) -> HostInventory {
