@@ -1,5 +1,6 @@
 //! Egress policies from inside real guests. The outside is a network namespace with a name server and a service.
 
+#[expect(dead_code, reason = "other tests need more of it")]
 mod support;
 
 use std::fs::File;

@@ -5,9 +5,11 @@
 
 pub mod disk;
 pub mod driver;
+pub mod failpoint;
 pub mod failure;
 pub mod host;
 pub mod kvm;
+pub mod memory;
 pub mod network;
 pub mod paths;
 pub mod process;

@@ -16,7 +16,7 @@ use async_trait::async_trait;
 use serde::{Deserialize, Serialize};
 
 pub use self::data::{DiskOptions, prepare, trim, unmount};
-pub(crate) use self::{data::clones_here, sparse::data_ranges};
+pub(crate) use self::{data::clones_here, reflink::is_unsupported, sparse::data_ranges};
 use crate::{
     failure::{Doing as _, Failure, blocking},
     paths::partial,
@@ -169,9 +169,15 @@ pub async fn extend(disk: &Path, size_mib: u32) -> Result<(), DiskError> {
 
 /// A copy as cheap as the file system lets it be.
 pub(crate) fn clone_or_copy(from: &Path, to: &Path) -> Result<(), Failure> {
+    if try_clone(from, to)? { Ok(()) } else { sparse::copy(from, to) }
+}
+
+/// Whether the file system shares blocks between files, and `to` is a clone of `from` now.
+pub(crate) fn try_clone(from: &Path, to: &Path) -> Result<bool, Failure> {
     match reflink::clone(from, to) {
-        Err(failure) if reflink::is_unsupported(&failure.source) => sparse::copy(from, to),
-        result => result,
+        Ok(()) => Ok(true),
+        Err(failure) if is_unsupported(&failure.source) => Ok(false),
+        Err(failure) => Err(failure),
     }
 }
 

@@ -56,7 +56,7 @@ fn write_out(path: &Path) -> Result<(), Failure> {
 }
 
 /// The file system, or this pair of files, cannot share blocks.
-pub(super) fn is_unsupported(error: &io::Error) -> bool {
+pub(crate) fn is_unsupported(error: &io::Error) -> bool {
     const CODES: [i32; 5] = [libc::EOPNOTSUPP, libc::ENOTTY, libc::EINVAL, libc::EXDEV, libc::ENOSYS];
     error.raw_os_error().is_some_and(|code| CODES.contains(&code))
 }

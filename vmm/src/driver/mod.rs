@@ -14,6 +14,7 @@ pub use self::{
 use crate::{
     failure::{Failure, Failures},
     kvm::KvmPolicy,
+    memory::MemoryError,
     paths::CapsulePaths,
     process::{ProcessError, ProcessExit, VmmProcess},
     qemu::{QemuDriver, QmpError},
@@ -111,6 +112,8 @@ pub enum DriverError {
     /// The memory's mapping is not what a machine of this record has.
     #[error("the machine's memory: {0}")]
     Memory(String),
+    #[error("the machine's memory in generations")]
+    Generations(#[from] MemoryError),
 }
 
 /// What the choice of a driver depends on.

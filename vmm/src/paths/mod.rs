@@ -7,7 +7,7 @@
 //! <root>/logs/  ca/  agent/
 //! <root>/data.xfs                   the disk store's own file system, where it needs one; mounted on
 //! <root>/data/                      what is cloned from each other lives in one file system:
-//!        capsules/<capsule>/        capsule.json, disk.ext4, memory
+//!        capsules/<capsule>/        capsule.json, disk.ext4, memory, generations/
 //!        snapshots/<capsule>/       see `snapshot`
 //!        golden/<template>/<vcpus>-<memory>-<disk>-<vmm>-<versions>/
 //!        templates/<template>/      a snapshot, and template.json with it
@@ -268,6 +268,11 @@ impl CapsulePaths {
         self.directory.join("memory")
     }
 
+    /// The generations that the machine's memory is based on, where it is not only a flat file.
+    pub fn generations(&self) -> PathBuf {
+        self.directory.join("generations")
+    }
+
     pub fn qmp_socket(&self) -> PathBuf {
         self.run.join("qmp.sock")
     }
@@ -386,6 +391,14 @@ impl fmt::Display for GoldenKey {
 
 pub(crate) fn hex(bytes: &[u8]) -> String {
     bytes.iter().map(|byte| format!("{byte:02x}")).collect()
+}
+
+/// A digest from [`hex`].
+pub(crate) fn unhex(text: &str) -> Option<[u8; 32]> {
+    let (pairs, []) = text.as_bytes().as_chunks::<2>() else { return None };
+    let digit = |digit: u8| char::from(digit).to_digit(16);
+    let bytes = pairs.iter().map(|[high, low]| Some((digit(*high)? << 4 | digit(*low)?) as u8));
+    bytes.collect::<Option<Vec<u8>>>()?.try_into().ok()
 }
 
 /// What a file is called until it is complete.

@@ -1,7 +1,7 @@
-//! Memory files: made from the file a machine started with and what it changed since.
+//! Memory in files: made from what a machine started with and what it changed since.
 
 use std::{
-    fs::{File, OpenOptions},
+    fs::{self, File, OpenOptions},
     io,
     os::{
         fd::AsFd as _,
@@ -14,9 +14,12 @@ use nix::fcntl::{FallocateFlags, fallocate};
 
 use super::mapping::{Mapping, PAGE};
 use crate::{
-    disk::{clone_or_copy, data_ranges},
+    disk::{clone_or_copy, try_clone},
     driver::DriverError,
     failure::{Doing as _, Failure},
+    memory::{DataDigest, GenerationWriter, Generations, runs, whole_blocks},
+    paths::hex,
+    snapshot::{MemoryLayout, SnapshotFiles},
 };
 
 /// Pages are copied by so much at a time.
@@ -24,42 +27,95 @@ const CHUNK: u64 = 1 << 20;
 /// A VMM reads it through a descriptor it was given; nobody else gets into its directory.
 const MODE: u32 = 0o644;
 
-/// Makes `to` hold what a private mapping of `base` shows before anything is changed in it.
-pub fn clone_base(base: &Path, to: &Path) -> Result<(), DriverError> {
-    Ok(clone_or_copy(base, to)?)
+/// What was saved of a memory.
+pub struct SavedMemory {
+    pub written_bytes: u64,
+    pub layout: MemoryLayout,
 }
 
-/// Writes the pages that `mapping`, in a process whose vCPUs are stopped, has changed to `to`, which holds its base or
-/// what was saved of it before. Answers how many bytes those are.
-pub fn save_changed(mapping: &Mapping, to: &Path) -> Result<u64, DriverError> {
+/// Makes `to` hold what a private mapping of `base` shows before anything is changed in it, where that costs nothing;
+/// answers whether it does.
+pub fn clone_base(base: &Path, to: &Path) -> Result<bool, DriverError> {
+    Ok(try_clone(base, to)?)
+}
+
+/// Writes what `mapping`, of the file `base`, holds in a process whose vCPUs are stopped into a snapshot. Where files
+/// share blocks that is a clone of the base with the changed pages in it; elsewhere the base is linked and
+/// the changed pages are a generation of their own, so that nothing is copied.
+///
+/// `base_is_there`: what [`clone_base`] did before.
+pub fn save_private(
+    mapping: &Mapping,
+    base: &Path,
+    into: &SnapshotFiles,
+    base_is_there: bool,
+) -> Result<SavedMemory, DriverError> {
+    if base_is_there || try_clone(base, &into.memory)? {
+        return Ok(flat(save_changed(mapping, &into.memory)?, base, None)?);
+    }
+    let doing = || format!("looking at {}", base.display());
+    let owner = fs::metadata(base).doing(doing)?.uid();
+    if owner != 0 {
+        // The VMM could write to it: only a copy is certain not to change any more.
+        clone_or_copy(base, &into.memory)?;
+        return Ok(flat(save_changed(mapping, &into.memory)?, base, None)?);
+    }
+    save_generation(mapping, &Generations::of_flat(base, None)?, into)
+}
+
+/// The same for a machine whose memory was itself made from generations.
+pub fn save_generation(
+    mapping: &Mapping,
+    base: &Generations,
+    into: &SnapshotFiles,
+) -> Result<SavedMemory, DriverError> {
+    let mut writer = GenerationWriter::after(base, &into.directory);
+    each_changed(mapping, |pages, offset| Ok(writer.write(offset, pages)?))?;
+    let written = writer.finish()?;
+    Ok(SavedMemory { written_bytes: written.data_bytes, layout: (&written).into() })
+}
+
+/// Writes the changed pages into `image`, which has the content of the mapping's file. Answers how many bytes those
+/// are.
+fn save_changed(mapping: &Mapping, to: &Path) -> Result<u64, DriverError> {
     let image = open(to)?;
+    let mut writer = PageWriter { image: &image, data: whole_blocks(&image).doing(|| listing(to))? };
+    each_changed(mapping, |pages, offset| {
+        Ok(writer.write(pages, offset).doing(|| format!("copying changed pages to {}", to.display()))?)
+    })
+}
+
+/// Reads the changed pages, in order, and hands them over with their offset in the guest's memory. Answers how many
+/// bytes they are.
+fn each_changed(
+    mapping: &Mapping,
+    mut take: impl FnMut(&[u8], u64) -> Result<(), DriverError>,
+) -> Result<u64, DriverError> {
     let memory = mapping.memory()?;
-    let mut writer = PageWriter { image: &image, data: image_data(&image).doing(|| listing(to))? };
     let mut buffer = vec![0; CHUNK as usize];
-    let mut written = 0;
+    let mut all = 0;
     for changed in mapping.changed()? {
         let mut done = 0;
         while done < changed.length {
             let length = (changed.length - done).min(CHUNK);
             let pages = &mut buffer[..length as usize];
-            memory
-                .read_exact_at(pages, changed.address + done)
-                .and_then(|()| writer.write(pages, changed.offset + done))
-                .doing(|| format!("copying changed pages to {}", to.display()))?;
+            memory.read_exact_at(pages, changed.address + done).doing(|| "reading changed pages")?;
+            take(pages, changed.offset + done)?;
             done += length;
         }
-        written += changed.length;
+        all += changed.length;
     }
-    Ok(written)
+    Ok(all)
 }
 
-/// Writes what the file `memory`, which a machine whose vCPUs are stopped shares, holds to `to`. Pages that
+/// Writes what the file `memory`, which a machine whose vCPUs are stopped shares, holds into a snapshot. Pages that
 /// are zero again take no room.
-pub fn save_whole(memory: &Path, to: &Path) -> Result<u64, DriverError> {
+pub fn save_whole(memory: &Path, to: &Path) -> Result<SavedMemory, DriverError> {
     clone_or_copy(memory, to)?;
     let image = open(to)?;
-    let ranges = image_data(&image).doing(|| listing(to))?;
+    let ranges = whole_blocks(&image).doing(|| listing(to))?;
     let mut buffer = vec![0; CHUNK as usize];
+    let mut digest = DataDigest::default();
     let mut kept = 0;
     for &(start, end) in &ranges {
         let mut position = start;
@@ -70,10 +126,16 @@ pub fn save_whole(memory: &Path, to: &Path) -> Result<u64, DriverError> {
                 .read_exact_at(pages, position)
                 .and_then(|()| punch_zeros(&image, pages, position))
                 .doing(|| format!("dropping zero pages of {}", to.display()))?;
+            digest.add(position / PAGE, pages);
             position += length;
         }
     }
-    Ok(kept)
+    Ok(flat(kept, memory, Some(hex(&digest.finish())))?)
+}
+
+fn flat(written_bytes: u64, like: &Path, digest: Option<String>) -> Result<SavedMemory, Failure> {
+    let bytes = fs::metadata(like).doing(|| format!("looking at {}", like.display()))?.size();
+    Ok(SavedMemory { written_bytes, layout: MemoryLayout::Flat { bytes, digest } })
 }
 
 fn listing(path: &Path) -> String {
@@ -83,13 +145,8 @@ fn listing(path: &Path) -> String {
 fn open(path: &Path) -> Result<File, Failure> {
     let doing = || format!("opening {}", path.display());
     let file = OpenOptions::new().read(true).write(true).open(path).doing(doing)?;
-    file.set_permissions(std::fs::Permissions::from_mode(MODE)).doing(doing)?;
+    file.set_permissions(fs::Permissions::from_mode(MODE)).doing(doing)?;
     Ok(file)
-}
-
-fn image_data(image: &File) -> io::Result<Vec<(u64, u64)>> {
-    let size = image.metadata()?.size();
-    data_ranges(image, size).collect()
 }
 
 /// Writes pages, but no zeros where there is a hole, and makes a hole of zeros where there was data.
@@ -135,24 +192,6 @@ fn punch(image: &File, position: u64, length: u64) -> io::Result<()> {
     Ok(fallocate(image.as_fd(), flags, position.cast_signed(), length.cast_signed())?)
 }
 
-/// Stretches of pages that are all zero, or all not, as (zero, start, length).
-fn runs(pages: &[u8]) -> impl Iterator<Item = (bool, usize, usize)> + '_ {
-    let mut position = 0;
-    std::iter::from_fn(move || {
-        let mut rest = pages[position..].chunks(PAGE as usize).map(|page| (is_zero(page), page.len()));
-        let (zero, mut length) = rest.next()?;
-        length += rest.take_while(|(also, _)| *also == zero).map(|(_, length)| length).sum::<usize>();
-        let start = position;
-        position += length;
-        Some((zero, start, length))
-    })
-}
-
-fn is_zero(page: &[u8]) -> bool {
-    let (words, rest) = page.as_chunks::<16>();
-    words.iter().all(|word| u128::from_ne_bytes(*word) == 0) && rest.iter().all(|byte| *byte == 0)
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -162,21 +201,12 @@ mod tests {
     }
 
     #[test]
-    fn runs_cover_everything_once() {
-        let pages = [page(0), page(1), page(2), page(0), page(0)].concat();
-        let page = PAGE as usize;
-        let found: Vec<_> = runs(&pages).collect();
-        assert_eq!(found, [(true, 0, page), (false, page, 2 * page), (true, 3 * page, 2 * page)]);
-        assert_eq!(runs(&[]).count(), 0);
-    }
-
-    #[test]
     fn zeros_take_no_room_wherever_they_come_from() {
         let file = tempfile::NamedTempFile::new().unwrap();
         let image = file.as_file();
         image.set_len(64 * PAGE).unwrap();
         image.write_all_at(&[page(1), page(2), page(3)].concat(), 0).unwrap();
-        let mut writer = PageWriter { image, data: image_data(image).unwrap() };
+        let mut writer = PageWriter { image, data: whole_blocks(image).unwrap() };
         writer.write(&[page(4), page(0), page(5)].concat(), 0).unwrap();
         writer.write(&[page(0), page(6)].concat(), 10 * PAGE).unwrap();
 
@@ -184,7 +214,7 @@ mod tests {
         for (at, byte) in [(0, 4), (2, 5), (11, 6)] {
             expected[at] = page(byte);
         }
-        assert!(std::fs::read(file.path()).unwrap() == expected.concat());
+        assert!(fs::read(file.path()).unwrap() == expected.concat());
         let room = |path: &Path| {
             let file = File::open(path).unwrap();
             file.sync_all().unwrap();
@@ -194,8 +224,11 @@ mod tests {
 
         let copy = tempfile::NamedTempFile::new().unwrap();
         image.write_all_at(&page(0), 30 * PAGE).unwrap();
-        assert_eq!(save_whole(file.path(), copy.path()).unwrap(), 3 * PAGE);
-        assert!(std::fs::read(copy.path()).unwrap() == expected.concat());
+        let saved = save_whole(file.path(), copy.path()).unwrap();
+        assert_eq!(saved.written_bytes, 3 * PAGE);
+        let digest = Some(hex(&DataDigest::of(image).unwrap()));
+        assert_eq!(saved.layout, MemoryLayout::Flat { bytes: 64 * PAGE, digest });
+        assert!(fs::read(copy.path()).unwrap() == expected.concat());
         assert_eq!(room(copy.path()), 3 * PAGE);
     }
 }

@@ -21,17 +21,19 @@ use nix::{
 
 use super::{
     MemoryRecord,
+    base::Base,
     command::{Accelerator, Given, Start, arguments},
     sealed::SealedMemories,
     version::QemuVersion,
 };
 use crate::{
-    disk::{AttachedDisk, clone_or_copy},
+    disk::AttachedDisk,
     driver::{DriverError, KernelImage, MachineConfig, MemorySharing},
     failure::{Doing as _, Failure, Teardown},
     network::{NetworkError, NetworkSlot, SlotNumber},
     paths::CapsulePaths,
     process::launch::{Descriptors, FIRST_DESCRIPTOR, Launch, Launched},
+    snapshot::Snapshot,
 };
 
 /// QEMU's last words are kept up to this many bytes; what comes after is refused to it.
@@ -56,7 +58,7 @@ pub struct Launcher {
 /// Where a machine comes from.
 pub enum Origin {
     Boot { kernel: KernelImage, tsc_khz: u64 },
-    Restore { memory: PathBuf, state: PathBuf, sharing: MemorySharing, sealed: Arc<SealedMemories> },
+    Restore { snapshot: Box<Snapshot>, sharing: MemorySharing, sealed: Arc<SealedMemories> },
 }
 
 /// A machine that is about to be started.
@@ -126,7 +128,9 @@ impl Plan {
                 initrd: given.give(open_read(&kernel.initrd)?),
                 tsc_khz: *tsc_khz,
             },
-            Origin::Restore { state, .. } => Start::Restore { state: given.give(open_read(state)?) },
+            Origin::Restore { snapshot, .. } => {
+                Start::Restore { state: given.give(open_read(&snapshot.state())?) }
+            }
         };
         let numbers = Given { memory, disk, tap, monitor, start };
         let log = memory_file(c"qemu-log", Some(LOG_SIZE))?;
@@ -163,58 +167,29 @@ impl Plan {
                 fchown(&file, Some(uid), Some(uid)).doing(doing)?;
                 Ok((file.into(), MemoryRecord::File))
             }
-            Origin::Restore { memory, sharing, sealed, .. } => {
-                let file = self.private_base(memory, *sharing, sealed, uid)?;
-                let status = nix::sys::stat::fstat(&file).doing(|| "looking at the memory")?;
-                Ok((file, MemoryRecord::Private { inode: status.st_ino }))
+            Origin::Restore { snapshot, sharing, sealed } => {
+                let base =
+                    Base { launcher: &self.launcher, home: &self.home, sharing: *sharing, sealed, uid };
+                base.prepare(snapshot)
             }
         }
-    }
-
-    /// The one place that decides what a QEMU may map. Whatever it is, its content stays in the home under
-    /// a name of its own, so that the snapshot may be removed while the machine runs.
-    fn private_base(
-        &self,
-        memory: &Path,
-        sharing: MemorySharing,
-        sealed: &SealedMemories,
-        uid: u32,
-    ) -> Result<OwnedFd, DriverError> {
-        let own = self.home.memory();
-        let doing = || format!("linking {} to {}", memory.display(), own.display());
-        if self.launcher.version.maps_read_only_files() {
-            fs::hard_link(memory, &own).doing(doing)?;
-            return Ok(open_read(&own)?.into());
-        }
-        if sharing == MemorySharing::Shared {
-            if let Some(copy) = sealed.get(memory)? {
-                fs::hard_link(memory, &own).doing(doing)?;
-                return Ok(copy.try_clone().doing(|| "sharing memory")?);
-            }
-            // Only a copy of its own may ever be this machine's to write to.
-            clone_or_copy(memory, &own)?;
-        } else {
-            fs::hard_link(memory, &own).doing(doing)?;
-        }
-        let file = OpenOptions::new().read(true).write(true).open(&own);
-        let file = file.doing(|| format!("opening {}", own.display()))?;
-        fchown(&file, Some(uid), Some(uid)).doing(|| format!("giving {} away", own.display()))?;
-        Ok(file.into())
     }
 }
 
-/// Removes what a start leaves in a home: its socket and its memory.
+/// Removes what a start leaves in a home: its socket and its memory with what that is based on.
 pub fn clear(home: &CapsulePaths, teardown: &mut Teardown) {
     for path in [home.qmp_socket(), home.memory()] {
         teardown.step(|| format!("removing {}", path.display()), fs::remove_file(&path));
     }
+    let generations = home.generations();
+    teardown.step(|| format!("removing {}", generations.display()), fs::remove_dir_all(&generations));
 }
 
 fn create_new(path: &Path) -> io::Result<File> {
     OpenOptions::new().read(true).write(true).create_new(true).mode(0o600).open(path)
 }
 
-fn open_read(path: &Path) -> Result<File, Failure> {
+pub(super) fn open_read(path: &Path) -> Result<File, Failure> {
     File::open(path).doing(|| format!("opening {}", path.display()))
 }
 

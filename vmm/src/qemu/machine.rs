@@ -22,18 +22,20 @@ use tokio::time::timeout;
 
 use super::{
     MemoryRecord, QemuRecord, command,
-    image::{clone_base, save_changed, save_whole},
+    image::{SavedMemory, clone_base, save_generation, save_private, save_whole},
     launch::{LOG_DESCRIPTOR, Plan, STATE_DESCRIPTOR, Started, clear},
     mapping::Mapping,
+    merging::Merging,
     qmp::{Qmp, QmpError},
 };
 use crate::{
     driver::{DriverError, DriverRecord, Machine, MachineConfig, MachineRecord, SaveReport, VmmIdentity},
     failure::{Doing as _, Failure, Teardown, blocking},
+    memory::Generations,
     network::SlotNumber,
     paths::CapsulePaths,
     process::{ProcessExit, VmmProcess},
-    snapshot::{MemoryLayout, SnapshotWriter},
+    snapshot::{SnapshotFiles, SnapshotWriter},
 };
 
 /// How much of QEMU's log an error carries.
@@ -54,6 +56,8 @@ pub struct QemuMachine {
     config: MachineConfig,
     slot: SlotNumber,
     home: CapsulePaths,
+    /// Of the generations its memory is based on.
+    merging: Option<Merging>,
 }
 
 impl QemuMachine {
@@ -96,7 +100,9 @@ impl QemuMachine {
         match supervise(&process, &log, "starting the machine", deadline, ready).await {
             Ok(qmp) => {
                 launched.keep();
-                Ok(Self { process, qmp, log, state, memory, identity, config, slot, home })
+                let merging = matches!(memory, MemoryRecord::Generations { .. })
+                    .then(|| Merging::start(home.generations()));
+                Ok(Self { process, qmp, log, state, memory, identity, config, slot, home, merging })
             }
             Err(error) => {
                 process.kill().await?;
@@ -126,6 +132,7 @@ impl QemuMachine {
             config: record.config,
             slot: record.slot,
             home: record.home.clone(),
+            merging: None,
         })
     }
 
@@ -138,16 +145,17 @@ impl QemuMachine {
     fn save_memory(
         &self,
         base_is_there: bool,
-    ) -> impl FnOnce(&Path) -> Result<u64, DriverError> + Send + 'static {
-        let base = self.home.memory();
+    ) -> impl FnOnce(&SnapshotFiles) -> Result<SavedMemory, DriverError> + Send + 'static {
+        let (base, generations) = (self.home.memory(), self.home.generations());
         let (pid, bytes, memory) = (self.process.identity().pid, self.config.memory_bytes(), self.memory);
-        move |to| match memory {
-            MemoryRecord::File => save_whole(&base, to),
+        move |into| match memory {
+            MemoryRecord::File => save_whole(&base, &into.memory),
             MemoryRecord::Private { inode } => {
-                if !base_is_there {
-                    clone_base(&base, to)?;
-                }
-                save_changed(&Mapping::find(pid, inode, bytes)?, to)
+                save_private(&Mapping::find(pid, inode, bytes)?, &base, into, base_is_there)
+            }
+            MemoryRecord::Generations { inode } => {
+                let base = Generations::open(&generations)?;
+                save_generation(&Mapping::find(pid, inode, bytes)?, &base, into)
             }
         }
     }
@@ -171,6 +179,10 @@ impl Machine for QemuMachine {
     }
 
     async fn stop_vcpus(&mut self) -> Result<(), DriverError> {
+        // A save reads what is being merged. Its end is waited for while the guest still runs.
+        if let Some(merging) = &mut self.merging {
+            merging.end().await;
+        }
         // QEMU drains and flushes its block devices before it answers.
         match self.qmp.stop().await {
             Ok(()) => Ok(()),
@@ -189,8 +201,9 @@ impl Machine for QemuMachine {
         // What a guest shares with its file changes all the time; the base of a private mapping never does.
         if let MemoryRecord::Private { .. } = self.memory {
             let (base, to) = (self.home.memory(), into.memory_path());
-            blocking(move || clone_base(&base, &to)).await?;
-            into.set_base_is_there();
+            if blocking(move || clone_base(&base, &to)).await? {
+                into.set_base_is_there();
+            }
         }
         Ok(())
     }
@@ -203,18 +216,17 @@ impl Machine for QemuMachine {
         }
         let state = self.state.try_clone().doing(|| "reading the devices' state")?;
         let save_memory = self.save_memory(into.base_is_there());
-        let (state_path, memory_path) = (into.state_path(), into.memory_path());
+        let (state_path, files) = (into.state_path(), into.files());
         let saved = blocking(move || -> Result<_, DriverError> {
             copy_state(state, &state_path)?;
             let state_done = Instant::now();
-            let written = save_memory(&memory_path)?;
-            Ok((written, state_done))
+            Ok((save_memory(&files)?, state_done))
         });
-        let (memory_written_bytes, state_done) = saved.await?;
-        let layout = MemoryLayout::Flat { bytes: self.config.memory_bytes() };
+        let (SavedMemory { written_bytes, layout }, state_done) = saved.await?;
         let memory_took = state_done.elapsed();
         let state_bytes = into.saved(self.identity.clone(), self.config, layout)?;
-        Ok(SaveReport { memory_written_bytes, state_bytes, memory_took, state_took: state_done - begun })
+        let state_took = state_done - begun;
+        Ok(SaveReport { memory_written_bytes: written_bytes, state_bytes, memory_took, state_took })
     }
 
     fn set_home(&mut self, home: CapsulePaths) {
@@ -232,8 +244,11 @@ impl Machine for QemuMachine {
         last_words(&self.log)
     }
 
-    async fn terminate(self: Box<Self>) -> Result<(), DriverError> {
+    async fn terminate(mut self: Box<Self>) -> Result<(), DriverError> {
         self.process.kill().await?;
+        if let Some(merging) = &mut self.merging {
+            merging.end().await;
+        }
         let home = self.home.clone();
         let cleared = blocking(move || {
             let mut teardown = Teardown::default();

@@ -1,10 +1,12 @@
 //! QEMU's `microvm`, by emulation (TCG) or with KVM.
 
+mod base;
 mod command;
 mod image;
 mod launch;
 mod machine;
 mod mapping;
+mod merging;
 mod qmp;
 mod sealed;
 mod tsc;
@@ -56,6 +58,8 @@ pub(crate) enum MemoryRecord {
     File,
     /// A private mapping of this inode, whose content is that of the file `memory` of its home.
     Private { inode: u64 },
+    /// A private mapping of this inode, whose content is that of the generations in its home.
+    Generations { inode: u64 },
 }
 
 /// Runs machines by QEMU.
@@ -153,12 +157,8 @@ impl Driver for QemuDriver {
         let wanted = kernel.map_or_else(|| manifest.identity.kernel.clone(), |kernel| kernel.version.clone());
         let identity = self.identity_with(wanted);
         manifest.identity.check_restorable_on(&identity)?;
-        let origin = Origin::Restore {
-            memory: snapshot.memory(),
-            state: snapshot.state(),
-            sharing,
-            sealed: self.sealed.clone(),
-        };
+        let origin =
+            Origin::Restore { snapshot: Box::new(snapshot.clone()), sharing, sealed: self.sealed.clone() };
         let plan = self.launcher.plan(manifest.machine, origin, disk, slot, home)?;
         // The guest goes on with the rate it was told at its boot.
         let identity = VmmIdentity { tsc_khz: manifest.identity.tsc_khz, ..identity };
@@ -172,7 +172,7 @@ impl Driver for QemuDriver {
     }
 
     async fn forget(&self, snapshot: &Snapshot) -> Result<(), DriverError> {
-        let (sealed, memory) = (self.sealed.clone(), snapshot.memory());
+        let (sealed, memory) = (self.sealed.clone(), snapshot.memory_file());
         Ok(blocking(move || sealed.forget(&memory)).await?)
     }
 }

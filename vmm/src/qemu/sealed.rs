@@ -5,10 +5,9 @@
 use std::{
     collections::VecDeque,
     fs::{self, File},
-    io,
     os::{
         fd::{AsFd as _, OwnedFd},
-        unix::fs::{FileExt as _, MetadataExt as _},
+        unix::fs::MetadataExt as _,
     },
     path::Path,
     sync::{Arc, Mutex, MutexGuard, PoisonError},
@@ -20,8 +19,9 @@ use nix::{
 };
 
 use crate::{
-    disk::data_ranges,
     failure::{Doing as _, Failure},
+    memory::{Generations, MemoryError},
+    snapshot::Snapshot,
 };
 
 /// Which file it is a copy of. A snapshot's memory never changes under the same inode and time.
@@ -63,25 +63,30 @@ impl SealedMemories {
         Self { budget_bytes, kept: Mutex::default() }
     }
 
-    /// The copy of a file that does not change; `None` if it is larger than all that may be kept. Blocks, the
-    /// first time for as long as reading it takes.
-    pub fn get(&self, path: &Path) -> Result<Option<Arc<OwnedFd>>, Failure> {
-        let doing = || format!("copying {} into memory", path.display());
-        let file = File::open(path).doing(doing)?;
-        let metadata = file.metadata().doing(doing)?;
-        if metadata.size() > self.budget_bytes {
+    /// A flat copy of a snapshot's memory; `None` if it is larger than all that may be kept. Blocks, the first time
+    /// for as long as reading it takes.
+    pub fn get(&self, snapshot: &Snapshot) -> Result<Option<Arc<OwnedFd>>, MemoryError> {
+        self.get_by(&snapshot.memory_file(), snapshot.manifest().memory.bytes(), || snapshot.open_memory())
+    }
+
+    /// `open` is for when there is no copy yet of the memory that `path` is known by.
+    fn get_by(
+        &self,
+        path: &Path,
+        bytes: u64,
+        open: impl FnOnce() -> Result<Generations, MemoryError>,
+    ) -> Result<Option<Arc<OwnedFd>>, MemoryError> {
+        if bytes > self.budget_bytes {
             return Ok(None);
         }
+        let metadata = fs::metadata(path).doing(|| format!("looking at {}", path.display()))?;
         let source = Source::of(&metadata);
         // Held while copying: whoever wants the same waits for it instead of making another.
         let mut kept = self.kept();
         let found = kept.iter().position(|one| one.source == source).and_then(|at| kept.remove(at));
         let one = match found {
             Some(one) => one,
-            None => {
-                let memory = Arc::new(copy_sealed(&file, metadata.size()).doing(doing)?);
-                Kept { source, bytes: metadata.size(), memory }
-            }
+            None => Kept { source, bytes, memory: Arc::new(copy_sealed(&open()?)?) },
         };
         kept.push_back(one.clone());
         while kept.iter().map(|one| one.bytes).sum::<u64>() > self.budget_bytes {
@@ -98,7 +103,7 @@ impl SealedMemories {
                 self.kept().retain(|one| one.source != source);
                 Ok(())
             }
-            Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),
+            Err(error) if error.kind() == std::io::ErrorKind::NotFound => Ok(()),
             Err(error) => Err(Failure::new(format!("looking at {}", path.display()), error)),
         }
     }
@@ -108,28 +113,21 @@ impl SealedMemories {
     }
 }
 
-fn copy_sealed(file: &File, size: u64) -> io::Result<OwnedFd> {
+fn copy_sealed(from: &Generations) -> Result<OwnedFd, MemoryError> {
+    let doing = || "making a file in memory";
     let flags = MFdFlags::MFD_CLOEXEC | MFdFlags::MFD_ALLOW_SEALING;
-    let memory = File::from(memfd_create(c"wrenn-memory", flags)?);
-    memory.set_len(size)?;
-    let mut buffer = vec![0; 1 << 20];
-    for range in data_ranges(file, size) {
-        let (mut position, end) = range?;
-        while position < end {
-            let length = (end - position).min(buffer.len() as u64) as usize;
-            file.read_exact_at(&mut buffer[..length], position)?;
-            memory.write_all_at(&buffer[..length], position)?;
-            position += length as u64;
-        }
-    }
+    let memory = File::from(memfd_create(c"wrenn-memory", flags).doing(doing)?);
+    from.flatten_into(&memory)?;
     let seals =
         SealFlag::F_SEAL_WRITE | SealFlag::F_SEAL_SHRINK | SealFlag::F_SEAL_GROW | SealFlag::F_SEAL_SEAL;
-    fcntl(memory.as_fd(), FcntlArg::F_ADD_SEALS(seals))?;
+    fcntl(memory.as_fd(), FcntlArg::F_ADD_SEALS(seals)).doing(doing)?;
     Ok(memory.into())
 }
 
 #[cfg(test)]
 mod tests {
+    use std::os::unix::fs::FileExt as _;
+
     use super::*;
 
     fn file_of(byte: u8, size: usize) -> tempfile::NamedTempFile {
@@ -138,12 +136,17 @@ mod tests {
         file
     }
 
+    fn get(memories: &SealedMemories, file: &tempfile::NamedTempFile) -> Option<Arc<OwnedFd>> {
+        let bytes = file.as_file().metadata().unwrap().len();
+        memories.get_by(file.path(), bytes, || Generations::of_flat(file.path(), None)).unwrap()
+    }
+
     #[test]
     fn one_copy_serves_all_and_nobody_can_write_to_it() {
         let memories = SealedMemories::new(1 << 20);
         let file = file_of(7, 8192);
-        let first = memories.get(file.path()).unwrap().unwrap();
-        let second = memories.get(file.path()).unwrap().unwrap();
+        let first = get(&memories, &file).unwrap();
+        let second = get(&memories, &file).unwrap();
         assert!(Arc::ptr_eq(&first, &second));
 
         let opened = File::from(first.try_clone().unwrap());
@@ -163,12 +166,12 @@ mod tests {
     fn what_is_forgotten_is_copied_anew_when_it_is_wanted_again() {
         let memories = SealedMemories::new(1 << 20);
         let (file, other) = (file_of(7, 8192), file_of(8, 8192));
-        let first = memories.get(file.path()).unwrap().unwrap();
-        let kept = memories.get(other.path()).unwrap().unwrap();
+        let first = get(&memories, &file).unwrap();
+        let kept = get(&memories, &other).unwrap();
         memories.forget(file.path()).unwrap();
         assert_eq!(Arc::strong_count(&first), 1, "only who runs from it holds it");
-        assert!(Arc::ptr_eq(&kept, &memories.get(other.path()).unwrap().unwrap()));
-        assert!(!Arc::ptr_eq(&first, &memories.get(file.path()).unwrap().unwrap()));
+        assert!(Arc::ptr_eq(&kept, &get(&memories, &other).unwrap()));
+        assert!(!Arc::ptr_eq(&first, &get(&memories, &file).unwrap()));
         memories.forget(std::path::Path::new("/nonexistent")).unwrap();
     }
 
@@ -176,13 +179,13 @@ mod tests {
     fn the_least_recently_used_goes_and_what_is_too_large_is_not_kept() {
         let memories = SealedMemories::new(3 << 20);
         let files = [file_of(1, 1 << 20), file_of(2, 1 << 20), file_of(3, 1 << 20), file_of(4, 1 << 20)];
-        let first = memories.get(files[0].path()).unwrap().unwrap();
-        let second = memories.get(files[1].path()).unwrap().unwrap();
-        memories.get(files[2].path()).unwrap().unwrap();
-        assert!(Arc::ptr_eq(&first, &memories.get(files[0].path()).unwrap().unwrap()));
-        memories.get(files[3].path()).unwrap().unwrap();
-        assert!(Arc::ptr_eq(&first, &memories.get(files[0].path()).unwrap().unwrap()));
-        assert!(!Arc::ptr_eq(&second, &memories.get(files[1].path()).unwrap().unwrap()), "was dropped");
-        assert!(memories.get(file_of(5, 4 << 20).path()).unwrap().is_none());
+        let first = get(&memories, &files[0]).unwrap();
+        let second = get(&memories, &files[1]).unwrap();
+        get(&memories, &files[2]).unwrap();
+        assert!(Arc::ptr_eq(&first, &get(&memories, &files[0]).unwrap()));
+        get(&memories, &files[3]).unwrap();
+        assert!(Arc::ptr_eq(&first, &get(&memories, &files[0]).unwrap()));
+        assert!(!Arc::ptr_eq(&second, &get(&memories, &files[1]).unwrap()), "was dropped");
+        assert!(get(&memories, &file_of(5, 4 << 20)).is_none());
     }
 }

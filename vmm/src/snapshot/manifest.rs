@@ -8,11 +8,13 @@ use sha2::{Digest as _, Sha256};
 use super::SnapshotError;
 use crate::{
     driver::{MachineConfig, VmmIdentity},
+    memory::Written,
     paths::hex,
 };
 
-/// Grows when a program of today could not read what is written.
-const FORMAT: u32 = 1;
+/// Grows when a program of today could not read what is written. The second one has memory in generations.
+const FORMAT: u32 = 2;
+const OLDEST_FORMAT: u32 = 1;
 const MAGIC: &str = "wrenn-snapshot";
 
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -34,7 +36,37 @@ pub struct SnapshotManifest {
 #[serde(tag = "layout", rename_all = "kebab-case")]
 pub enum MemoryLayout {
     /// One file, one to one.
-    Flat { bytes: u64 },
+    Flat {
+        bytes: u64,
+        /// Digest of its content, as a data file's of [`memory`](crate::memory); unset where most of it is a clone and
+        /// was not read.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        digest: Option<String>,
+    },
+    /// What changed since the last snapshot, beside what is still needed of earlier ones: see
+    /// [`memory`](crate::memory).
+    Generations {
+        bytes: u64,
+        /// The header, which has the digests of the data files. The digest is the one in its last 32 bytes, of all
+        /// bytes before.
+        header: FileDigest,
+    },
+}
+
+impl MemoryLayout {
+    /// Size of the memory.
+    pub fn bytes(&self) -> u64 {
+        match self {
+            Self::Flat { bytes, .. } | Self::Generations { bytes, .. } => *bytes,
+        }
+    }
+}
+
+impl From<&Written> for MemoryLayout {
+    fn from(written: &Written) -> Self {
+        let header = FileDigest { bytes: written.header_bytes, sha256: hex(&written.checksum) };
+        Self::Generations { bytes: written.memory_bytes, header }
+    }
 }
 
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -69,7 +101,7 @@ impl SnapshotManifest {
             return Err(corrupt("the manifest is none"));
         }
         let format = words.next().unwrap_or_default();
-        if format != FORMAT.to_string() {
+        if !(OLDEST_FORMAT..=FORMAT).any(|known| format == known.to_string()) {
             let directory = directory.to_owned();
             return Err(SnapshotError::Format { directory, found: format.to_owned(), expected: FORMAT });
         }
@@ -104,7 +136,7 @@ pub(super) mod tests {
                 tsc_khz: 2_599_998,
             },
             machine: MachineConfig { vcpus: 2, memory_mib: 512 },
-            memory: MemoryLayout::Flat { bytes: 512 << 20 },
+            memory: MemoryLayout::Flat { bytes: 512 << 20, digest: None },
             state: FileDigest { bytes: 3, sha256: hex(&Sha256::digest("abc")) },
             disk: Some(DiskEntry { bytes: 1 << 30 }),
             parent: Some("golden/minimal".into()),
@@ -120,9 +152,11 @@ pub(super) mod tests {
     #[test]
     fn another_format_is_named() {
         let text = String::from_utf8(manifest().encode()).unwrap();
-        let text = text.replacen("wrenn-snapshot 1 ", "wrenn-snapshot 2 ", 1);
+        let text = text.replacen("wrenn-snapshot 2 ", "wrenn-snapshot 3 ", 1);
         let error = SnapshotManifest::decode(text.as_bytes(), Path::new("/s")).unwrap_err();
-        assert_eq!(error.to_string(), "the snapshot at /s has format 2, this program reads 1");
+        assert_eq!(error.to_string(), "the snapshot at /s has format 3, this program reads 2");
+        let text = text.replacen("wrenn-snapshot 3 ", "wrenn-snapshot 1 ", 1);
+        assert_eq!(SnapshotManifest::decode(text.as_bytes(), Path::new("/s")).unwrap(), manifest());
     }
 
     proptest! {

@@ -1,11 +1,13 @@
 //! A machine that does not run: a directory with its device state, memory, disk and a manifest.
 //!
 //! ```text
-//! <name>/manifest.json   one line `wrenn-snapshot 1 <sha256 of the rest>`, then JSON
+//! <name>/manifest.json   one line `wrenn-snapshot 2 <sha256 of the rest>`, then JSON
 //!        state           the VMM's device state
-//!        memory          one byte of file per byte of guest memory, holes where it is zero
+//!        memory          one byte of file per byte of guest memory, holes where it is zero; or instead
+//!        memory.header   and data files, some of them hard links of earlier snapshots': see `memory`
 //!        disk.ext4       of the same moment as the memory
 //! ```
+//! Nothing in it ever changes, so all of it may be linked or cloned into another snapshot.
 //! A snapshot becomes visible only complete: see [`SnapshotWriter`].
 
 mod manifest;
@@ -16,13 +18,15 @@ use std::{
     path::{Path, PathBuf},
 };
 
+pub(crate) use self::writer::SnapshotFiles;
 pub use self::{
     manifest::{DiskEntry, FileDigest, MemoryLayout, SnapshotManifest},
     writer::{SnapshotWriter, sweep_partials},
 };
 use crate::{
     failure::{Doing as _, Failure, Failures, Teardown, blocking},
-    paths::hex,
+    memory::{Generations, MemoryError, header_path},
+    paths::{hex, unhex},
 };
 
 const MANIFEST: &str = "manifest.json";
@@ -47,6 +51,8 @@ pub enum SnapshotError {
     Io(#[from] Failure),
     #[error("removing a snapshot")]
     Teardown(#[from] Failures),
+    #[error("the snapshot's memory")]
+    Memory(#[from] MemoryError),
 }
 
 /// A complete snapshot whose parts have been checked.
@@ -80,14 +86,24 @@ impl Snapshot {
     }
 
     fn check_files(&self) -> Result<(), SnapshotError> {
-        let MemoryLayout::Flat { bytes } = self.manifest.memory;
-        self.check_size(&self.memory(), bytes)?;
+        match &self.manifest.memory {
+            MemoryLayout::Flat { bytes, .. } => self.check_size(&self.memory(), *bytes)?,
+            MemoryLayout::Generations { bytes, header } => self.check_generations(*bytes, header)?,
+        }
         if let Some(disk) = &self.manifest.disk {
             self.check_size(&self.disk(), disk.bytes)?;
         }
         self.check_size(&self.state(), self.manifest.state.bytes)?;
         if FileDigest::of(&self.state())? != self.manifest.state {
             return Err(self.corrupt("the device state does not match its digest"));
+        }
+        Ok(())
+    }
+
+    fn check_generations(&self, bytes: u64, header: &FileDigest) -> Result<(), SnapshotError> {
+        let generations = Generations::open(&self.directory)?;
+        if generations.bytes() != bytes || hex(&generations.checksum()) != header.sha256 {
+            return Err(self.corrupt("the memory's header is another one than the manifest's"));
         }
         Ok(())
     }
@@ -118,8 +134,34 @@ impl Snapshot {
         &self.manifest
     }
 
+    /// The flat memory, there if that is the manifest's [`MemoryLayout`].
     pub fn memory(&self) -> PathBuf {
         self.directory.join(MEMORY)
+    }
+
+    /// A file that only this snapshot, or one with the same memory, has.
+    pub(crate) fn memory_file(&self) -> PathBuf {
+        match &self.manifest.memory {
+            MemoryLayout::Flat { .. } => self.memory(),
+            MemoryLayout::Generations { .. } => header_path(&self.directory),
+        }
+    }
+
+    /// Opens the memory, however it is laid out. Blocks for as long as reading the header, or finding the holes
+    /// of a flat file, takes.
+    pub fn open_memory(&self) -> Result<Generations, MemoryError> {
+        match &self.manifest.memory {
+            MemoryLayout::Flat { digest, .. } => {
+                Generations::of_flat(&self.memory(), digest.as_deref().and_then(unhex))
+            }
+            MemoryLayout::Generations { .. } => Generations::open(&self.directory),
+        }
+    }
+
+    /// Reads all of the memory and compares it with the digests, as far as they are known.
+    pub async fn verify(&self) -> Result<(), SnapshotError> {
+        let snapshot = self.clone();
+        blocking(move || Ok(snapshot.open_memory()?.verify()?)).await
     }
 
     pub fn state(&self) -> PathBuf {

@@ -19,6 +19,7 @@ use super::{DISK, DiskEntry, FileDigest, MANIFEST, MEMORY, MemoryLayout, STATE, 
 use crate::{
     disk::clone_or_copy,
     driver::{MachineConfig, VmmIdentity},
+    failpoint,
     failure::{Doing as _, Failure, Failures, Teardown, blocking},
     paths::{PARTIAL, create_directory, partial, sync_directory},
     snapshot::SnapshotManifest,
@@ -35,6 +36,13 @@ pub struct SnapshotWriter {
     base_is_there: bool,
     /// Nothing is left to be removed when this is dropped.
     done: bool,
+}
+
+/// Where a driver writes a memory: in generations or flat.
+#[derive(Clone, Debug)]
+pub(crate) struct SnapshotFiles {
+    pub directory: PathBuf,
+    pub memory: PathBuf,
 }
 
 /// What a driver wrote.
@@ -73,6 +81,10 @@ impl SnapshotWriter {
         self.partial.join(MEMORY)
     }
 
+    pub(crate) fn files(&self) -> SnapshotFiles {
+        SnapshotFiles { directory: self.partial.clone(), memory: self.memory_path() }
+    }
+
     pub fn state_path(&self) -> PathBuf {
         self.partial.join(STATE)
     }
@@ -88,7 +100,7 @@ impl SnapshotWriter {
     }
 
     /// For drivers: memory and device state are written.
-    pub(crate) fn saved(
+    pub fn saved(
         &mut self,
         identity: VmmIdentity,
         machine: MachineConfig,
@@ -126,8 +138,11 @@ impl SnapshotWriter {
             return Err(SnapshotError::Empty(self.target.clone()));
         };
         blocking(move || {
+            self.reach("snapshot.saved")?;
             let manifest = self.write_manifest(saved)?;
+            self.reach("snapshot.written")?;
             self.sync()?;
+            self.reach("snapshot.synced")?;
             self.publish()?;
             Ok(Snapshot { directory: self.target.clone(), manifest })
         })
@@ -143,7 +158,7 @@ impl SnapshotWriter {
         blocking(move || {
             let manifest = self.write_manifest(saved)?;
             // What it replaces is removed when this writer is dropped.
-            self.done = !self.rename()?;
+            self.done = self.rename()? == RenameFlags::RENAME_NOREPLACE;
             Ok(Snapshot { directory: self.target.clone(), manifest })
         })
         .await
@@ -174,14 +189,13 @@ impl SnapshotWriter {
     /// File by file, not the whole file system, which would wait for what every other machine on it has
     /// written too; and all at once, so that they share the journal's commit and the disk's flush.
     fn sync(&self) -> Result<(), Failure> {
-        let paths = [MEMORY, STATE, DISK, MANIFEST].map(|file| self.partial.join(file));
+        let doing = || format!("listing {}", self.partial.display());
+        let entries = fs::read_dir(&self.partial).doing(doing)?;
+        let paths = entries.map(|entry| entry.map(|entry| entry.path())).collect::<io::Result<Vec<_>>>();
+        let paths = paths.doing(doing)?;
         thread::scope(|scope| {
-            let syncs: Vec<_> = paths
-                .iter()
-                .filter(|path| path.exists())
-                .chain([&self.partial])
-                .map(|path| scope.spawn(move || sync(path)))
-                .collect();
+            let syncs: Vec<_> =
+                paths.iter().chain([&self.partial]).map(|path| scope.spawn(move || sync(path))).collect();
             syncs
                 .into_iter()
                 .try_for_each(|sync| sync.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic)))
@@ -189,26 +203,39 @@ impl SnapshotWriter {
     }
 
     fn publish(&mut self) -> Result<(), SnapshotError> {
-        let replaces = self.rename()?;
+        let flags = self.rename()?;
         let parent = self.target.parent().unwrap_or(Path::new("/"));
-        sync_directory(parent).doing(|| format!("syncing {}", parent.display()))?;
+        let durable = self
+            .reach("snapshot.renamed")
+            .and_then(|()| sync_directory(parent).doing(|| format!("syncing {}", parent.display())));
+        if let Err(failure) = durable {
+            // The machine goes on, so what it was saved as before is what counts.
+            let doing = || format!("taking {} back", self.target.display());
+            renameat2(AT_FDCWD, &self.target, AT_FDCWD, &self.partial, flags).doing(doing)?;
+            return Err(failure.into());
+        }
         self.done = true;
-        if replaces {
+        if flags == RenameFlags::RENAME_EXCHANGE {
             // The new one counts from here on; the next sweep takes what is left of the old one.
-            if let Err(error) = fs::remove_dir_all(&self.partial) {
+            let removed = failpoint::reach("snapshot.committed");
+            if let Err(error) = removed.and_then(|()| fs::remove_dir_all(&self.partial)) {
                 tracing::warn!(path = %self.partial.display(), %error, "removing a replaced snapshot");
             }
         }
         Ok(())
     }
 
-    /// Answers whether there was one of that name, which then is where this one was written.
-    fn rename(&self) -> Result<bool, SnapshotError> {
+    /// Answers how; an older one of that name then is where this one was written.
+    fn rename(&self) -> Result<RenameFlags, SnapshotError> {
         let doing = || format!("renaming {} to {}", self.partial.display(), self.target.display());
         let replaces = self.target.exists();
         let flags = if replaces { RenameFlags::RENAME_EXCHANGE } else { RenameFlags::RENAME_NOREPLACE };
         renameat2(AT_FDCWD, &self.partial, AT_FDCWD, &self.target, flags).doing(doing)?;
-        Ok(replaces)
+        Ok(flags)
+    }
+
+    fn reach(&self, name: &str) -> Result<(), Failure> {
+        failpoint::reach(name).doing(|| format!("completing {}", self.target.display()))
     }
 
     /// Removes what was written.
@@ -295,7 +322,7 @@ mod tests {
         fs::write(writer.state_path(), "abc").unwrap();
         fs::write(writer.disk_path(), "disk").unwrap();
         let like = crate::snapshot::manifest::tests::manifest();
-        let layout = MemoryLayout::Flat { bytes: memory.len() as u64 };
+        let layout = MemoryLayout::Flat { bytes: memory.len() as u64, digest: None };
         writer.saved(like.identity, like.machine, layout).unwrap();
         writer
     }

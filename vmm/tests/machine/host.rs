@@ -9,10 +9,10 @@ use std::{
 };
 
 use wrenn_vmm::{
-    disk::{self, AttachedDisk, DiskOptions, DiskStore},
+    disk::{self, AttachedDisk, DiskOptions, DiskStore, DiskStoreChoice},
     driver::{
         self, BootRequest, Driver, DriverError, DriverOptions, KernelImage, Machine, MachineConfig,
-        MemorySharing, RestoreRequest,
+        MemorySharing, RestoreRequest, SaveReport,
     },
     kvm::KvmPolicy,
     network::{NetworkOptions, NetworkSlot, SlotAllocator, SlotRange},
@@ -65,14 +65,14 @@ fn prepared() -> HostPaths {
 
 impl Host {
     /// `slots` must not be used by anything else on the machine.
-    pub async fn start(slots: &str) -> Self {
+    pub async fn start(slots: &str, choice: DiskStoreChoice) -> Self {
         let prepared = prepared();
         end_strays(&slots.parse().unwrap());
         let kernel = prepared.current_kernel().expect("WRENN_DIR must hold a guest kernel");
         let image = find_image(&prepared.images()).expect("WRENN_DIR must hold a rootfs.ext4");
         let directory = tempfile::Builder::new().prefix("wrenn-vmm-").tempdir_in("/var/tmp").unwrap();
         let paths = HostPaths::new(directory.path()).unwrap();
-        let options = DiskOptions { data_size_bytes: Some(8 << 30), ..DiskOptions::default() };
+        let options = DiskOptions { choice, data_size_bytes: Some(8 << 30) };
         let store = disk::prepare(&paths, &options).await.unwrap();
         paths.create_all().unwrap();
         let slot_range: SlotRange = slots.parse().unwrap();
@@ -164,10 +164,18 @@ impl Host {
 
     /// Its vCPUs must be stopped.
     pub async fn save(&self, running: &mut Running, at: &std::path::Path) -> Snapshot {
+        self.save_with_report(running, at).await.0
+    }
+
+    pub async fn save_with_report(
+        &self,
+        running: &mut Running,
+        at: &std::path::Path,
+    ) -> (Snapshot, SaveReport) {
         let mut writer = SnapshotWriter::begin(at).await.unwrap();
-        running.machine.save(&mut writer).await.unwrap();
+        let report = running.machine.save(&mut writer).await.unwrap();
         self.store.clone_stopped(running.disk.view(), &writer.disk_path()).await.unwrap();
-        writer.commit().await.unwrap()
+        (writer.commit().await.unwrap(), report)
     }
 
     pub async fn end(&self, running: Running) {

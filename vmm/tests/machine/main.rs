@@ -4,6 +4,7 @@
 //! What a guest is told over TCP ends up in its memory: by that these tests tell one machine's memory from
 //! another's, whatever daemon runs in it.
 
+mod generations;
 mod host;
 mod life;
 mod memory;
@@ -13,7 +14,7 @@ use std::sync::Arc;
 
 use libtest_mimic::{Arguments, Failed, Trial};
 use tokio::runtime::Runtime;
-use wrenn_vmm::snapshot::Snapshot;
+use wrenn_vmm::{disk::DiskStoreChoice, snapshot::Snapshot};
 
 use host::Host;
 
@@ -32,7 +33,7 @@ fn main() {
     }
     let runtime = Arc::new(Runtime::new().unwrap());
     let stage = Arc::new(runtime.block_on(async {
-        let host = Host::start("31200-31299").await;
+        let host = Host::start("31200-31279", DiskStoreChoice::Auto).await;
         println!("{} on {}", host.driver.summary(), host.store.kind());
         let golden = host.golden().await;
         Stage { host, golden }
@@ -79,6 +80,7 @@ fn all() -> Vec<(&'static str, Body)> {
         memory::a_machine_goes_on_after_its_snapshot_was_taken,
         memory::a_prepared_save_is_as_exact_also_in_another_home,
         memory::a_machine_outlives_the_snapshot_it_came_from,
+        generations::pauses_without_cloning_write_what_changed_and_nothing_else,
         life::the_end_of_a_vmm_is_noticed,
         life::a_start_that_is_given_up_leaves_no_process,
         life::another_life_of_the_agent_takes_a_machine_up,

@@ -18,7 +18,7 @@ use crate::{
 };
 
 /// The guest's memory, read from its VMM: its largest mapping.
-fn live(running: &Running) -> Vec<u8> {
+pub fn live(running: &Running) -> Vec<u8> {
     let pid = running.machine.process().identity().pid;
     let maps = fs::read_to_string(format!("/proc/{pid}/maps")).unwrap();
     let size = CONFIG.memory_bytes();
@@ -36,7 +36,7 @@ fn live(running: &Running) -> Vec<u8> {
     content
 }
 
-fn holds(memory: &[u8], marker: &[u8]) -> bool {
+pub fn holds(memory: &[u8], marker: &[u8]) -> bool {
     // SAFETY: both are read within their lengths. The C library's search takes a tenth of a second for what
     // one that is built without optimisation takes half a minute for.
     let found =
@@ -45,14 +45,14 @@ fn holds(memory: &[u8], marker: &[u8]) -> bool {
 }
 
 /// Something that is in no memory yet.
-fn marker(name: &str) -> Vec<u8> {
+pub fn marker(name: &str) -> Vec<u8> {
     // Made up here, so that it lies in no file of the image.
     let digest = Sha256::digest(format!("{name} {:?}", Instant::now()));
     digest.iter().chain(&digest).map(|byte| byte | 1).collect()
 }
 
 /// Tells the guest something that it will remember, and waits until it has heard it.
-async fn tell(running: &Running, marker: &[u8]) {
+pub async fn tell(running: &Running, marker: &[u8]) {
     let mut stream = running.wait_for_guest();
     stream.write_all(marker).unwrap();
     // The guest's daemon may have hung up already: what matters is that its memory holds the marker.
