@@ -65,7 +65,6 @@ impl Driver {
             Origin::Fork(point) => self.make_from_fork(&point, request, steps).await?,
         };
         let body = self.begin_serving(running).await;
-        failpoint!(sure "launch.served").await;
         steps.done("record");
         Ok(body)
     }
@@ -182,6 +181,8 @@ impl Driver {
     pub async fn begin_serving(&mut self, running: RunningCapsule) -> Body {
         self.activity.touch();
         self.record.started_at_ns = now_ns();
-        self.serve(running, None).await
+        let body = self.serve(running, None).await;
+        failpoint!(sure "launch.served").await;
+        body
     }
 }
