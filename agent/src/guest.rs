@@ -20,7 +20,7 @@ use wrenn_proto::envd::v1::{
     ConfigureRequest, HealthRequest, HealthResponse, PostRestoreRequest, PostRestoreResponse,
     PrepareSnapshotRequest,
 };
-use wrenn_proto::{CONNECTION_WINDOW, ENVD_PORT, STREAM_WINDOW, TOKEN};
+use wrenn_proto::{CONNECTION_WINDOW, ENVD_PORT, LARGEST_LISTING, STREAM_WINDOW, TOKEN};
 
 use crate::request_id::RequestId;
 use crate::token::Token;
@@ -34,8 +34,6 @@ const LONGEST_ATTEMPT: Duration = Duration::from_secs(1);
 const MOST_ATTEMPTS: usize = 4;
 /// Syncing file systems before a snapshot.
 const PREPARE_TIMEOUT: Duration = Duration::from_secs(30);
-/// Of one answer about files: ten thousand entries with long names and links.
-const LARGEST_LISTING: usize = 16 << 20;
 
 #[derive(Debug, thiserror::Error)]
 pub enum GuestError {

@@ -46,3 +46,6 @@ pub const ENVD_PORT: u16 = 49983;
 /// that envd keeps for each stream of a process, so that what was under way when a hop died can be read again.
 pub const STREAM_WINDOW: u32 = 128 * 1024;
 pub const CONNECTION_WINDOW: u32 = (1 << 31) - 1;
+
+/// The largest message of a file listing on any hop, in bytes: ten thousand entries with long names and links.
+pub const LARGEST_LISTING: usize = 16 << 20;

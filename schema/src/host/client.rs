@@ -23,7 +23,7 @@ use tonic::{
     transport::{Channel, Endpoint, Uri},
 };
 use wrenn_entities::{HostId, host};
-use wrenn_proto::{CONNECTION_WINDOW, REQUEST_ID, STREAM_WINDOW, agent::v1::agent_client};
+use wrenn_proto::{CONNECTION_WINDOW, LARGEST_LISTING, REQUEST_ID, STREAM_WINDOW, agent::v1::agent_client};
 
 use super::{Authority, AuthorityError, server_name};
 use crate::{Error, access::RequestId};
@@ -83,7 +83,7 @@ impl HostClients {
         {
             return Ok(known.client.clone());
         }
-        let client = AgentClient::new(self.channel(id, address)?);
+        let client = AgentClient::new(self.channel(id, address)?).max_decoding_message_size(LARGEST_LISTING);
         all.insert(id, KnownHost { address: address.to_owned(), client: client.clone() });
         Ok(client)
     }

@@ -4,8 +4,8 @@ use std::ops::Range;
 
 use super::BLOCK;
 
-/// Where a block's content is.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+/// Where a block's content is. Their order is that of a sequential read.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub enum BlockAt {
     /// Nowhere: it is zero.
     Zero,

@@ -1,11 +1,10 @@
 //! What a page server is told when it is started.
 
-use std::{path::PathBuf, sync::Arc, time::Duration};
+use std::{path::PathBuf, time::Duration};
 
 use serde::{Deserialize, Serialize};
 
-use super::source::{FlatFile, PageSource};
-use crate::failure::Failure;
+use crate::memory::{Generations, MemoryError};
 
 /// Passed to the process as one argument, in JSON.
 #[derive(Clone, Debug, Serialize, Deserialize)]
@@ -17,7 +16,8 @@ pub struct PageServerConfig {
     /// Where [`super::PageServerHandle`] connects. Made by the server, and removed when it ends by itself.
     pub control: PathBuf,
     pub memory: MemorySource,
-    /// The working set an earlier restore of this memory recorded, read before root is given up. A file that is missing or damaged is as none.
+    /// The working set an earlier restore of this memory recorded, read before root is given up. A file
+    /// that is missing or damaged is as none.
     /// What is recorded after it contains it: give none now and then, so that it does not only grow.
     pub prefetch: Option<PathBuf>,
     /// Where to put this restore's working set, replacing a file that is there. Its directory must be writable
@@ -46,12 +46,15 @@ pub const DEFAULT_WORKERS: usize = 4;
 pub enum MemorySource {
     /// One file, whose holes are zeros.
     Flat { file: PathBuf },
+    /// The directory of a header and its data files.
+    Generations { directory: PathBuf },
 }
 
 impl MemorySource {
-    pub(super) fn open(&self) -> Result<Arc<dyn PageSource>, Failure> {
+    pub fn open(&self) -> Result<Generations, MemoryError> {
         match self {
-            Self::Flat { file } => Ok(Arc::new(FlatFile::open(file)?)),
+            Self::Flat { file } => Generations::of_flat(file, None),
+            Self::Generations { directory } => Generations::open(directory),
         }
     }
 }

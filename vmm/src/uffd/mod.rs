@@ -46,5 +46,5 @@ pub use self::{
     handshake::HandshakeError,
     layout::LayoutError,
     serve::{PageServer, PageServerError, run},
-    source::{BlockAt, FlatFile, PAGE, PageSource},
+    source::{PAGE, PageSource},
 };

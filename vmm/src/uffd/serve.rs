@@ -35,11 +35,14 @@ use super::{
     guest::GuestMemory,
     handshake::{self, HandshakeError, Vmm},
     pages,
-    source::{BlockAt, PAGE, PageSource},
+    source::{PAGE, PageSource},
     workers::Service,
     working_set::{self, WorkingSetError},
 };
-use crate::failure::{Doing as _, Failure};
+use crate::{
+    failure::{Doing as _, Failure},
+    memory::{BlockAt, MemoryError},
+};
 
 /// What a page server says first on its standard output, when the VMM and its handle may connect.
 pub(super) const LISTENING: &str = "listening";
@@ -58,6 +61,8 @@ pub enum PageServerError {
     Handshake(#[from] HandshakeError),
     #[error("the VMM's memory can no longer be served")]
     Service(#[source] Failure),
+    #[error("the snapshot's memory")]
+    Memory(#[from] MemoryError),
     #[error(transparent)]
     Io(#[from] Failure),
 }
@@ -87,7 +92,7 @@ pub struct PageServer {
 impl PageServer {
     pub fn bind(config: PageServerConfig) -> Result<Self, PageServerError> {
         let source = config.memory.open()?;
-        Self::bind_with(config, source)
+        Self::bind_with(config, Arc::new(source))
     }
 
     /// The same for memory that comes from elsewhere than the configuration says.

@@ -22,9 +22,12 @@ use super::{
     control::Stats,
     guest::{GuestMemory, Idle, Present, Stop},
     pages::STEP,
-    source::{BlockAt, PAGE, PageSource},
+    source::{PAGE, PageSource},
 };
-use crate::failure::{Doing as _, Failure};
+use crate::{
+    failure::{Doing as _, Failure},
+    memory::BlockAt,
+};
 
 /// How the service of a VMM ended.
 pub type End = Result<(), Failure>;

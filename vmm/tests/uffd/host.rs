@@ -11,9 +11,11 @@ use std::{
 };
 
 use tempfile::TempDir;
-use wrenn_vmm::uffd::{
-    BlockAt, FlatFile, MemorySource, PageServer, PageServerConfig, PageServerFailure, PageServerHandle,
-    PageSource, Stats,
+use wrenn_vmm::{
+    memory::{BlockAt, Generations},
+    uffd::{
+        MemorySource, PageServer, PageServerConfig, PageServerFailure, PageServerHandle, PageSource, Stats,
+    },
 };
 
 use super::region::{is_hole, memory_file, scramble};
@@ -32,8 +34,7 @@ pub fn serve(arguments: &[String]) -> ExitCode {
         wrenn_vmm::uffd::run(config)
     } else {
         let config: PageServerConfig = serde_json::from_str(config).unwrap();
-        let MemorySource::Flat { file } = &config.memory;
-        let source = Strange { flat: FlatFile::open(file).unwrap(), how: how.clone() };
+        let source = Strange { memory: config.memory.open().unwrap(), how: how.clone() };
         PageServer::bind_with(config, Arc::new(source)).and_then(|server| {
             println!("listening");
             server.serve()
@@ -50,21 +51,21 @@ pub fn serve(arguments: &[String]) -> ExitCode {
 
 /// A disk of which the second half is slow, hangs, or is broken.
 struct Strange {
-    flat: FlatFile,
+    memory: Generations,
     how: String,
 }
 
 impl PageSource for Strange {
     fn blocks(&self) -> u64 {
-        self.flat.blocks()
+        self.memory.blocks()
     }
 
     fn block(&self, index: u64) -> BlockAt {
-        self.flat.block(index)
+        self.memory.block(index)
     }
 
     fn read(&self, first: u64, count: u64, into: &mut [u8]) -> io::Result<()> {
-        self.flat.read(first, count, into)?;
+        PageSource::read(&self.memory, first, count, into)?;
         match &self.how[..] {
             // Long enough for pages to be given back meanwhile.
             "slowly" => thread::sleep(Duration::from_micros(scramble(first) % 300)),

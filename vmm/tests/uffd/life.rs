@@ -132,7 +132,7 @@ pub async fn a_server_that_cannot_start_says_why() {
     refused(&host, "0 threads to answer faults: give 1 to 32").await;
     host.config.workers = 4;
     std::fs::remove_file(host.at("memory")).unwrap();
-    refused(&host, "opening the memory file").await;
+    refused(&host, "/memory: No such file").await;
     assert!(!host.config.socket.exists() && !host.config.control.exists());
 }
 

@@ -40,6 +40,7 @@ fn all() -> Vec<Trial> {
     tests![
         memory::every_page_is_what_the_snapshot_has,
         memory::shared_memory_is_served_too,
+        memory::memory_in_generations_is_served_too,
         memory::what_was_given_back_is_zeros,
         memory::what_was_given_back_is_zeros_in_shared_memory,
         memory::what_was_given_back_while_it_was_read_is_zeros,

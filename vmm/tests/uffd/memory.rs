@@ -1,6 +1,9 @@
 //! What a guest finds in its memory, and how often it had to ask for it.
 
-use wrenn_vmm::uffd::Stats;
+use wrenn_vmm::{
+    memory::{GenerationWriter, Generations},
+    uffd::{MemorySource, PAGE, Stats},
+};
 
 use super::{
     host::{DEADLINE, Host, PAGES},
@@ -15,8 +18,32 @@ pub async fn shared_memory_is_served_too() {
     all_of("shared").await;
 }
 
+pub async fn memory_in_generations_is_served_too() {
+    let mut host = Host::new();
+    let flat = host.config.memory.open().unwrap();
+    let [first, second] = ["first", "second"].map(|name| host.at(name));
+    for directory in [&first, &second] {
+        std::fs::create_dir(directory).unwrap();
+    }
+    let write = |mut writer: GenerationWriter, odd: u64| {
+        for page in (0..PAGES).filter(|&page| page % 2 == odd && !is_hole(page)) {
+            let mut content = [0; PAGE as usize];
+            flat.read(page, 1, &mut content).unwrap();
+            writer.write(page * PAGE, &content).unwrap();
+        }
+        writer.finish().unwrap();
+    };
+    write(GenerationWriter::first(&first, PAGES * PAGE), 0);
+    write(GenerationWriter::after(&Generations::open(&first).unwrap(), &second), 1);
+    host.config.memory = MemorySource::Generations { directory: second };
+    all_from(host, "anonymous").await;
+}
+
 async fn all_of(kind: &str) {
-    let host = Host::new();
+    all_from(Host::new(), kind).await;
+}
+
+async fn all_from(host: Host, kind: &str) {
     let server = host.server().await.unwrap();
     assert_eq!(server.stats().await, Stats::default());
     let mut guest = host.guest(kind);
