@@ -42,7 +42,8 @@ pub struct ConfigureRequest {
     /// IPv4 addresses for /etc/resolv.conf; unchanged if empty.
     #[prost(string, repeated, tag = "3")]
     pub name_servers: ::prost::alloc::vec::Vec<::prost::alloc::string::String>,
-    /// 16 bytes or more; fixed by the first call that carries it, must match afterwards.
+    /// 16 bytes or more; fixed by the first call that carries it, must match in every Configure afterwards. In a
+    /// PostRestore it may be another: a machine restored from another one's snapshot has that one's token until then.
     #[prost(bytes = "bytes", tag = "4")]
     pub token: ::prost::bytes::Bytes,
 }
