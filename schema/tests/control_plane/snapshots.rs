@@ -366,6 +366,8 @@ async fn what_is_deleted_goes_when_its_host_is_there(world: &World) {
     agent.refuse_next("delete_template", Status::unavailable("stopping"));
     set_online(world, agent.host, HostStatus::Online).await;
     until_gone(world, template_id).await;
+    // Nobody heard of its host for a while, so it may have been missing.
+    world.until(id, CapsuleState::Running).await;
     supervisor.stop().await;
     assert!(agent.calls("delete_template") >= 2);
     assert!(agent.templates().is_empty());
