@@ -245,10 +245,8 @@ async fn reconnect(engine: &Engine, record: &Record, parts: &mut Parts) -> Resul
     if let Err(error) = restrict(engine, slot, &record.spec).await {
         tracing::error!(capsule = %record.spec.id, error = %crate::report(&error), "its names are not answered");
     }
-    if record.state == State::Pausing {
-        // The agent died with the vCPUs stopped, perhaps.
-        machine.resume_vcpus().await.map_err(CapsuleError::step("starting the vCPUs again"))?;
-    }
+    // The agent may have died with the vCPUs stopped, for a pause or a moment of it; those that run do not mind.
+    machine.resume_vcpus().await.map_err(CapsuleError::step("starting the vCPUs again"))?;
     let deadline = Instant::now() + engine.grace;
     let guest = Guest::connect(slot.guest_address(), Some(&record.token), deadline)
         .await

@@ -58,7 +58,7 @@ pub trait Machine: Send + Sync {
     /// When this returns no guest instruction runs and all disk writes have reached the disk's file.
     async fn stop_vcpus(&mut self) -> Result<(), DriverError>;
 
-    /// Also after a save that failed.
+    /// Also after a save that failed, and where they run.
     async fn resume_vcpus(&mut self) -> Result<(), DriverError>;
 
     /// Does what can be done ahead of a [`save`](Self::save) into the same snapshot while the guest still runs, so
