@@ -137,12 +137,10 @@ impl SlotAllocator {
         let number = slot.number;
         if self.shared.pool_has_room() {
             match slot.clean().await {
-                Ok(()) => {
-                    let mut state = self.shared.state();
-                    state.handed_out.remove(&number);
-                    state.pooled.insert(0, slot);
-                    return Ok(());
-                }
+                Ok(()) => match self.shared.keep(slot) {
+                    None => return Ok(()),
+                    Some(spare) => slot = spare,
+                },
                 Err(error) => {
                     tracing::warn!(slot = %number, error = &error as &dyn std::error::Error, "slot not reused");
                 }
@@ -190,9 +188,13 @@ async fn refill(shared: Arc<Shared>) {
         while shared.pool_has_room() {
             match shared.make().await {
                 Ok(slot) => {
-                    let mut state = shared.state();
-                    state.handed_out.remove(&slot.number);
-                    state.pooled.push(slot);
+                    let number = slot.number;
+                    if shared.keep(slot).map(drop).is_some()
+                        && let Err(error) = shared.remove(number).await
+                    {
+                        let error = &error as &dyn std::error::Error;
+                        tracing::warn!(slot = %number, error, "a spare network slot is left");
+                    }
                 }
                 Err(NetworkError::Exhausted(_)) => break,
                 Err(error) => {
@@ -212,6 +214,18 @@ impl Shared {
     fn pool_has_room(&self) -> bool {
         let state = self.state();
         !state.closing && state.pooled.len() < self.pool
+    }
+
+    /// Puts a slot into the pool, where it is used last. One that it has no room for, as others were made or given back
+    /// meanwhile, comes back.
+    fn keep(&self, slot: NetworkSlot) -> Option<NetworkSlot> {
+        let mut state = self.state();
+        if state.closing || state.pooled.len() >= self.pool {
+            return Some(slot);
+        }
+        state.handed_out.remove(&slot.number);
+        state.pooled.insert(0, slot);
+        None
     }
 
     /// Makes one now; it counts as handed out from the beginning.
