@@ -84,6 +84,16 @@ build_guest() {
         cargo build -p wrenn-envd -p wrenn-init --bins --profile guest --target "$GUEST_TRIPLE" --locked
 }
 
+# Side by side: each has stretches in which only one processor has something to do.
+build() {
+    local guest result=0
+    build_guest &
+    guest=$!
+    build_host || result=$?
+    wait "$guest" || result=$?
+    return "$result"
+}
+
 # The guest kernel and the `minimal` image, both cached by their inputs.
 guest_files() {
     step "guest kernel" "$BIN/wrenn-rootfs" kernel --init "$GUEST_BIN/wrenn-init"
@@ -93,7 +103,6 @@ guest_files() {
 prepare() {
     require_machine
     step "packages" install_packages "$@"
-    step "build (host)" build_host
-    step "build (guest)" build_guest
+    step "build" build
     guest_files
 }

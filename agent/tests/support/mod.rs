@@ -131,7 +131,7 @@ impl Site {
             );
         };
         assert!(nix::unistd::geteuid().is_root(), "these tests start microVMs: they must run as root");
-        let directory = std::env::temp_dir().join(format!("wrenn-agent-test-{name}"));
+        let directory = assets.join("tests").join(format!("agent-{name}"));
         std::fs::create_dir_all(&directory).unwrap();
         for part in ["kernels", "images"] {
             let link = directory.join(part);
