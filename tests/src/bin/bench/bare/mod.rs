@@ -27,6 +27,9 @@ const DISK_BYTES: u64 = 5 << 30;
 /// A cold boot of a guest under software emulation on a busy machine.
 const BOOT: Patience = Patience { interval: Duration::from_millis(25), deadline: Duration::from_secs(60) };
 const RESTORE: Patience = Patience { interval: Duration::from_millis(3), deadline: Duration::from_secs(20) };
+/// Where several machines share the processors: asked as often as one alone, they would be kept busy by the asking.
+const RESTORE_AMONG_OTHERS: Patience =
+    Patience { interval: Duration::from_millis(50), deadline: Duration::from_secs(60) };
 
 /// Answers every connection with one line.
 const ANSWERER: &str = r#"#!/usr/bin/perl
@@ -56,6 +59,8 @@ pub struct Workbench {
     namespace: Namespace,
     /// The disk that every cold boot starts with a copy of.
     disk: PathBuf,
+    /// With restored machines.
+    patience: Patience,
 }
 
 /// Memory, devices and disk of a stopped machine.
@@ -80,15 +85,17 @@ impl Workbench {
         fs::copy(&ingredients.image, &disk).context("copying the image")?;
         File::options().write(true).open(&disk)?.set_len(DISK_BYTES)?;
         replace_envd(&ingredients.directory, &disk)?;
-        Ok(Self { namespace: Namespace::create(0)?, ingredients, disk })
+        Ok(Self { namespace: Namespace::create(0)?, ingredients, disk, patience: RESTORE })
     }
 
-    /// Another place for a machine beside this one's, to restore the same templates in; `number` tells them apart.
+    /// Another place for a machine beside this one's, to restore the same templates in at the same time; `number` tells
+    /// them apart.
     pub fn another(&self, number: usize) -> Result<Self> {
         let directory = self.ingredients.directory.join(number.to_string());
         fs::create_dir_all(&directory)?;
         let ingredients = Ingredients { directory, ..self.ingredients.clone() };
-        Ok(Self { namespace: Namespace::create(number)?, ingredients, disk: self.disk.clone() })
+        let namespace = Namespace::create(number)?;
+        Ok(Self { namespace, ingredients, disk: self.disk.clone(), patience: RESTORE_AMONG_OTHERS })
     }
 
     /// A cold boot to the first answer.
@@ -117,7 +124,7 @@ impl Workbench {
         let mut command = self.qemu(&saved.memory, &disk, "off");
         command.args(["-global", "migration.send-configuration=off", "-machine", "suppress-vmdesc=on"]);
         command.args(["-incoming", "fd:0"]).stdin(File::open(&saved.state)?);
-        self.launch(command, saved.memory.clone(), disk, begun, RESTORE)
+        self.launch(command, saved.memory.clone(), disk, begun, self.patience)
     }
 
     /// Saves a booted machine as the template of all that follow: its memory file is complete as it is.

@@ -16,6 +16,9 @@ pub const MAC: &str = "02:00:00:00:00:01";
 
 pub const TAP: &str = "tap0";
 
+/// The same in every namespace: a restored guest goes on with the address that it learnt before, for half a minute.
+const TAP_MAC: &str = "02:00:00:00:00:02";
+
 /// A network namespace; dropping it removes it.
 pub struct Namespace {
     name: String,
@@ -29,7 +32,7 @@ impl Namespace {
         let inside = |arguments: &[&str]| ip(&[&["-n", namespace.name.as_str()], arguments].concat());
         inside(&["tuntap", "add", TAP, "mode", "tap"])?;
         inside(&["address", "add", HOST, "dev", TAP])?;
-        inside(&["link", "set", TAP, "up"])?;
+        inside(&["link", "set", TAP, "address", TAP_MAC, "up"])?;
         // Without it the first packet waits a second for an answer to ARP.
         let guest = GUEST.to_string();
         inside(&["neighbour", "add", &guest, "lladdr", MAC, "dev", TAP, "nud", "permanent"])?;
