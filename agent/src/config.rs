@@ -49,7 +49,7 @@ pub const SETTINGS: &[Setting] = &[
     setting("WRENN_DNS", "", "name servers of capsules, IPv4, by commas; the host's if empty"),
     setting("WRENN_VMM", "auto", "auto, qemu or firecracker"),
     setting("WRENN_KVM", "auto", "auto (use it where it is sound), force or off"),
-    setting("WRENN_DISK_STORE", "auto", "auto, reflink or copy"),
+    setting("WRENN_DISK_STORE", "auto", "auto, reflink, dm-snapshot or copy"),
     setting(
         "WRENN_STORE_SIZE",
         "",
@@ -182,7 +182,8 @@ impl Config {
                 ],
             )?,
             kvm: values.parse("WRENN_KVM", "one of auto, force, off is wanted")?,
-            disk_store: values.parse("WRENN_DISK_STORE", "one of auto, reflink, copy is wanted")?,
+            disk_store: values
+                .parse("WRENN_DISK_STORE", "one of auto, reflink, dm-snapshot, copy is wanted")?,
             store_size: values.get("WRENN_STORE_SIZE", optional_size)?,
             default_rootfs_size: values.get("WRENN_DEFAULT_ROOTFS_SIZE", size)?,
             cgroups: CgroupOptions {

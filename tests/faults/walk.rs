@@ -32,16 +32,24 @@ const FIRST_DISK_MIB: usize = 6000;
 
 const MERGE: &str = "merge";
 
+/// Only where disks are mapped devices.
+const MAPPING: [&str; 2] = ["attach", "detach"];
+
 /// Pauses within which the generations of a memory are merged, with some to spare.
 const PAUSES_TO_A_MERGE: usize = 12;
 
 pub async fn every_failpoint(stack: &Stack) -> Result<()> {
-    walk(stack, |operation| operation != MERGE).await
+    walk(stack, |operation| operation != MERGE && !MAPPING.contains(&operation)).await
 }
 
 /// Those of a merge, which there is only where files share no blocks.
 pub async fn every_failpoint_of_a_merge(stack: &Stack) -> Result<()> {
     walk(stack, |operation| operation == MERGE).await
+}
+
+/// Those of a disk that becomes a device, or ceases to be one.
+pub async fn every_failpoint_of_a_mapping(stack: &Stack) -> Result<()> {
+    walk(stack, |operation| MAPPING.contains(&operation)).await
 }
 
 async fn walk(stack: &Stack, here: impl Fn(&str) -> bool) -> Result<()> {
@@ -194,8 +202,8 @@ impl<'a> Walk<'a> {
     async fn stage(&mut self, operation: &str) -> Result<Option<String>> {
         self.passages += 1;
         match operation {
-            "golden" | "create" => return Ok(None),
-            "pause" | "resume" | "destroy" | "snapshot" | "fork" | "merge" => {}
+            "golden" | "create" | "attach" => return Ok(None),
+            "pause" | "resume" | "destroy" | "snapshot" | "fork" | "merge" | "detach" => {}
             other => bail!("nothing here does {other:?}: the walk must learn it"),
         }
         let id = marked(self.client).await?;
@@ -212,14 +220,14 @@ impl<'a> Walk<'a> {
         let id = victim.as_deref().unwrap_or_default();
         let template = format!("walked-{}", self.passages);
         let outcome = match operation {
-            "create" => client.create(json!({})).await.map(drop),
+            "create" | "attach" => client.create(json!({})).await.map(drop),
             "golden" => {
                 let disk_mib = FIRST_DISK_MIB + self.passages;
                 client.create(json!({ "diskMib": disk_mib })).await.map(drop)
             }
             "pause" => client.pause(id).await.map(drop),
             "resume" => client.resume(id).await.map(drop),
-            "destroy" => client.destroy(id).await.map(drop),
+            "destroy" | "detach" => client.destroy(id).await.map(drop),
             "snapshot" => client.snapshot(id, &template).await.map(drop),
             "fork" => client.fork(id, 2).await.map(drop),
             _ => pause_again_and_again(client, id).await,
@@ -276,7 +284,7 @@ impl<'a> Walk<'a> {
         if let Some(id) = &passage.victim {
             let capsule = client.capsule(id).await?.context("the victim's row is gone")?;
             match (capsule.state.as_str(), passage.what.split(' ').next()) {
-                (_, Some("destroy")) => {}
+                (_, Some("destroy" | "detach")) => {}
                 ("RUNNING", _) => has_mark(client, id).await?,
                 ("PAUSED", _) => {
                     client.resume(id).await?;

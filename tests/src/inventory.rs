@@ -53,6 +53,8 @@ pub enum Kind {
     /// The host's table of all agents on it, once there is no other agent and no other agent's capsule.
     FirewallTable,
     LoopDevice,
+    /// A disk by device-mapper.
+    MappedDevice,
     Mount,
     Socket,
     File,
@@ -71,6 +73,7 @@ impl fmt::Display for Kind {
             Self::FirewallRule => "firewall rule or set",
             Self::FirewallTable => "firewall table",
             Self::LoopDevice => "loop device",
+            Self::MappedDevice => "mapped device",
             Self::Mount => "mount",
             Self::Socket => "socket",
             Self::File => "file",
@@ -112,6 +115,7 @@ impl HostInventory {
         }
         inventory.put(Kind::ControlGroup, control_groups(scope));
         inventory.put(Kind::LoopDevice, loop_devices(scope)?);
+        inventory.put(Kind::MappedDevice, mapped_devices(scope)?);
         inventory.put(Kind::Mount, mounts(scope)?);
         inventory.put(Kind::Socket, sockets(scope)?);
         inventory.put(Kind::File, files(&scope.directory)?);
@@ -269,6 +273,16 @@ fn loop_devices(scope: &Scope) -> Result<Vec<String>> {
         }
     }
     Ok(found)
+}
+
+/// By the name of an agent's runtime directory in theirs.
+fn mapped_devices(scope: &Scope) -> Result<Vec<String>> {
+    let agents = scope.runtime.iter().filter_map(|path| path.file_name());
+    let prefixes: Vec<_> = agents.map(|agent| format!("wrenn-{}-", agent.to_string_lossy())).collect();
+    let devices = fs::read_dir("/sys/block").context("reading /sys/block")?.flatten();
+    let names = devices.filter_map(|device| fs::read_to_string(device.path().join("dm/name")).ok());
+    let names = names.map(|name| name.trim_end().to_owned());
+    Ok(names.filter(|name| prefixes.iter().any(|prefix| name.starts_with(prefix))).collect())
 }
 
 fn mounts(scope: &Scope) -> Result<Vec<String>> {

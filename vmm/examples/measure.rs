@@ -1,6 +1,6 @@
 //! Prints how long one machine takes to boot, to be saved and to be restored: medians of ten, with what they
 //! consist of. `WRENN_DIR` names a directory with a guest kernel and an image; needs root. An
-//! argument names the disk store: `copy`, `reflink`.
+//! argument names the disk store: `copy`, `dm-snapshot`, `reflink`.
 
 #[path = "../tests/machine/host.rs"]
 mod host;

@@ -43,6 +43,10 @@ pub enum Operation {
     Fork,
     /// The generations of a memory that was paused often become one.
     Merge,
+    /// A disk of the store dm-snapshot becomes a device, as in every create and resume there.
+    Attach,
+    /// And ceases to be one, as in every pause and destroy.
+    Detach,
 }
 
 impl fmt::Display for Operation {
@@ -56,6 +60,8 @@ impl fmt::Display for Operation {
             Self::Snapshot => "snapshot",
             Self::Fork => "fork",
             Self::Merge => "merge",
+            Self::Attach => "attach",
+            Self::Detach => "detach",
         })
     }
 }
@@ -78,7 +84,7 @@ const fn sure(name: &'static str, operations: &'static [Operation]) -> Point {
     Point { name, may_fail: false, operations }
 }
 
-use Operation::{Create, Destroy, Fork, Golden, Merge, Pause, Resume, Snapshot};
+use Operation::{Attach, Create, Destroy, Detach, Fork, Golden, Merge, Pause, Resume, Snapshot};
 
 /// Every failpoint there is. `wrenn-agent failpoints` prints them; a test walks them all.
 pub const POINTS: &[Point] = &[
@@ -125,6 +131,7 @@ pub const POINTS: &[Point] = &[
     fallible("moment.stopped", &[Snapshot, Fork]),
     fallible("moment.saved", &[Snapshot, Fork]),
     fallible("snapshot.taken", &[Snapshot]),
+    fallible("snapshot.flattened", &[Snapshot]),
     fallible("snapshot.recorded", &[Snapshot]),
     fallible("fork.taken", &[Fork]),
     fallible("fork.visible", &[Fork]),
@@ -139,6 +146,11 @@ pub const POINTS: &[Point] = &[
     fallible("merge.renamed", &[Merge]),
     fallible("merge.committed", &[Merge]),
     fallible("merge.removed", &[Merge]),
+    fallible("attach.base", &[Attach]),
+    fallible("attach.made", &[Attach]),
+    fallible("attach.loaded", &[Attach]),
+    fallible("attach.mapped", &[Attach]),
+    fallible("detach.unmapped", &[Detach]),
 ];
 
 /// The listed failpoint of this name; for [`failpoint!`](crate::failpoint!), which asks while it is compiled.

@@ -13,7 +13,7 @@ use tokio::time::Instant;
 use wrenn_vmm::disk::DiskView;
 use wrenn_vmm::driver::{Driver as Vmm, DriverError, Machine};
 use wrenn_vmm::network::{SlotNumber, SlotRange};
-use wrenn_vmm::paths::{HostPaths, Name};
+use wrenn_vmm::paths::{CapsulePaths, HostPaths, Name};
 use wrenn_vmm::process::ProcessError;
 use wrenn_vmm::snapshot::{self, Snapshot};
 
@@ -125,7 +125,7 @@ impl Leftovers {
                 Found::Live(record, machine) => settle_live(engine, registry, *record, machine).await,
                 Found::Lost(mut record, cause) => {
                     if let Some(snapshot) = completed_pause(engine, &record).await {
-                        clear_half_made(engine, &record);
+                        clear_half_made(engine, &record).await;
                         return settle_paused(engine, registry, *record, snapshot).await;
                     }
                     tracing::error!(capsule = %record.spec.id, cause = cause.message, "the capsule is lost");
@@ -138,6 +138,10 @@ impl Leftovers {
         }))
         .await;
         sweep(&engine.paths, &known).await;
+        // Those of capsules that live are attached again.
+        if let Err(error) = engine.disks.sweep().await {
+            tracing::error!(error = %crate::report(&error), "disks that no record claims are left attached");
+        }
     }
 }
 
@@ -222,14 +226,8 @@ async fn revive(engine: &Engine, record: &Record, mut parts: Parts) -> Result<Ru
             let handle = RunningHandle { guest, life: Life::default(), vmm: machine.process().clone() };
             Ok(RunningCapsule { machine, slot, disk, home, handle })
         }
-        (outcome, mut parts) => {
-            // The disk outlives the machine: it may be all that is left of somebody's work.
-            if let Some(disk) = parts.disk.take()
-                && let Err(error) = engine.disks.detach(disk).await
-            {
-                tracing::error!(capsule = %record.spec.id, error = %crate::report(&error), "its disk stays attached");
-            }
-            if let Err(error) = parts.dismantle(engine).await {
+        (outcome, parts) => {
+            if let Err(error) = parts.dismantle_but_disk(engine).await {
                 tracing::error!(capsule = %record.spec.id, %error, "a lost capsule left something behind");
             }
             Err(outcome.err().unwrap_or(CapsuleError::Destroyed(record.spec.id)))
@@ -261,7 +259,7 @@ async fn settle_still(engine: &Engine, registry: &CapsuleRegistry, mut record: R
         State::Paused | State::Resuming => {
             match Snapshot::open(&engine.paths.snapshot(&record.spec.name())).await {
                 Ok(snapshot) => {
-                    clear_half_made(engine, &record);
+                    clear_half_made(engine, &record).await;
                     if record.state == State::Resuming {
                         record.enter(State::Paused, None);
                         store(engine, &record).await;
@@ -291,9 +289,10 @@ async fn settle_still(engine: &Engine, registry: &CapsuleRegistry, mut record: R
 }
 
 /// What a life that never began, or one that ended while nobody watched, left in the home of a paused capsule.
-fn clear_half_made(engine: &Engine, record: &Record) {
+async fn clear_half_made(engine: &Engine, record: &Record) {
     let home = engine.paths.capsule(&record.spec.name());
-    for path in [home.disk(), home.memory(), home.qmp_socket()] {
+    remove_disk(engine, &home).await;
+    for path in [home.memory(), home.qmp_socket()] {
         remove(&path);
     }
 }
@@ -308,8 +307,17 @@ async fn store(engine: &Engine, record: &Record) {
 async fn remove_files(engine: &Engine, id: CapsuleId) {
     let name = name(id);
     remove(&engine.paths.snapshot(&name));
-    if let Err(error) = engine.paths.capsule(&name).remove() {
+    let home = engine.paths.capsule(&name);
+    remove_disk(engine, &home).await;
+    if let Err(error) = home.remove() {
         tracing::error!(capsule = %id, %error, "not all of it could be removed");
+    }
+}
+
+async fn remove_disk(engine: &Engine, home: &CapsulePaths) {
+    if let Err(error) = engine.disks.remove(DiskView { path: home.disk() }).await {
+        let home = home.directory.display();
+        tracing::error!(%home, error = %crate::report(&error), "a leftover disk could not be removed");
     }
 }
 

@@ -157,7 +157,7 @@ pub async fn of_paused(engine: &Engine, paused: &Snapshot, into: &Path) -> Resul
 fn written(engine: &Engine, writer: &SnapshotWriter, machine_bytes: u64) -> u64 {
     match engine.disks.kind() {
         DiskStoreKind::Reflink => machine_bytes,
-        _ => super::usage::allocated_bytes(writer.directory()),
+        DiskStoreKind::DmSnapshot | DiskStoreKind::Copy => super::usage::own_bytes(writer.directory()),
     }
 }
 
@@ -220,8 +220,13 @@ impl CapsuleRegistry {
                 self.moment(id, engine.paths.template(&super::spec::name(template)), request).await?;
             steps.done("moment");
             failpoint!("snapshot.taken").await.map_err(CapsuleError::step("taking the moment"))?;
+            let disk = DiskView { path: moment.writer.disk_path() };
+            engine.disks.flatten(&disk).await.map_err(CapsuleError::step("making the disk whole"))?;
+            steps.done("flatten");
+            failpoint!("snapshot.flattened").await.map_err(CapsuleError::step("making the disk whole"))?;
+            let written_bytes = written(engine, &moment.writer, moment.written_bytes);
             let stopped_us = u64::try_from(moment.stopped.as_micros()).unwrap_or(u64::MAX);
-            let record = TemplateRecord::new(&spec, moment.token, moment.written_bytes, stopped_us);
+            let record = TemplateRecord::new(&spec, moment.token, written_bytes, stopped_us);
             record
                 .store(moment.writer.directory())
                 .map_err(CapsuleError::step("writing the template's record"))?;

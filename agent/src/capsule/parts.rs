@@ -22,6 +22,15 @@ pub struct Parts {
 impl Parts {
     /// Ends the VMM, then gives back what it used. Every part is tried; the errors come together.
     pub async fn dismantle(self, engine: &Engine) -> Result<(), TeardownError> {
+        self.take_apart(engine, DiskFate::Removed).await
+    }
+
+    /// As [`dismantle`](Self::dismantle), but the disk's files stay: they may be all that is left of somebody's work.
+    pub async fn dismantle_but_disk(self, engine: &Engine) -> Result<(), TeardownError> {
+        self.take_apart(engine, DiskFate::Kept).await
+    }
+
+    async fn take_apart(self, engine: &Engine, fate: DiskFate) -> Result<(), TeardownError> {
         let mut teardown = Teardown::default();
         if let Some(machine) = self.machine {
             teardown.note("ending the VMM", machine.terminate().await);
@@ -29,6 +38,7 @@ impl Parts {
         teardown.note("ending the VMM", failpoint!("dismantle.ended").await);
         if let Some(disk) = self.disk
             && let Some(view) = teardown.note("detaching the disk", engine.disks.detach(disk).await)
+            && fate == DiskFate::Removed
         {
             teardown.note("removing the disk", engine.disks.remove(view).await);
         }
@@ -39,6 +49,12 @@ impl Parts {
         teardown.note("releasing the network slot", failpoint!("dismantle.released").await);
         teardown.finish()
     }
+}
+
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum DiskFate {
+    Removed,
+    Kept,
 }
 
 /// A capsule that runs: it owns its VMM, its slot and its disk. Pausing consumes it.

@@ -3,6 +3,7 @@
 use std::path::Path;
 use std::time::Duration;
 
+use wrenn_vmm::disk::DiskView;
 use wrenn_vmm::driver::MemorySharing;
 use wrenn_vmm::failpoint;
 use wrenn_vmm::process::ProcessExit;
@@ -12,7 +13,7 @@ use super::driver::{Body, Driver, Reply};
 use super::error::{CapsuleError, Teardown, TeardownError};
 use super::launch::Launch;
 use super::life::LifeEnd;
-use super::parts::{Parts, RunningCapsule};
+use super::parts::RunningCapsule;
 use super::pause::{self, PauseFailure, PausedCapsule, Saved};
 use super::record::Durability;
 use super::steps::Steps;
@@ -94,14 +95,7 @@ impl Driver {
     /// Ends a machine that cannot go on; its disk stays until the capsule is destroyed.
     async fn give_up(&mut self, running: RunningCapsule, error: &CapsuleError) -> Body {
         running.handle.life.end(LifeEnd::Lost(Cause::new("PAUSE_FAILED", crate::report(error))));
-        let parts = running.into_parts();
-        let mut teardown = Teardown::default();
-        if let Some(disk) = parts.disk {
-            teardown.note("detaching the disk", self.engine.disks.detach(disk).await);
-        }
-        let rest = Parts { disk: None, slot: parts.slot, machine: parts.machine };
-        teardown.merge(rest.dismantle(&self.engine).await);
-        if let Err(error) = teardown.finish() {
+        if let Err(error) = running.into_parts().dismantle_but_disk(&self.engine).await {
             tracing::error!(%error, "a stuck machine left something behind");
         }
         self.record.machine = None;
@@ -258,11 +252,15 @@ impl Driver {
         }
         teardown.note("taking the machine apart", failpoint!("destroy.dismantled").await);
         let name = self.spec.name();
+        let home = self.engine.paths.capsule(&name);
+        // One that was kept when its machine ended in error.
+        let view = DiskView { path: home.disk() };
+        teardown.note("removing the disk", self.engine.disks.remove(view).await);
         let snapshot = self.engine.paths.snapshot(&name);
         teardown.note("removing the snapshot", remove_directory(&snapshot).await);
         teardown.note("removing the snapshot", failpoint!("destroy.forgotten").await);
         // The record goes last, so that an agent that dies here finds what is left.
-        teardown.note("removing the capsule's directories", self.engine.paths.capsule(&name).remove());
+        teardown.note("removing the capsule's directories", home.remove());
         teardown.note("removing the capsule's directories", failpoint!("destroy.removed").await);
         teardown.finish()
     }

@@ -147,6 +147,8 @@ impl Site {
     /// The environment of an agent in this directory.
     pub fn environment(&self, settings: &[(&str, &str)]) -> BTreeMap<String, String> {
         let dir = self.directory.to_str().unwrap();
+        // So that these tests can be run on any store.
+        let store = std::env::var("WRENN_DISK_STORE").unwrap_or_default();
         let mut all = BTreeMap::from([
             ("WRENN_DIR", dir),
             ("WRENN_AGENT_LISTEN", "127.0.0.1:0"),
@@ -155,6 +157,9 @@ impl Site {
             ("WRENN_API_URL", "http://127.0.0.1:9"),
             ("WRENN_SLOTS", self.slots),
         ]);
+        if !store.is_empty() {
+            all.insert("WRENN_DISK_STORE", &store);
+        }
         all.extend(settings.iter().copied());
         all.into_iter().map(|(name, value)| (name.to_owned(), value.to_owned())).collect()
     }

@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 use async_trait::async_trait;
 
 use super::{
-    AttachedDisk, DiskError, DiskStore, DiskStoreKind, DiskView, attach_file,
+    AttachedDisk, DiskError, DiskStore, DiskStoreKind, DiskView, attach_file, check_is_plain,
     data::{Space, space},
     remove_file, sparse,
 };
@@ -24,6 +24,7 @@ impl DiskStore for CopyStore {
     }
 
     async fn create(&self, base: &Path, at: &Path) -> Result<DiskView, DiskError> {
+        check_is_plain(base)?;
         self.clone_file(base, at).await?;
         Ok(DiskView { path: at.to_owned() })
     }

@@ -1,5 +1,6 @@
-//! The file system that everything which is cloned lies in: the host's own where that can share blocks
-//! between files, otherwise an XFS in a sparse file.
+//! The file system that everything which is cloned lies in, and the store that suits it: the host's own where that can
+//! share blocks between files, otherwise an XFS in a sparse file; where neither can be had, the host's own with
+//! device-mapper, and where the kernel has none, with copies.
 
 use std::{
     fs::{self, File},
@@ -19,7 +20,8 @@ use nix::{
 use super::{
     DiskError, DiskStore, DiskStoreChoice, DiskStoreKind,
     copy::CopyStore,
-    loopback::LoopDevice,
+    dm_snapshot::DmSnapshotStore,
+    loopback::{Access, LoopDevice},
     reflink::{ReflinkStore, is_unsupported, share_blocks},
 };
 use crate::{
@@ -52,8 +54,12 @@ fn prepare_here(paths: &HostPaths, options: &DiskOptions) -> Result<Arc<dyn Disk
     let data = paths.data();
     create_directory(&data, 0o700)?;
     let rooms = vec![data.clone(), paths.root().to_owned()];
-    if options.choice == DiskStoreChoice::Only(DiskStoreKind::Copy) {
-        return Ok(Arc::new(CopyStore { rooms }));
+    match options.choice {
+        DiskStoreChoice::Only(DiskStoreKind::Copy) => return Ok(Arc::new(CopyStore { rooms })),
+        DiskStoreChoice::Only(DiskStoreKind::DmSnapshot) => {
+            return Ok(Arc::new(DmSnapshotStore::open(paths, rooms)?));
+        }
+        DiskStoreChoice::Only(DiskStoreKind::Reflink) | DiskStoreChoice::Auto => {}
     }
     let cause = if clones_here(&data)? {
         return Ok(Arc::new(ReflinkStore { rooms }));
@@ -65,11 +71,27 @@ fn prepare_here(paths: &HostPaths, options: &DiskOptions) -> Result<Arc<dyn Disk
             Err(error) => error,
         }
     };
-    if options.choice == DiskStoreChoice::Auto {
-        tracing::warn!(error = &cause as &dyn std::error::Error, "disks will be copied instead of cloned");
-        return Ok(Arc::new(CopyStore { rooms }));
+    if options.choice != DiskStoreChoice::Auto {
+        return Err(cause);
     }
-    Err(cause)
+    // Memory is cloned as well as disks where files share blocks, so that comes first; here only disks are spared.
+    match DmSnapshotStore::open(paths, rooms.clone()) {
+        Ok(store) => {
+            tracing::info!(
+                error = &cause as &dyn std::error::Error,
+                "disks will be mapped instead of cloned"
+            );
+            Ok(Arc::new(store))
+        }
+        Err(unavailable) => {
+            tracing::warn!(
+                error = &cause as &dyn std::error::Error,
+                also = &unavailable as &dyn std::error::Error,
+                "disks will be copied instead of cloned"
+            );
+            Ok(Arc::new(CopyStore { rooms }))
+        }
+    }
 }
 
 /// Whether files in this directory can share blocks: by trying it, whatever the file system is called.
@@ -105,7 +127,7 @@ fn mount_data(paths: &HostPaths, size: Option<u64>) -> Result<(), DiskError> {
         };
         make_file_system(&image, size.max(MINIMUM_DATA_SIZE))?;
     }
-    let device = LoopDevice::attach(&image)?;
+    let device = LoopDevice::attach(&image, Access::ReadWrite)?;
     let data = paths.data();
     // Not with `discard`: it would hold up every sync for as long as the host takes to punch the holes, a
     // third of a second on a busy disk. What is freed is given back by `trim`.

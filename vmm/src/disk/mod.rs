@@ -2,12 +2,14 @@
 
 mod copy;
 mod data;
+mod dm_snapshot;
 mod loopback;
+mod number;
 mod reflink;
 mod sparse;
 
 use std::{
-    fmt, fs,
+    fmt, fs, io,
     path::{Path, PathBuf},
     str::FromStr,
 };
@@ -15,12 +17,17 @@ use std::{
 use async_trait::async_trait;
 use serde::{Deserialize, Serialize};
 
-pub use self::data::{DiskOptions, prepare, trim, unmount};
-pub(crate) use self::{data::clones_here, reflink::is_unsupported, sparse::data_ranges};
+pub(crate) use self::{
+    data::clones_here, dm_snapshot::check as check_dm_snapshot, reflink::is_unsupported, sparse::data_ranges,
+};
+pub use self::{
+    data::{DiskOptions, prepare, trim, unmount},
+    dm_snapshot::{ChangesError, DmSnapshotStore, Unavailable},
+};
 use crate::{
     failpoint,
-    failure::{Doing as _, Failure, blocking},
-    paths::partial,
+    failure::{Doing as _, Failure, Failures, blocking},
+    paths::{base_of_disk, partial},
 };
 
 /// How views are made.
@@ -29,6 +36,8 @@ use crate::{
 pub enum DiskStoreKind {
     /// The file system shares blocks until they are written.
     Reflink,
+    /// The kernel's device-mapper keeps what was changed beside an image that views share.
+    DmSnapshot,
     /// Every view is a copy with the holes kept.
     Copy,
 }
@@ -37,6 +46,7 @@ impl fmt::Display for DiskStoreKind {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(match self {
             Self::Reflink => "reflink",
+            Self::DmSnapshot => "dm-snapshot",
             Self::Copy => "copy",
         })
     }
@@ -53,7 +63,7 @@ pub enum DiskStoreChoice {
 
 /// The text names no store.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
-#[error("{0:?} is not a disk store: auto, reflink or copy")]
+#[error("{0:?} is not a disk store: auto, reflink, dm-snapshot or copy")]
 pub struct InvalidChoice(String);
 
 impl FromStr for DiskStoreChoice {
@@ -63,6 +73,7 @@ impl FromStr for DiskStoreChoice {
         match text {
             "auto" => Ok(Self::Auto),
             "reflink" => Ok(Self::Only(DiskStoreKind::Reflink)),
+            "dm-snapshot" => Ok(Self::Only(DiskStoreKind::DmSnapshot)),
             "copy" => Ok(Self::Only(DiskStoreKind::Copy)),
             _ => Err(InvalidChoice(text.to_owned())),
         }
@@ -81,6 +92,18 @@ pub enum DiskError {
     Tool { program: &'static str, output: String },
     #[error("{path} has {bytes} bytes already, more than the {wanted} wanted")]
     WouldShrink { path: PathBuf, bytes: u64, wanted: u64 },
+    #[error("{0} is as large as its base for good")]
+    FixedSize(PathBuf),
+    #[error("{0} was made by the disk store dm-snapshot: start with WRENN_DISK_STORE=dm-snapshot")]
+    OtherStore(PathBuf),
+    #[error("this host cannot map devices")]
+    Unavailable(#[from] Unavailable),
+    #[error("a disk's changes")]
+    Changes(#[from] ChangesError),
+    #[error("the device {0} went away while it was being made")]
+    Vanished(String),
+    #[error("removing mapped devices")]
+    Teardown(#[from] Failures),
 }
 
 /// A disk that belongs to one capsule or snapshot, at rest. Can be written down.
@@ -127,8 +150,19 @@ pub trait DiskStore: Send + Sync {
     /// The same content once more, of a disk whose machine does not run.
     async fn clone_stopped(&self, view: &DiskView, to: &Path) -> Result<DiskView, DiskError>;
 
+    /// Makes the disk of a snapshot that is not complete yet one that many views can be made of, each in constant time;
+    /// the machine it is of may run meanwhile. An error may leave it useless.
+    async fn flatten(&self, _view: &DiskView) -> Result<(), DiskError> {
+        Ok(())
+    }
+
     /// One that is not there is removed already.
     async fn remove(&self, view: DiskView) -> Result<(), DiskError>;
+
+    /// Takes away what an earlier life of this host's agent left attached and nobody has attached again since.
+    async fn sweep(&self) -> Result<(), DiskError> {
+        Ok(())
+    }
 
     /// A copy, as cheap as can be, of any file that does not change meanwhile.
     async fn clone_file(&self, from: &Path, to: &Path) -> Result<(), DiskError>;
@@ -158,6 +192,9 @@ pub async fn extend(disk: &Path, size_mib: u32) -> Result<(), DiskError> {
     let path = disk.to_owned();
     let wanted = u64::from(size_mib) << 20;
     blocking(move || {
+        if base_of_disk(&path).exists() {
+            return Err(DiskError::FixedSize(path));
+        }
         let doing = || format!("making {} larger", path.display());
         let file = fs::OpenOptions::new().write(true).open(&path).doing(doing)?;
         let bytes = file.metadata().doing(doing)?.len();
@@ -183,8 +220,40 @@ pub(crate) fn try_clone(from: &Path, to: &Path) -> Result<bool, Failure> {
     }
 }
 
+/// The files that a disk lies in.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct DiskFiles {
+    /// Size of the disk, as its guest sees it.
+    pub bytes: u64,
+    /// Size of its file, if that has what was changed of a base beside it.
+    pub changes_bytes: Option<u64>,
+}
+
+impl DiskFiles {
+    /// None if there is no disk.
+    pub fn of(disk: &Path) -> Result<Option<Self>, Failure> {
+        let size = |path: &Path| match fs::metadata(path) {
+            Ok(metadata) => Ok(Some(metadata.len())),
+            Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
+            Err(error) => Err(Failure::new(format!("looking at {}", path.display()), error)),
+        };
+        let (file, base) = (size(disk)?, size(&base_of_disk(disk))?);
+        Ok(match (file, base) {
+            (Some(changes), Some(bytes)) => Some(Self { bytes, changes_bytes: Some(changes) }),
+            (Some(bytes), None) => Some(Self { bytes, changes_bytes: None }),
+            (None, _) => None,
+        })
+    }
+}
+
+/// For the plain stores: what another one made would be taken for something else.
+fn check_is_plain(disk: &Path) -> Result<(), DiskError> {
+    if base_of_disk(disk).exists() { Err(DiskError::OtherStore(disk.to_owned())) } else { Ok(()) }
+}
+
 /// Both plain stores keep a view in a file and need nothing to attach it.
 fn attach_file(view: &DiskView) -> Result<AttachedDisk, DiskError> {
+    check_is_plain(&view.path)?;
     fs::metadata(&view.path).doing(|| format!("attaching {}", view.path.display()))?;
     Ok(AttachedDisk { view: view.clone(), device: view.path.clone() })
 }

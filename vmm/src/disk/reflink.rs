@@ -11,7 +11,7 @@ use async_trait::async_trait;
 use nix::errno::Errno;
 
 use super::{
-    AttachedDisk, DiskError, DiskStore, DiskStoreKind, DiskView, attach_file,
+    AttachedDisk, DiskError, DiskStore, DiskStoreKind, DiskView, attach_file, check_is_plain,
     data::{Space, space},
     remove_file,
     sparse::create,
@@ -68,6 +68,7 @@ impl DiskStore for ReflinkStore {
     }
 
     async fn create(&self, base: &Path, at: &Path) -> Result<DiskView, DiskError> {
+        check_is_plain(base)?;
         self.clone_file(base, at).await?;
         Ok(DiskView { path: at.to_owned() })
     }

@@ -11,7 +11,7 @@ use super::{
     Status::{self, Missing, Ok as Fine, Warning},
 };
 use crate::{
-    disk::{DiskStoreChoice, DiskStoreKind, clones_here},
+    disk::{DiskStoreChoice, DiskStoreKind, check_dm_snapshot, clones_here},
     kvm::KvmCheck,
     paths::HostPaths,
     process::cgroup::{CgroupPolicy, Survey, Unlimited, names},
@@ -71,8 +71,12 @@ fn kernel(paths: &HostPaths) -> Finding {
 
 /// Says what [`disk::prepare`](crate::disk::prepare) would do.
 fn disk(paths: &HostPaths, choice: DiskStoreChoice) -> Finding {
-    if choice == DiskStoreChoice::Only(DiskStoreKind::Copy) {
-        return finding(Disk, Warning, "copy", "chosen by the operator; every disk is a full copy");
+    match choice {
+        DiskStoreChoice::Only(DiskStoreKind::Copy) => {
+            return finding(Disk, Warning, "copy", "chosen by the operator; every disk is a full copy");
+        }
+        DiskStoreChoice::Only(DiskStoreKind::DmSnapshot) => return dm_snapshot("chosen by the operator"),
+        DiskStoreChoice::Only(DiskStoreKind::Reflink) | DiskStoreChoice::Auto => {}
     }
     let there = existing(&paths.data());
     match clones_here(&there) {
@@ -83,21 +87,32 @@ fn disk(paths: &HostPaths, choice: DiskStoreChoice) -> Finding {
             return finding(Disk, Missing, "a directory to write to", why);
         }
     }
-    let missing = [("mkfs.xfs", "xfsprogs")].into_iter().find(|(program, _)| find(program).is_none());
-    let wanted = match choice {
-        DiskStoreChoice::Auto => Warning,
-        DiskStoreChoice::Only(_) => Missing,
+    let missing = if find("mkfs.xfs").is_none() {
+        Some(("mkfs.xfs is missing", install("xfsprogs")))
+    } else if !Path::new("/dev/loop-control").exists() {
+        Some(("there are no loop devices", "modprobe loop".to_owned()))
+    } else {
+        None
     };
-    if let Some((program, package)) = missing {
-        let why = format!("{} cannot share blocks, and {program} is missing", there.display());
-        return fixed_by(finding(Disk, wanted, "copy", why), install(package));
+    let Some((missing, fix)) = missing else {
+        let why = format!("{} cannot share blocks; an XFS in a file is mounted for it", there.display());
+        return finding(Disk, Fine, "reflink", why);
+    };
+    let why = format!("{} cannot share blocks, and {missing}", there.display());
+    match choice {
+        DiskStoreChoice::Only(_) => fixed_by(finding(Disk, Missing, "reflink", why), fix),
+        DiskStoreChoice::Auto if check_dm_snapshot().is_ok() => dm_snapshot(&why),
+        DiskStoreChoice::Auto => fixed_by(finding(Disk, Warning, "copy", why), fix),
     }
-    if !Path::new("/dev/loop-control").exists() {
-        let why = format!("{} cannot share blocks, and there are no loop devices", there.display());
-        return fixed_by(finding(Disk, wanted, "copy", why), "modprobe loop");
+}
+
+fn dm_snapshot(why: &str) -> Finding {
+    match check_dm_snapshot() {
+        Ok(()) => {
+            finding(Disk, Fine, "dm-snapshot", format!("{why}; the kernel maps changes beside an image"))
+        }
+        Err(error) => fixed_by(finding(Disk, Missing, "dm-snapshot", format!("{why}; {error}")), error.fix()),
     }
-    let why = format!("{} cannot share blocks; an XFS in a file is mounted for it", there.display());
-    finding(Disk, Fine, "reflink", why)
 }
 
 /// The directory itself, or the nearest above it that is there.

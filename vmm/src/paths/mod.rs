@@ -7,7 +7,8 @@
 //! <root>/logs/  ca/  agent/
 //! <root>/data.xfs                   the disk store's own file system, where it needs one; mounted on
 //! <root>/data/                      what is cloned from each other lives in one file system:
-//!        capsules/<capsule>/        capsule.json, disk.ext4, memory, generations/, metrics.json
+//!        capsules/<capsule>/        capsule.json, disk.ext4, memory, generations/, metrics.json; with the disk
+//!                                   store dm-snapshot also disk.ext4.base
 //!        snapshots/<capsule>/       see `snapshot`
 //!        golden/<template>/<vcpus>-<memory>-<disk>-<vmm>-<versions>/
 //!        templates/<template>/      a snapshot, and template.json with it
@@ -18,6 +19,7 @@
 mod name;
 
 use std::{
+    ffi::OsStr,
     fmt, fs,
     io::{self, Write as _},
     os::unix::fs::{DirBuilderExt as _, OpenOptionsExt as _},
@@ -182,6 +184,11 @@ impl HostPaths {
         self.forks().join(fork.as_ref())
     }
 
+    /// Tells this directory's things from another's where they have one name space.
+    pub(crate) fn digest(&self) -> &str {
+        self.run.file_name().and_then(OsStr::to_str).unwrap_or_default()
+    }
+
     /// Sockets and what is to be forgotten at the next start of the machine.
     pub fn run(&self) -> &Path {
         &self.run
@@ -189,7 +196,7 @@ impl HostPaths {
 
     /// Of all its machines, below where the control groups are mounted.
     pub fn cgroup(&self) -> PathBuf {
-        Path::new("wrenn").join(self.run.file_name().unwrap_or_default())
+        Path::new("wrenn").join(self.digest())
     }
 
     /// Makes the directories, open to root alone except the way to what is served to others.
@@ -409,6 +416,13 @@ pub(crate) fn unhex(text: &str) -> Option<[u8; 32]> {
     let digit = |digit: u8| char::from(digit).to_digit(16);
     let bytes = pairs.iter().map(|[high, low]| Some((digit(*high)? << 4 | digit(*low)?) as u8));
     bytes.collect::<Option<Vec<u8>>>()?.try_into().ok()
+}
+
+/// What the disk's base is called, where the disk's own file has only what was changed of it.
+pub(crate) fn base_of_disk(disk: &Path) -> PathBuf {
+    let mut name = disk.as_os_str().to_owned();
+    name.push(".base");
+    name.into()
 }
 
 /// What a file is called until it is complete.

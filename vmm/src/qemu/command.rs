@@ -43,11 +43,42 @@ impl Accelerator {
 /// Numbers, in QEMU, of what it is given open.
 pub struct Given {
     pub memory: RawFd,
-    pub disk: RawFd,
+    pub disk: GivenDisk,
     pub tap: RawFd,
     /// A listening socket.
     pub monitor: RawFd,
     pub start: Start,
+}
+
+/// The disk, and what it is on the host.
+pub struct GivenDisk {
+    pub descriptor: RawFd,
+    pub kind: DiskKind,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum DiskKind {
+    File,
+    /// A block device, whose content is in the host's page cache already, as that of the files behind it.
+    Device,
+}
+
+impl DiskKind {
+    /// QEMU's driver for it.
+    fn driver(self) -> &'static str {
+        match self {
+            Self::File => "file",
+            Self::Device => "host_device",
+        }
+    }
+
+    /// Whether QEMU goes past the page cache of what it opens, that nothing is in it twice.
+    fn direct(self) -> &'static str {
+        match self {
+            Self::File => "off",
+            Self::Device => "on",
+        }
+    }
 }
 
 /// Where the machine's life begins.
@@ -97,13 +128,18 @@ pub fn arguments(
         .flag("-no-reboot")
         .add("-chardev", format!("ringbuf,id={CONSOLE},size={CONSOLE_SIZE}"))
         .add("-serial", format!("chardev:{CONSOLE}"))
-        .add("-add-fd", format!("fd={disk},set=1"))
+        .add("-add-fd", format!("fd={},set=1", disk.descriptor))
         // Flushes end in the host's page cache: a disk outlives its machine only in a snapshot, and
         // that is synced as a whole.
         .add(
             "-blockdev",
-            "driver=raw,node-name=disk,discard=unmap,cache.no-flush=on,file.driver=file,\
-             file.filename=/dev/fdset/1,file.locking=off,file.discard=unmap,file.cache.no-flush=on",
+            format!(
+                "driver=raw,node-name=disk,discard=unmap,cache.no-flush=on,cache.direct={direct},file.driver={driver},\
+                 file.filename=/dev/fdset/1,file.locking=off,file.discard=unmap,file.cache.no-flush=on,\
+                 file.cache.direct={direct}",
+                driver = disk.kind.driver(),
+                direct = disk.kind.direct(),
+            ),
         )
         .add("-device", "virtio-blk-device,drive=disk")
         .add("-netdev", format!("tap,id=net,fd={tap}"))

@@ -6,7 +6,7 @@ use std::{
     os::{
         fd::{AsFd as _, OwnedFd},
         unix::{
-            fs::{MetadataExt as _, OpenOptionsExt as _, fchown},
+            fs::{FileTypeExt as _, MetadataExt as _, OpenOptionsExt as _, fchown},
             net::UnixListener,
         },
     },
@@ -22,7 +22,7 @@ use nix::{
 use super::{
     MemoryRecord,
     base::Base,
-    command::{Accelerator, Given, Start, arguments},
+    command::{Accelerator, DiskKind, Given, GivenDisk, Start, arguments},
     sealed::SealedMemories,
     version::QemuVersion,
 };
@@ -122,8 +122,8 @@ impl Plan {
         let uid = self.slot.uid();
         let (memory, record) = self.memory(uid)?;
         let memory = given.give(memory);
-        let (disk, disk_bytes) = open_disk(&self.disk)?;
-        let disk = given.give(disk);
+        let (disk, bytes, kind) = open_disk(&self.disk)?;
+        let disk = GivenDisk { descriptor: given.give(disk), kind };
         let tap = given.give(self.tap);
         let monitor = given.give(listen(&self.home.qmp_socket())?);
         let start = match &self.origin {
@@ -139,7 +139,7 @@ impl Plan {
         let numbers = Given { memory, disk, tap, monitor, start };
         let log = memory_file(c"qemu-log", Some(LOG_SIZE))?;
         let launcher = self.launcher;
-        let largest_file = disk_bytes.max(self.config.memory_bytes());
+        let largest_file = bytes.max(self.config.memory_bytes());
         let limits = [
             (libc::RLIMIT_CORE, 0),
             (libc::RLIMIT_NOFILE, MOST_FILES),
@@ -199,14 +199,16 @@ pub(super) fn open_read(path: &Path) -> Result<File, Failure> {
     File::open(path).doing(|| format!("opening {}", path.display()))
 }
 
-/// Opens a disk for this machine alone: the lock is QEMU's, and goes with it.
-fn open_disk(path: &Path) -> Result<(OwnedFd, u64), DriverError> {
+/// Opens a disk for this machine alone: the lock is QEMU's, and goes with it. Answers with the size of its file too,
+/// which is zero for a device.
+fn open_disk(path: &Path) -> Result<(OwnedFd, u64, DiskKind), DriverError> {
     let doing = || format!("opening the disk {}", path.display());
     let file = OpenOptions::new().read(true).write(true).open(path).doing(doing)?;
-    let bytes = file.metadata().doing(doing)?.size();
+    let metadata = file.metadata().doing(doing)?;
+    let kind = if metadata.file_type().is_block_device() { DiskKind::Device } else { DiskKind::File };
     // The lock belongs to the open file, of which QEMU gets a duplicate before this one is closed.
     match file.try_lock() {
-        Ok(()) => Ok((file.into(), bytes)),
+        Ok(()) => Ok((file.into(), metadata.size(), kind)),
         Err(TryLockError::WouldBlock) => Err(DriverError::DiskInUse(path.to_owned())),
         Err(TryLockError::Error(error)) => Err(error).doing(|| format!("locking {}", path.display()))?,
     }

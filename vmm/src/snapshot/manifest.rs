@@ -7,6 +7,7 @@ use sha2::{Digest as _, Sha256};
 
 use super::SnapshotError;
 use crate::{
+    disk::DiskFiles,
     driver::{MachineConfig, VmmIdentity},
     memory::Written,
     paths::hex,
@@ -78,7 +79,17 @@ pub struct FileDigest {
 
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct DiskEntry {
+    /// As the guest sees it.
     pub bytes: u64,
+    /// Size of the disk's file, where that has only what was changed of a base beside it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub changes_bytes: Option<u64>,
+}
+
+impl From<DiskFiles> for DiskEntry {
+    fn from(DiskFiles { bytes, changes_bytes }: DiskFiles) -> Self {
+        Self { bytes, changes_bytes }
+    }
 }
 
 impl SnapshotManifest {
@@ -138,7 +149,7 @@ pub(super) mod tests {
             machine: MachineConfig { vcpus: 2, memory_mib: 512 },
             memory: MemoryLayout::Flat { bytes: 512 << 20, digest: None },
             state: FileDigest { bytes: 3, sha256: hex(&Sha256::digest("abc")) },
-            disk: Some(DiskEntry { bytes: 1 << 30 }),
+            disk: Some(DiskEntry { bytes: 1 << 30, changes_bytes: None }),
             parent: Some("golden/minimal".into()),
         }
     }

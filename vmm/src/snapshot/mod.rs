@@ -5,7 +5,7 @@
 //!        state           the VMM's device state
 //!        memory          one byte of file per byte of guest memory, holes where it is zero; or instead
 //!        memory.header   and data files, some of them hard links of earlier snapshots': see `memory`
-//!        disk.ext4       of the same moment as the memory
+//!        disk.ext4       of the same moment as the memory; with disk.ext4.base beside it, what was changed of that
 //! ```
 //! Nothing in it ever changes, so all of it may be linked or cloned into another snapshot.
 //! A snapshot becomes visible only complete: see [`SnapshotWriter`].
@@ -26,7 +26,7 @@ pub use self::{
 use crate::{
     failure::{Doing as _, Failure, Failures, Teardown, blocking},
     memory::{Generations, MemoryError, header_path},
-    paths::{hex, unhex},
+    paths::{base_of_disk, hex, unhex},
 };
 
 const MANIFEST: &str = "manifest.json";
@@ -90,8 +90,13 @@ impl Snapshot {
             MemoryLayout::Flat { bytes, .. } => self.check_size(&self.memory(), *bytes)?,
             MemoryLayout::Generations { bytes, header } => self.check_generations(*bytes, header)?,
         }
-        if let Some(disk) = &self.manifest.disk {
-            self.check_size(&self.disk(), disk.bytes)?;
+        match self.manifest.disk {
+            None => {}
+            Some(DiskEntry { bytes, changes_bytes: None }) => self.check_size(&self.disk(), bytes)?,
+            Some(DiskEntry { bytes, changes_bytes: Some(changes) }) => {
+                self.check_size(&self.disk(), changes)?;
+                self.check_size(&base_of_disk(&self.disk()), bytes)?;
+            }
         }
         self.check_size(&self.state(), self.manifest.state.bytes)?;
         if FileDigest::of(&self.state())? != self.manifest.state {

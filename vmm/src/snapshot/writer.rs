@@ -17,11 +17,11 @@ use nix::fcntl::{AT_FDCWD, RenameFlags, renameat2};
 
 use super::{DISK, DiskEntry, FileDigest, MANIFEST, MEMORY, MemoryLayout, STATE, Snapshot, SnapshotError};
 use crate::{
-    disk::clone_or_copy,
+    disk::{DiskFiles, clone_or_copy},
     driver::{MachineConfig, VmmIdentity},
     failpoint,
     failure::{Doing as _, Failure, Failures, Teardown, blocking},
-    paths::{PARTIAL, create_directory, partial, sync_directory},
+    paths::{PARTIAL, base_of_disk, create_directory, partial, sync_directory},
     snapshot::SnapshotManifest,
 };
 
@@ -165,11 +165,7 @@ impl SnapshotWriter {
     }
 
     fn write_manifest(&self, saved: Saved) -> Result<SnapshotManifest, SnapshotError> {
-        let disk = match fs::metadata(self.disk_path()) {
-            Ok(metadata) => Some(DiskEntry { bytes: metadata.len() }),
-            Err(error) if error.kind() == io::ErrorKind::NotFound => None,
-            Err(error) => return Err(Failure::new("looking at the disk's clone", error).into()),
-        };
+        let disk = DiskFiles::of(&self.disk_path())?.map(DiskEntry::from);
         let created_at = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
         let Saved { identity, machine, memory, state } = saved;
         let manifest = SnapshotManifest {
@@ -257,11 +253,12 @@ fn take_place(from: &Path, to: &Path, something_is_there: bool) -> Result<(), Fa
 
 /// Everything of a snapshot but its manifest and its disk.
 fn copy_files(from: &Path, to: &Path) -> Result<(), Failure> {
+    let base = base_of_disk(Path::new(DISK));
     let doing = || format!("copying {}", from.display());
     for entry in fs::read_dir(from).doing(doing)? {
         let entry = entry.doing(doing)?;
         let name = entry.file_name();
-        if name != MANIFEST && name != DISK {
+        if name != MANIFEST && name != DISK && name != base.as_os_str() {
             let copy = to.join(&name);
             clone_or_copy(&entry.path(), &copy)?;
             let mode = entry.metadata().doing(doing)?.permissions();
@@ -335,7 +332,7 @@ mod tests {
 
         writer.commit().await.unwrap();
         let snapshot = Snapshot::open(&at).await.unwrap();
-        assert_eq!(snapshot.manifest().disk, Some(DiskEntry { bytes: 4 }));
+        assert_eq!(snapshot.manifest().disk, Some(DiskEntry { bytes: 4, changes_bytes: None }));
         assert_eq!(snapshot.manifest().parent.as_deref(), Some("golden/minimal"));
         assert_eq!(fs::read(snapshot.memory()).unwrap(), b"memory");
         assert_eq!(fs::read_dir(directory.path()).unwrap().count(), 1);
@@ -359,7 +356,7 @@ mod tests {
         paused.remove().await.unwrap();
         let copy = Snapshot::open(&to).await.unwrap();
         assert_eq!(fs::read(copy.memory()).unwrap(), b"memory");
-        assert_eq!(copy.manifest().disk, Some(DiskEntry { bytes: 4 }));
+        assert_eq!(copy.manifest().disk, Some(DiskEntry { bytes: 4, changes_bytes: None }));
     }
 
     #[tokio::test]

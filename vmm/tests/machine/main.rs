@@ -7,6 +7,7 @@
 mod generations;
 mod host;
 mod life;
+mod mapped;
 mod memory;
 mod refusal;
 
@@ -33,7 +34,7 @@ fn main() {
     }
     let runtime = Arc::new(Runtime::new().unwrap());
     let stage = Arc::new(runtime.block_on(async {
-        let host = Host::start("31200-31279", DiskStoreChoice::Auto).await;
+        let host = Host::start("31200-31269", DiskStoreChoice::Auto).await;
         println!("{} on {}", host.driver.summary(), host.store.kind());
         let golden = host.golden().await;
         Stage { host, golden }
@@ -81,6 +82,7 @@ fn all() -> Vec<(&'static str, Body)> {
         memory::a_prepared_save_is_as_exact_also_in_another_home,
         memory::a_machine_outlives_the_snapshot_it_came_from,
         generations::pauses_without_cloning_write_what_changed_and_nothing_else,
+        mapped::machines_run_from_mapped_devices,
         life::the_end_of_a_vmm_is_noticed,
         life::a_start_that_is_given_up_leaves_no_process,
         life::another_life_of_the_agent_takes_a_machine_up,

@@ -50,7 +50,7 @@ pub async fn a_disk_or_a_slot_in_use_is_refused(stage: Arc<Stage>) {
     let own = std::mem::replace(&mut parts.disk, host.store.attach(running.disk.view()).await.unwrap());
     let refused = host.try_restore(golden, MemorySharing::Shared, &parts).await.err();
     assert!(
-        matches!(&refused, Some(DriverError::DiskInUse(path)) if *path == running.home.disk()),
+        matches!(&refused, Some(DriverError::DiskInUse(path)) if path == running.disk.device()),
         "{refused:?}"
     );
     assert!(!parts.home.memory().exists() && !parts.home.qmp_socket().exists());
