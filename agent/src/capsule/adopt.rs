@@ -293,8 +293,8 @@ async fn settle_still(engine: &Engine, registry: &CapsuleRegistry, mut record: R
 /// What a life that never began, or one that ended while nobody watched, left in the home of a paused capsule.
 fn clear_half_made(engine: &Engine, record: &Record) {
     let home = engine.paths.capsule(&record.spec.name());
-    for path in [home.disk(), home.memory(), home.qmp_socket()] {
-        remove(&path);
+    for path in home.of_machine().iter().chain([&home.disk()]) {
+        remove(path);
     }
 }
 

@@ -30,6 +30,7 @@ pub use self::{
         MAX_EGRESS_ENTRIES, NameVerdict,
     },
 };
+pub(crate) use self::namespace::TAP;
 use self::{names::NameForwarder, namespace::Enter as _};
 use crate::failure::{Failure, Failures, blocking};
 
