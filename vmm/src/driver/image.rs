@@ -37,6 +37,7 @@ pub trait ChangedPages {
 pub type TakePages<'a> = dyn FnMut(&[u8], u64) -> Result<(), DriverError> + 'a;
 
 /// What was saved of a memory.
+#[derive(Debug)]
 pub struct SavedMemory {
     pub written_bytes: u64,
     pub layout: MemoryLayout,

@@ -40,6 +40,8 @@ use crate::{
     snapshot::{MemoryLayout, STATE_LIMIT, SnapshotFiles},
 };
 
+/// In a snapshot; the names of a memory's other files begin with it.
+const FLAT: &str = "memory";
 /// Names in [`CapsulePaths::vmm`], before the number.
 const MEMORY: &str = "memory.";
 const STATE: &str = "state.";
@@ -110,8 +112,7 @@ pub fn save(
     let all = numbered(&home.changes(), "")?;
     let changes = Changes::open(&all, bytes)?;
     if !base_is_there {
-        // Of an earlier save into the same snapshot: it may be the base, which must not be written to.
-        remove_any(&into.memory).doing(|| format!("removing {}", into.memory.display()))?;
+        clear(into)?;
     }
     let saved = match Base::of(home) {
         Base::Nothing => save_first(&all, bytes, into)?,
@@ -126,6 +127,18 @@ pub fn save(
         fs::remove_file(path).doing(|| format!("removing {}", path.display()))?;
     }
     Ok(saved)
+}
+
+/// Removes the memory that an earlier save wrote into the same snapshot. It is the base now, which must not be written to.
+fn clear(into: &SnapshotFiles) -> Result<(), Failure> {
+    let doing = || format!("clearing {}", into.directory.display());
+    for entry in fs::read_dir(&into.directory).doing(doing)? {
+        let entry = entry.doing(doing)?;
+        if entry.file_name().as_encoded_bytes().starts_with(FLAT.as_bytes()) {
+            fs::remove_file(entry.path()).doing(doing)?;
+        }
+    }
+    Ok(())
 }
 
 /// What changes are to be put on top of.
@@ -314,7 +327,6 @@ mod tests {
                 let content = &self.memory[start as usize..(start + BLOCK) as usize];
                 file.write_all_at(content, start).unwrap();
             }
-            file.sync_all().unwrap();
         }
 
         fn snapshot(&mut self) -> SnapshotFiles {
@@ -391,6 +403,8 @@ mod tests {
     }
 
     proptest! {
+        #![proptest_config(ProptestConfig::with_cases(32))]
+
         /// Saves that fail, and agents that die, at any point between.
         #[test]
         fn nothing_is_lost_whatever_becomes_of_a_save(

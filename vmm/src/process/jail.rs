@@ -235,3 +235,101 @@ fn place(content: Content, to: &Path, user: u32) -> io::Result<()> {
     }
     Ok(())
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::process::{
+        ProcessExit,
+        launch::Launch,
+        output::{LOG_SIZE, memory_file, written},
+    };
+
+    const USER: u32 = 231_000;
+
+    /// What a shell script says that runs in a jail, and how it ends. The jail has the host's programs, read-only.
+    async fn run(mut jail: Jail, script: &str) -> (String, ProcessExit) {
+        for directory in ["/usr", "/lib", "/lib64"] {
+            jail.put(Path::new(directory), directory, Access::Execute).unwrap();
+        }
+        let log = memory_file(c"test", Some(LOG_SIZE)).unwrap();
+        let launch = Launch {
+            program: "/usr/bin/sh".into(),
+            arguments: vec!["-c".into(), script.into()],
+            descriptors: Vec::new(),
+            output: None,
+            log: log.try_clone().unwrap(),
+            namespace: File::open("/proc/self/ns/net").unwrap().into(),
+            jail: Some(jail),
+            uid: USER,
+            groups: Vec::new(),
+            limits: Vec::new(),
+            group: None,
+        };
+        let process = crate::failure::blocking(|| launch.start()).await.unwrap().keep();
+        let exit = process.exited().await;
+        (String::from_utf8(written(&log).unwrap()).unwrap(), exit)
+    }
+
+    fn jail() -> Jail {
+        assert!(nix::unistd::geteuid().is_root(), "jails are made by root");
+        Jail::new(Arc::new(EmptyNamespace::make().unwrap()), USER)
+    }
+
+    #[tokio::test]
+    async fn a_jailed_process_sees_what_it_was_given_and_nothing_else() {
+        let mut jail = jail();
+        jail.put(Path::new("/etc/hostname"), "/capsule/name", Access::Read).unwrap();
+        jail.put_device(Path::new("/dev/null"), "/dev/null").unwrap();
+        let script = "ls / /capsule /dev; stat -c '%u %a %F' /dev/null; echo gone >/dev/null && cat /capsule/name; \
+                      for place in / /capsule/name /usr/x /dev/x; do echo >$place || echo \"not $place\"; done 2>/dev/null";
+        let (said, exit) = run(jail, script).await;
+        let name = fs::read_to_string("/etc/hostname").unwrap();
+        let expected = format!(
+            "/:\ncapsule\ndev\nlib\nlib64\nusr\n\n/capsule:\nname\n\n/dev:\nnull\n{USER} 600 character special file\n{name}\
+             not /\nnot /capsule/name\nnot /usr/x\nnot /dev/x\n"
+        );
+        assert_eq!((said, exit), (expected, ProcessExit::Code(0)));
+    }
+
+    #[tokio::test]
+    async fn what_it_may_write_to_is_the_hosts() {
+        let directory = tempfile::tempdir().unwrap();
+        let at = |name: &str| directory.path().join(name);
+        fs::create_dir(at("out")).unwrap();
+        fs::write(at("disk"), "old").unwrap();
+        for path in [at("out"), at("disk")] {
+            std::os::unix::fs::chown(path, Some(USER), Some(USER)).unwrap();
+        }
+        let mut jail = jail();
+        jail.put(&at("out"), "/capsule/saved", Access::Write).unwrap();
+        jail.put(&at("disk"), "/capsule/rootfs", Access::Write).unwrap();
+        let script = "echo memory >/capsule/saved/memory && echo new >/capsule/rootfs && id -u";
+        let (said, exit) = run(jail, script).await;
+        assert_eq!((said, exit), (format!("{USER}\n"), ProcessExit::Code(0)));
+        assert_eq!(fs::read_to_string(at("disk")).unwrap(), "new\n");
+        assert_eq!(fs::read_to_string(at("out/memory")).unwrap(), "memory\n");
+    }
+
+    #[tokio::test]
+    async fn a_jail_leaves_nothing_and_many_can_be_made_at_once() {
+        let mounts = || fs::read_to_string("/proc/self/mounts").unwrap();
+        let before = mounts();
+        let from = Arc::new(EmptyNamespace::make().unwrap());
+        let jails = (0..8).map(|_| run(Jail::new(from.clone(), USER), "grep -c . /proc/self/mounts; echo done"));
+        for (said, exit) in futures_util::future::join_all(jails).await {
+            // There is no /proc to look at.
+            assert!(said.ends_with("done\n") && exit == ProcessExit::Code(0), "{said}");
+        }
+        assert_eq!(mounts(), before);
+    }
+
+    #[test]
+    fn what_cannot_be_given_is_named() {
+        let mut jail = jail();
+        let missing = jail.put(Path::new("/nonexistent"), "/x", Access::Read).unwrap_err();
+        assert_eq!(missing.action, "taking /nonexistent into a jail");
+        let file = jail.put_device(Path::new("/etc/hostname"), "/dev/x").unwrap_err();
+        assert_eq!(file.source.to_string(), "it is no device");
+    }
+}

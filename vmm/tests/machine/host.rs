@@ -39,7 +39,7 @@ pub struct Host {
     directory: tempfile::TempDir,
     image: PathBuf,
     slot_range: SlotRange,
-    pub restore: RestoreChoice,
+    pub vmm: Vmm,
 }
 
 /// By what machines are run.
@@ -62,15 +62,17 @@ impl Vmm {
     }
 
     /// By the program that `WRENN_FIRECRACKER_BIN` names, on a host whose KVM is usable; why not, if not.
-    pub fn firecracker(restore: RestoreChoice, page_server: PageServerCommand) -> Result<Self, String> {
+    pub fn firecracker(
+        restore: RestoreChoice,
+        page_server: Option<PageServerCommand>,
+    ) -> Result<Self, String> {
         let program = std::env::var_os("WRENN_FIRECRACKER_BIN").ok_or("WRENN_FIRECRACKER_BIN is not set")?;
         let check = KvmCheck::run(kvm_policy());
         if !check.usable {
             return Err(format!("KVM is not usable: {check}"));
         }
         let choice = VmmChoice::Firecracker;
-        let (firecracker_binary, page_server) = (Some(program.into()), Some(page_server));
-        Ok(Self { choice, restore, firecracker_binary, page_server })
+        Ok(Self { choice, restore, firecracker_binary: Some(program.into()), page_server })
     }
 
     fn options(&self, paths: &HostPaths) -> DriverOptions {
@@ -132,7 +134,7 @@ impl Host {
         let options = NetworkOptions { slots: slot_range, pool: 1, name_servers: Vec::new() };
         let slots = SlotAllocator::start(options, &Default::default()).await.unwrap();
         let driver = driver::open(&vmm.options(&paths)).await.unwrap();
-        Self { driver, store, slots, paths, kernel, directory, image, slot_range, restore: vmm.restore }
+        Self { driver, store, slots, paths, kernel, directory, image, slot_range, vmm: vmm.clone() }
     }
 
     /// Removes everything, and checks that it could.
