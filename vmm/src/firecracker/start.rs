@@ -106,11 +106,12 @@ impl Starter<'_> {
         let mut attempt = 1;
         let restored = loop {
             let left = self.deadline.saturating_sub(begun.elapsed());
+            let may_fail = matches!(way, Way::Served(_)) && attempt < ATTEMPTS;
             // Time enough must be left for what is tried next.
-            let patience = if attempt < ATTEMPTS { left / 2 } else { left };
+            let patience = if may_fail { left / 2 } else { left };
             let restored = self.restore_once(snapshot, way, patience).await;
             match restored {
-                Err(error) if attempt < ATTEMPTS && matches!(way, Way::Served(_)) && is_of_pages(&error) => {
+                Err(error) if may_fail && is_of_pages(&error) => {
                     let error: &dyn std::error::Error = &error;
                     tracing::warn!(error, attempt, "a restore is tried again");
                 }
