@@ -1,4 +1,4 @@
-.PHONY: help up down dev test test-storm check fmt lint bench sdl proto
+.PHONY: help up down dev test test-storm test-host check fmt lint bench sdl proto
 .DEFAULT_GOAL := help
 
 help: ## this list
@@ -18,6 +18,9 @@ test: ## packages, build, unit, integration and end-to-end tests on real microVM
 
 test-storm: ## random operations and kills for WRENN_STORM_SECONDS (600), invariants checked throughout
 	@scripts/storm
+
+test-host: ## tests on a host of their own, with KVM and device mapper: a virtual machine; TESTS="disk machine" for some
+	@scripts/test-host $(TESTS)
 
 check: ## what must be green before a change lands: formatting, lints, licences, tests
 	cargo fmt --all --check

@@ -1,9 +1,9 @@
 //! Disk images: a base system with the guest's own programs, as one ext4 file.
 
-mod base;
-mod ext4;
+pub mod base;
+pub mod ext4;
 pub mod recipe;
-mod tree;
+pub mod tree;
 
 use std::{
     collections::BTreeMap,
@@ -14,11 +14,12 @@ use std::{
 
 use serde::{Deserialize, Serialize};
 
-use self::recipe::Recipe;
+use self::recipe::Template;
 use crate::{
     digest,
     error::{At, Error, Result},
     layout::{Layout, PLATFORM_TEAM},
+    manifest,
     progress::step,
     publish::Staged,
 };
@@ -50,10 +51,16 @@ const MANIFEST: &str = "image.json";
 const ROOTFS: &str = "rootfs.ext4";
 
 /// Makes the image's directory if it is not there as its inputs want it; its path.
-pub fn build(layout: &Layout, recipe: &Recipe, programs: &Programs, refresh: bool) -> Result<PathBuf> {
+pub fn build(
+    layout: &Layout,
+    template: &'static Template,
+    programs: &Programs,
+    refresh: bool,
+) -> Result<PathBuf> {
     if !nix::unistd::geteuid().is_root() {
         return Err(Error::NotRoot);
     }
+    let recipe = &template.recipe;
     eprintln!("image {}", recipe.name);
     let base = base::make(&layout.cache().join("base"), recipe, refresh)?;
     let inputs = digest::Inputs::default()
@@ -63,7 +70,7 @@ pub fn build(layout: &Layout, recipe: &Recipe, programs: &Programs, refresh: boo
         .with("envd", &digest::of_file(&programs.envd)?)
         .with("init", &digest::of_file(&programs.init)?)
         .key();
-    let destination = layout.teams().join(PLATFORM_TEAM).join(recipe.template);
+    let destination = layout.teams().join(PLATFORM_TEAM).join(template.id);
     if read_manifest(&destination)?.is_some_and(|made| made.inputs == inputs) {
         eprintln!("  up to date");
         return Ok(destination);
@@ -75,7 +82,11 @@ pub fn build(layout: &Layout, recipe: &Recipe, programs: &Programs, refresh: boo
     let tree = dir.path().join("tree");
     fs::create_dir(&tree).at("make", &tree)?;
     step("unpack", || tree::unpack(&base.tar, &tree))?;
-    step("add init and envd", || tree::finish(&tree, programs, recipe.epoch))?;
+    step("add init and envd", || {
+        tree::install(&tree, "sbin/wrenn-init", &programs.init)?;
+        tree::install(&tree, "usr/local/bin/envd", &programs.envd)?;
+        tree::finish(&tree, recipe.epoch)
+    })?;
     let packages = tree::packages(&tree)?;
     let staged = Staged::new(&destination)?;
     let rootfs = staged.path().join(ROOTFS);
@@ -85,28 +96,18 @@ pub fn build(layout: &Layout, recipe: &Recipe, programs: &Programs, refresh: boo
     let manifest = Manifest {
         name: recipe.name.to_owned(),
         team: PLATFORM_TEAM.to_owned(),
-        template: recipe.template.to_owned(),
+        template: template.id.to_owned(),
         inputs,
         rootfs_sha256: step("digest", || digest::of_file(&rootfs))?,
         minimum_bytes: metadata.len(),
         allocated_bytes: metadata.blocks() * 512,
         packages,
     };
-    let path = staged.path().join(MANIFEST);
-    let json = serde_json::to_vec_pretty(&manifest)
-        .map_err(|source| Error::Manifest { path: path.clone(), source })?;
-    fs::write(&path, json).at("write", &path)?;
+    manifest::write(&staged.path().join(MANIFEST), &manifest)?;
     staged.publish()
 }
 
 /// None if there is none.
 pub fn read_manifest(image: &Path) -> Result<Option<Manifest>> {
-    let path = image.join(MANIFEST);
-    match fs::read(&path) {
-        Ok(json) => {
-            serde_json::from_slice(&json).map(Some).map_err(|source| Error::Manifest { path, source })
-        }
-        Err(e) if e.kind() == std::io::ErrorKind::NotFound => Ok(None),
-        Err(e) => Err(e).at("read", path),
-    }
+    manifest::read(&image.join(MANIFEST))
 }

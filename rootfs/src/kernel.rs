@@ -12,12 +12,15 @@ use std::{
 };
 
 use serde::{Deserialize, Serialize};
+use tempfile::TempDir;
 
-use self::{cpio::Archive, modules::Module, package::Package};
+pub use self::package::Package;
+use self::{cpio::Archive, modules::Module};
 use crate::{
     digest,
     error::{At, Error, Result},
     layout::Layout,
+    manifest,
     progress::step,
     publish::Staged,
 };
@@ -27,6 +30,9 @@ const RECIPE: &str = "1";
 /// Where the guest's init looks for the modules and their order. `wrenn-init` has the same names.
 const MODULES: &str = "modules";
 const MODULE_LIST: &str = "modules/order";
+
+/// What a capsule's devices are: all virtio, found on the memory bus.
+const DRIVERS: [&str; 4] = ["virtio_mmio", "virtio_blk", "virtio_net", "virtio_rng"];
 
 /// `kernel.json`.
 #[derive(Serialize, Deserialize)]
@@ -60,47 +66,65 @@ pub fn make(layout: &Layout, deb: Option<&Path>, init: &Path) -> Result<PathBuf>
         return Ok(destination);
     }
     eprintln!("kernel {}", package.version());
-    let deb = step("package", || package.fetch(&layout.cache().join("kernel")))?;
-    let unpacked = tempfile::tempdir_in(layout.cache()).at("make a directory in", layout.cache())?;
-    step("unpack", || package::unpack(&deb, unpacked.path()))?;
-    let release = release(&deb, unpacked.path())?;
-
+    let unpacked = Unpacked::from(&package, layout)?;
     let staged = Staged::new(&destination)?;
     let vmlinux = staged.path().join("vmlinux");
-    step("vmlinux", || {
-        let path = unpacked.path().join("boot").join(format!("vmlinuz-{release}"));
-        let compressed = fs::read(&path).at("read", &path)?;
-        let kernel = bzimage::extract(&compressed).map_err(|source| Error::BzImage { path, source })?;
-        fs::write(&vmlinux, kernel).at("write", &vmlinux)
-    })?;
+    unpacked.write_vmlinux(&vmlinux)?;
     let initrd = staged.path().join("initrd.cpio");
-    step("initramfs", || {
-        let modules = modules::collect(&unpacked.path().join("lib/modules").join(&release))?;
-        write_initramfs(&initrd, init, &modules)
-    })?;
+    unpacked.write_initramfs(&initrd, init, &DRIVERS)?;
     let manifest = Manifest {
         version: package.version().to_owned(),
-        release,
+        release: unpacked.release,
         inputs,
         vmlinux_sha256: digest::of_file(&vmlinux)?,
         initrd_sha256: digest::of_file(&initrd)?,
     };
-    let path = staged.path().join(MANIFEST);
-    let json = serde_json::to_vec_pretty(&manifest)
-        .map_err(|source| Error::Manifest { path: path.clone(), source })?;
-    fs::write(&path, json).at("write", &path)?;
+    manifest::write(&staged.path().join(MANIFEST), &manifest)?;
     staged.publish()
 }
 
 /// None if there is none.
 pub fn read_manifest(kernel: &Path) -> Result<Option<Manifest>> {
-    let path = kernel.join(MANIFEST);
-    match fs::read(&path) {
-        Ok(json) => {
-            serde_json::from_slice(&json).map(Some).map_err(|source| Error::Manifest { path, source })
-        }
-        Err(e) if e.kind() == std::io::ErrorKind::NotFound => Ok(None),
-        Err(e) => Err(e).at("read", path),
+    manifest::read(&kernel.join(MANIFEST))
+}
+
+/// The files of a kernel package, for as long as something is made of them.
+pub struct Unpacked {
+    dir: TempDir,
+    /// What the kernel calls itself (`uname -r`).
+    pub release: String,
+}
+
+impl Unpacked {
+    /// Downloads the package unless that was done before.
+    pub fn from(package: &Package, layout: &Layout) -> Result<Self> {
+        let deb = step("kernel package", || package.fetch(&layout.cache().join("kernel")))?;
+        let dir = tempfile::tempdir_in(layout.cache()).at("make a directory in", layout.cache())?;
+        step("unpack the kernel", || package::unpack(&deb, dir.path()))?;
+        let release = release(&deb, dir.path())?;
+        Ok(Self { dir, release })
+    }
+
+    /// `lib/modules/<release>`.
+    pub fn modules(&self) -> PathBuf {
+        self.dir.path().join("lib/modules").join(&self.release)
+    }
+
+    pub fn write_vmlinux(&self, to: &Path) -> Result<()> {
+        step("vmlinux", || {
+            let path = self.dir.path().join("boot").join(format!("vmlinuz-{}", self.release));
+            let compressed = fs::read(&path).at("read", &path)?;
+            let kernel = bzimage::extract(&compressed).map_err(|source| Error::BzImage { path, source })?;
+            fs::write(to, kernel).at("write", to)
+        })
+    }
+
+    /// With these drivers and what they need.
+    pub fn write_initramfs(&self, to: &Path, init: &Path, drivers: &[&str]) -> Result<()> {
+        step("initramfs", || {
+            let modules = modules::collect(&self.modules(), drivers)?;
+            write_initramfs(to, init, &modules)
+        })
     }
 }
 

@@ -33,6 +33,11 @@ impl Layout {
         self.root.join("images/teams")
     }
 
+    /// `test-host/`: `vmlinux`, `initrd.cpio`, `rootfs.ext4` and `test-host.json`.
+    pub fn test_host(&self) -> PathBuf {
+        self.root.join("test-host")
+    }
+
     /// Downloads and intermediate results; may be deleted at any time no build runs.
     pub fn cache(&self) -> PathBuf {
         self.root.join("cache")

@@ -8,8 +8,10 @@ mod image;
 mod kernel;
 mod layout;
 mod list;
+mod manifest;
 mod progress;
 mod publish;
+mod test_host;
 mod tool;
 
 use std::{path::PathBuf, process::ExitCode};
@@ -18,7 +20,7 @@ use anyhow::Context;
 use clap::{Parser, Subcommand};
 
 use crate::{
-    image::recipe::Recipe,
+    image::recipe::Template,
     layout::{Layout, Lock},
 };
 
@@ -47,11 +49,20 @@ enum Command {
     /// Makes a disk image of a built-in template.
     Build {
         /// Which one.
-        #[arg(value_parser = Recipe::named)]
-        recipe: &'static Recipe,
+        #[arg(value_parser = Template::named)]
+        template: &'static Template,
         /// The guest daemon, a static binary [default: the one built with this program].
         #[arg(long, value_name = "PATH")]
         envd: Option<PathBuf>,
+        /// The guest's init, a static binary [default: the one built with this program].
+        #[arg(long, value_name = "PATH")]
+        init: Option<PathBuf>,
+        /// Install the packages anew, in today's versions.
+        #[arg(long)]
+        refresh: bool,
+    },
+    /// Makes the system of a virtual machine in which hosts are tested: kernel, initramfs and disk image.
+    TestHost {
         /// The guest's init, a static binary [default: the one built with this program].
         #[arg(long, value_name = "PATH")]
         init: Option<PathBuf>,
@@ -82,10 +93,15 @@ fn run() -> anyhow::Result<()> {
             let made = kernel::make(&layout, from.as_deref(), &guest::init(init)?)?;
             println!("{}", made.display());
         }
-        Command::Build { recipe, envd, init, refresh } => {
+        Command::Build { template, envd, init, refresh } => {
             let _lock = Lock::take(&layout)?;
             let programs = image::Programs { envd: guest::envd(envd)?, init: guest::init(init)? };
-            let made = image::build(&layout, recipe, &programs, refresh)?;
+            let made = image::build(&layout, template, &programs, refresh)?;
+            println!("{}", made.display());
+        }
+        Command::TestHost { init, refresh } => {
+            let _lock = Lock::take(&layout)?;
+            let made = test_host::make(&layout, &guest::init(init)?, refresh)?;
             println!("{}", made.display());
         }
         Command::List => print!("{}", list::list(&layout)?),

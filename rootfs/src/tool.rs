@@ -13,6 +13,7 @@ use crate::error::{Error, Result};
 const PACKAGES: &[(&str, &str)] = &[
     ("apt-cache", "apt"),
     ("apt-get", "apt"),
+    ("chroot", "coreutils"),
     ("debugfs", "e2fsprogs"),
     ("dpkg-deb", "dpkg"),
     ("e2fsck", "e2fsprogs"),

@@ -2,7 +2,8 @@
 //! of merging generations. What is there afterwards is the old snapshot or the new one, whole.
 //!
 //! A power failure is a file system that is shut down without writing what is in memory, and mounted again. Needs root,
-//! loop devices, xfsprogs and e2fsprogs.
+//! loop devices, xfsprogs and e2fsprogs. `wrenn-test-host power` has a whole machine that fails: it starts this program
+//! there with the jobs `pauses` and `look`.
 
 use std::{
     fs::{self, File},
@@ -16,7 +17,7 @@ use std::{
 use libtest_mimic::{Arguments, Trial};
 use wrenn_vmm::{
     driver::{MachineConfig, VmmIdentity},
-    memory::{BLOCK, GenerationWriter, Generations, Merged, merge},
+    memory::{BLOCK, GenerationWriter, Generations, MERGE_AT, Merged, merge},
     snapshot::{MemoryLayout, Snapshot, SnapshotWriter, sweep_partials},
 };
 
@@ -53,6 +54,8 @@ fn block_on<T>(work: impl Future<Output = T>) -> T {
 /// What a process that will be killed does.
 async fn work(directory: &Path, job: &str) {
     match job {
+        "pauses" => pauses(directory).await,
+        "look" => println!("holds {}", found(directory).await),
         "first" => snapshot(directory, 1).await,
         "next" => snapshot(directory, 2).await,
         "merge" => assert_eq!(merge(&home(directory), &AtomicBool::new(false)).unwrap(), Merged::Done),
@@ -73,7 +76,7 @@ fn content(generation: usize) -> Vec<u8> {
     let mut content = vec![0; MEMORY.memory_bytes() as usize];
     for written in 1..=generation {
         for (block, bytes) in content.chunks_mut(BLOCK as usize).enumerate() {
-            if block % WRITTEN == written {
+            if is_written(block, written) {
                 bytes.fill(written as u8);
             }
         }
@@ -81,18 +84,49 @@ fn content(generation: usize) -> Vec<u8> {
     content
 }
 
+fn is_written(block: usize, generation: usize) -> bool {
+    block % WRITTEN == generation % WRITTEN
+}
+
+/// One pause after another, each of a machine that was resumed from the one before, until the power fails.
+async fn pauses(directory: &Path) {
+    fs::create_dir_all(directory.join("snapshots")).unwrap();
+    sweep_partials(&directory.join("snapshots")).await.unwrap();
+    for generation in found(directory).await + 1.. {
+        if generation > 1 {
+            resume(directory).await;
+        }
+        snapshot(directory, generation).await;
+        println!("completed {generation}");
+    }
+}
+
+/// The machine's own files, in fewer generations when there are many.
+async fn resume(directory: &Path) {
+    let home = home(directory);
+    if home.exists() {
+        fs::remove_dir_all(&home).unwrap();
+    }
+    let paused = Snapshot::open(&at(directory)).await.unwrap().open_memory().unwrap();
+    let resumed = paused.link_into(&home).unwrap();
+    if resumed.count() >= MERGE_AT {
+        assert_eq!(merge(&home, &AtomicBool::new(false)).unwrap(), Merged::Done);
+    }
+}
+
 /// Pauses with `generation` as the last.
 async fn snapshot(directory: &Path, generation: usize) {
     let mut into = SnapshotWriter::begin(&at(directory)).await.unwrap();
     fs::write(into.state_path(), format!("state {generation}")).unwrap();
     fs::write(into.disk_path(), format!("disk {generation}")).unwrap();
-    let mut writer = match Generations::open(&at(directory)) {
+    let base = Generations::open(&home(directory)).or_else(|_| Generations::open(&at(directory)));
+    let mut writer = match base {
         Ok(base) => GenerationWriter::after(&base, into.directory()),
         Err(_) => GenerationWriter::first(into.directory(), MEMORY.memory_bytes()),
     };
     let content = content(generation);
     for (block, bytes) in content.chunks(BLOCK as usize).enumerate() {
-        if block % WRITTEN == generation {
+        if is_written(block, generation) {
             writer.write(block as u64 * BLOCK, bytes).unwrap();
         }
     }
@@ -179,7 +213,15 @@ async fn look(directory: &Path, job: &str) -> Seen {
         assert!([1, 3].contains(&memory.count()));
         return if memory.count() == 1 { Seen::New } else { Seen::Old };
     }
-    let generation = match Snapshot::open(&at(directory)).await {
+    let generation = found(directory).await;
+    let new = if job == "next" { 2 } else { 1 };
+    assert!([new, new - 1].contains(&generation), "it is of generation {generation}");
+    if generation == new { Seen::New } else { Seen::Old }
+}
+
+/// The generation of the snapshot that is there, which is whole; 0 if there is none.
+async fn found(directory: &Path) -> usize {
+    match Snapshot::open(&at(directory)).await {
         Ok(snapshot) => {
             snapshot.verify().await.unwrap();
             let state = fs::read_to_string(snapshot.state()).unwrap();
@@ -193,10 +235,7 @@ async fn look(directory: &Path, job: &str) -> Seen {
         }
         Err(wrenn_vmm::snapshot::SnapshotError::Missing(_)) => 0,
         Err(error) => panic!("{error}"),
-    };
-    let new = if job == "next" { 2 } else { 1 };
-    assert!([new, new - 1].contains(&generation), "it is of generation {generation}");
-    if generation == new { Seen::New } else { Seen::Old }
+    }
 }
 
 /// The next start goes on from there, and nothing else is left.

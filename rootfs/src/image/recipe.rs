@@ -1,13 +1,19 @@
-//! What the built-in templates consist of.
+//! What the built-in templates and the test host consist of.
 
 use crate::{digest::Inputs, image::ext4::Filesystem, layout::MINIMAL_TEMPLATE};
 
-/// An image of Debian packages.
+/// What capsules can start from without anybody having built it.
+#[derive(Debug)]
+pub struct Template {
+    /// In its wire form.
+    pub id: &'static str,
+    pub recipe: Recipe,
+}
+
+/// A system of Debian packages.
 #[derive(Debug)]
 pub struct Recipe {
     pub name: &'static str,
-    /// Wire form of the template's id.
-    pub template: &'static str,
     /// Change it when the same packages are to give another image.
     version: &'static str,
     pub suite: &'static str,
@@ -26,30 +32,62 @@ pub struct Recipe {
 ///
 /// Names resolve without the network (`libnss-myhostname`): a capsule's host name is given to it long after its
 /// `/etc/hosts` was written. Nothing starts services; chrony is there for machines with a PTP clock.
-const MINIMAL: Recipe = Recipe {
-    name: "minimal",
-    template: MINIMAL_TEMPLATE,
-    version: "1",
-    suite: "bookworm",
-    packages: &["ca-certificates", "chrony", "curl", "libnss-myhostname", "procps", "sudo"],
-    excluded: &["/usr/share/doc/*", "/usr/share/info/*", "/usr/share/locale/*", "/usr/share/man/*"],
-    included: &["/usr/share/doc/*/copyright", "/usr/share/locale/locale.alias"],
-    epoch: 1_793_491_200, // 2026-11-01T00:00:00Z
-    filesystem_uuid: "5d3c1b4e-2f1a-4a6b-9c80-77656e6e0001",
-    hash_seed: "5d3c1b4e-2f1a-4a6b-9c80-77656e6e0002",
+const MINIMAL: Template = Template {
+    id: MINIMAL_TEMPLATE,
+    recipe: Recipe {
+        name: "minimal",
+        version: "1",
+        suite: "bookworm",
+        packages: &["ca-certificates", "chrony", "curl", "libnss-myhostname", "procps", "sudo"],
+        excluded: NO_DOCUMENTATION,
+        included: BUT_LICENCES,
+        epoch: EPOCH,
+        filesystem_uuid: "5d3c1b4e-2f1a-4a6b-9c80-77656e6e0001",
+        hash_seed: "5d3c1b4e-2f1a-4a6b-9c80-77656e6e0002",
+    },
 };
 
-const ALL: [&Recipe; 1] = [&MINIMAL];
+/// What a host runs beside Wrenn, and what shows a person what went wrong there.
+pub const TEST_HOST: Recipe = Recipe {
+    name: "test-host",
+    version: "1",
+    suite: "bookworm",
+    packages: &[
+        "curl",
+        "dmsetup",
+        "e2fsprogs",
+        "iproute2",
+        "kmod",
+        "nftables",
+        "procps",
+        "qemu-system-x86",
+        "xfsprogs",
+    ],
+    excluded: NO_DOCUMENTATION,
+    included: BUT_LICENCES,
+    epoch: EPOCH,
+    filesystem_uuid: "5d3c1b4e-2f1a-4a6b-9c80-77656e6e0005",
+    hash_seed: "5d3c1b4e-2f1a-4a6b-9c80-77656e6e0006",
+};
 
-impl Recipe {
+const NO_DOCUMENTATION: &[&str] =
+    &["/usr/share/doc/*", "/usr/share/info/*", "/usr/share/locale/*", "/usr/share/man/*"];
+const BUT_LICENCES: &[&str] = &["/usr/share/doc/*/copyright", "/usr/share/locale/locale.alias"];
+const EPOCH: u64 = 1_793_491_200; // 2026-11-01T00:00:00Z
+
+const ALL: [&Template; 1] = [&MINIMAL];
+
+impl Template {
     /// By name; the error lists the names there are.
     pub fn named(name: &str) -> Result<&'static Self, String> {
-        ALL.into_iter().find(|recipe| recipe.name == name).ok_or_else(|| {
-            let names: Vec<_> = ALL.iter().map(|recipe| recipe.name).collect();
+        ALL.into_iter().find(|template| template.recipe.name == name).ok_or_else(|| {
+            let names: Vec<_> = ALL.iter().map(|template| template.recipe.name).collect();
             format!("there is {}", names.join(", "))
         })
     }
+}
 
+impl Recipe {
     /// Changes with everything in the recipe.
     pub fn key(&self) -> String {
         Inputs::default().with("version", self.version).with("recipe", &format!("{self:?}")).key()
@@ -66,15 +104,16 @@ mod tests {
 
     #[test]
     fn the_key_changes_with_the_recipe() {
-        assert_eq!(MINIMAL.key(), MINIMAL.key());
-        assert_ne!(MINIMAL.key(), Recipe { packages: &["sudo"], ..MINIMAL }.key());
-        assert_ne!(MINIMAL.key(), Recipe { epoch: MINIMAL.epoch + 1, ..MINIMAL }.key());
-        assert_ne!(MINIMAL.key(), Recipe { version: "another", ..MINIMAL }.key());
+        assert_eq!(TEST_HOST.key(), TEST_HOST.key());
+        assert_ne!(TEST_HOST.key(), Recipe { packages: &["sudo"], ..TEST_HOST }.key());
+        assert_ne!(TEST_HOST.key(), Recipe { epoch: TEST_HOST.epoch + 1, ..TEST_HOST }.key());
+        assert_ne!(TEST_HOST.key(), Recipe { version: "another", ..TEST_HOST }.key());
+        assert_ne!(TEST_HOST.key(), MINIMAL.recipe.key());
     }
 
     #[test]
     fn an_unknown_name_is_answered_with_the_known_ones() {
-        assert_eq!(Recipe::named("minimal").unwrap().name, "minimal");
-        assert_eq!(Recipe::named("maximal").unwrap_err(), "there is minimal");
+        assert_eq!(Template::named("minimal").unwrap().recipe.name, "minimal");
+        assert_eq!(Template::named("maximal").unwrap_err(), "there is minimal");
     }
 }

@@ -16,10 +16,7 @@ use nix::{
     },
 };
 
-use crate::{
-    error::{At, Error, Result},
-    image::Programs,
-};
+use crate::error::{At, Error, Result};
 
 /// What the build left of its host: init writes these at the first boot.
 const OF_THE_HOST: [&str; 3] = ["etc/hostname", "etc/hosts", "etc/resolv.conf"];
@@ -60,10 +57,8 @@ fn is_device(path: &Path) -> bool {
     parts.next() == Some(Component::Normal("dev".as_ref())) && parts.next().is_some()
 }
 
-/// Adds the guest's programs, takes away what is the host's, and makes no file younger than `epoch`.
-pub fn finish(tree: &Path, programs: &Programs, epoch: u64) -> Result<()> {
-    install(tree, "sbin/wrenn-init", &programs.init)?;
-    install(tree, "usr/local/bin/envd", &programs.envd)?;
+/// Takes away what is of the host that built it, and makes no file younger than `epoch`.
+pub fn finish(tree: &Path, epoch: u64) -> Result<()> {
     for path in OF_THE_HOST {
         match fs::remove_file(tree.join(path)) {
             Err(e) if e.kind() != io::ErrorKind::NotFound => return Err(e).at("remove", tree.join(path)),
@@ -79,13 +74,14 @@ pub fn finish(tree: &Path, programs: &Programs, epoch: u64) -> Result<()> {
     Ok(())
 }
 
-fn install(tree: &Path, to: &str, program: &Path) -> Result<()> {
+/// Adds a program.
+pub fn install(tree: &Path, to: &str, program: &Path) -> Result<()> {
     let to = inside(tree, to)?;
     fs::copy(program, &to).at("write", &to)?;
     fs::set_permissions(&to, Permissions::from_mode(0o755)).at("set the mode of", &to)
 }
 
-/// Where a path of the image is on the host. Its directory may be a link, but none that leads out.
+/// Where a path of the image is on the machine that makes it. Its directory may be a link, but none that leads out.
 fn inside(tree: &Path, path: &str) -> Result<PathBuf> {
     let whole = tree.join(path);
     let (Some(parent), Some(name)) = (whole.parent(), whole.file_name()) else {

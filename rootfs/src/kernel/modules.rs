@@ -12,19 +12,16 @@ use crate::{
     tool::Tool,
 };
 
-/// What a capsule's devices are: all virtio, found on the memory bus.
-const WANTED: [&str; 4] = ["virtio_mmio", "virtio_blk", "virtio_net", "virtio_rng"];
-
 /// An uncompressed module, ready to load.
 pub struct Module {
     pub file_name: String,
     pub content: Vec<u8>,
 }
 
-/// The wanted modules and all that they need from a `lib/modules/<release>`, each after what it needs.
+/// The `wanted` modules and all that they need from a `lib/modules/<release>`, each after what it needs.
 ///
 /// What a module needs is read from the module itself: a package that was never installed has no `modules.dep`.
-pub fn collect(tree: &Path) -> Result<Vec<Module>> {
+pub fn collect(tree: &Path, wanted: &[&str]) -> Result<Vec<Module>> {
     let mut files = BTreeMap::new();
     index(&tree.join("kernel"), &mut files)?;
     let builtin = tree.join("modules.builtin");
@@ -34,7 +31,7 @@ pub fn collect(tree: &Path) -> Result<Vec<Module>> {
 
     let mut modules = BTreeMap::new();
     let mut depends = BTreeMap::new();
-    let mut wanted: Vec<String> = WANTED.iter().map(|name| (*name).to_owned()).collect();
+    let mut wanted: Vec<String> = wanted.iter().map(|name| (*name).to_owned()).collect();
     wanted.retain(|name| !is_builtin(name));
     let mut open = wanted.clone();
     while let Some(name) = open.pop() {
