@@ -18,6 +18,7 @@ use wrenn_proto::agent::v1::agent_server::AgentServer;
 use wrenn_proto::{CONNECTION_WINDOW, STREAM_WINDOW};
 use wrenn_vmm::disk::{self, DiskError, DiskOptions};
 use wrenn_vmm::driver::{self, DriverError, DriverOptions};
+use wrenn_vmm::firecracker::PageServerCommand;
 use wrenn_vmm::network::{NetworkError, NetworkOptions, SlotAllocator};
 use wrenn_vmm::paths::{HostPaths, PathError};
 use wrenn_vmm::process::cgroup::Cgroups;
@@ -34,7 +35,7 @@ use crate::host::{self, HostProbe};
 use crate::lock::{DirectoryLock, LockError};
 use crate::metrics::Meters;
 use crate::size::Size;
-use crate::{control, dns, grpc, http, proxy, upkeep};
+use crate::{PAGE_SERVER, control, dns, grpc, http, proxy, upkeep};
 
 /// Large enough for a process's whole standard input at its start.
 const LARGEST_REQUEST: usize = 16 << 20;
@@ -209,6 +210,11 @@ struct Host {
     cgroups: Cgroups,
 }
 
+/// This program once more, whatever has become of its file meanwhile.
+fn page_server() -> PageServerCommand {
+    PageServerCommand { program: "/proc/self/exe".into(), arguments: vec![PAGE_SERVER.into()] }
+}
+
 impl Host {
     async fn open(config: &Config, paths: &HostPaths) -> Result<Self, AgentError> {
         let options =
@@ -217,8 +223,12 @@ impl Host {
         paths.create_all()?;
         let cgroups = Cgroups::open(paths, &config.cgroups).await;
         let options = DriverOptions {
+            vmm: config.vmm,
             kvm: config.kvm,
             qemu_binary: None,
+            firecracker_binary: config.firecracker_binary.clone(),
+            restore: config.restore,
+            page_server: Some(page_server()),
             run: paths.run().to_owned(),
             cgroups: cgroups.clone(),
         };

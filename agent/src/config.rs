@@ -15,6 +15,8 @@ use figment::value::{Dict, Value};
 use reqwest::Url;
 use tracing_subscriber::EnvFilter;
 use wrenn_vmm::disk::DiskStoreChoice;
+use wrenn_vmm::driver::VmmChoice;
+use wrenn_vmm::firecracker::RestoreChoice;
 use wrenn_vmm::kvm::KvmPolicy;
 use wrenn_vmm::network::SlotRange;
 use wrenn_vmm::process::cgroup::CgroupOptions;
@@ -47,7 +49,21 @@ pub const SETTINGS: &[Setting] = &[
     setting("WRENN_SLOTS", "1-999", "network slots this agent may use, within 1-32767"),
     setting("WRENN_SLOT_POOL", "2", "network slots kept ready"),
     setting("WRENN_DNS", "", "name servers of capsules, IPv4, by commas; the host's if empty"),
-    setting("WRENN_VMM", "auto", "auto, qemu or firecracker"),
+    setting(
+        "WRENN_VMM",
+        "auto",
+        "auto (Firecracker where it is there and KVM is sound), qemu or firecracker",
+    ),
+    setting(
+        "WRENN_FIRECRACKER_BIN",
+        "",
+        "a static firecracker, 1.13 or later; from the search path if empty",
+    ),
+    setting(
+        "WRENN_RESTORE",
+        "auto",
+        "how Firecracker gets a snapshot's memory: uffd (page server), file (mapped) or auto",
+    ),
     setting("WRENN_KVM", "auto", "auto (use it where it is sound), force or off"),
     setting("WRENN_DISK_STORE", "auto", "auto, reflink, dm-snapshot or copy"),
     setting(
@@ -78,14 +94,6 @@ pub const SETTINGS: &[Setting] = &[
     setting("WRENN_LOG", "info", "log filter, as `info,wrenn_agent=debug`"),
 ];
 
-/// Which VMM to use.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum VmmChoice {
-    Auto,
-    Qemu,
-    Firecracker,
-}
-
 /// What happens to running capsules when the agent is told to stop.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum OnStop {
@@ -106,6 +114,9 @@ pub struct Config {
     /// Empty: the host's own.
     pub dns: Vec<Ipv4Addr>,
     pub vmm: VmmChoice,
+    /// None: from the search path.
+    pub firecracker_binary: Option<PathBuf>,
+    pub restore: RestoreChoice,
     pub kvm: KvmPolicy,
     pub disk_store: DiskStoreChoice,
     /// None: as large as the disk has room for.
@@ -163,7 +174,7 @@ impl Config {
     }
 
     fn from_values(values: &Values) -> Result<Self, ConfigError> {
-        let config = Self {
+        Ok(Self {
             dir: values.get("WRENN_DIR", absolute)?,
             api_url: values.get("WRENN_API_URL", url)?,
             listen: values.parse("WRENN_AGENT_LISTEN", "an address such as 127.0.0.1:7070 is wanted")?,
@@ -173,14 +184,9 @@ impl Config {
             slots: values.parse("WRENN_SLOTS", "a range within 1-32767 is wanted, such as 1-999")?,
             slot_pool: values.parse("WRENN_SLOT_POOL", "a whole number is wanted")?,
             dns: values.get("WRENN_DNS", addresses)?,
-            vmm: values.one_of(
-                "WRENN_VMM",
-                &[
-                    ("auto", VmmChoice::Auto),
-                    ("qemu", VmmChoice::Qemu),
-                    ("firecracker", VmmChoice::Firecracker),
-                ],
-            )?,
+            vmm: values.parse("WRENN_VMM", "one of auto, firecracker, qemu is wanted")?,
+            firecracker_binary: values.get("WRENN_FIRECRACKER_BIN", optional_path)?,
+            restore: values.parse("WRENN_RESTORE", "one of auto, uffd, file is wanted")?,
             kvm: values.parse("WRENN_KVM", "one of auto, force, off is wanted")?,
             disk_store: values
                 .parse("WRENN_DISK_STORE", "one of auto, reflink, dm-snapshot, copy is wanted")?,
@@ -197,15 +203,7 @@ impl Config {
             on_stop: values.one_of("WRENN_ON_STOP", &[("keep", OnStop::Keep), ("pause", OnStop::Pause)])?,
             log: values.get("WRENN_LOG", filter)?,
             ignored: Vec::new(),
-        };
-        if config.vmm == VmmChoice::Firecracker {
-            return Err(ConfigError::Value {
-                name: "WRENN_VMM",
-                value: "firecracker".into(),
-                reason: "this version has no Firecracker driver; use qemu or auto".into(),
-            });
-        }
-        Ok(config)
+        })
     }
 
     /// Where the control plane reaches the gRPC service that listens at `bound`.
@@ -275,6 +273,10 @@ fn scalar(value: &Value) -> String {
 
 fn absolute(text: &str) -> Result<PathBuf, String> {
     std::path::absolute(text).map_err(|error| error.to_string())
+}
+
+fn optional_path(text: &str) -> Result<Option<PathBuf>, String> {
+    if text.is_empty() { Ok(None) } else { absolute(text).map(Some) }
 }
 
 fn url(text: &str) -> Result<Url, String> {
@@ -371,7 +373,7 @@ mod tests {
             ("WRENN_AGENT_ADVERTISE", "here"),
             ("WRENN_API_URL", "ftp://x"),
             ("WRENN_VMM", "xen"),
-            ("WRENN_VMM", "firecracker"),
+            ("WRENN_RESTORE", "mmap"),
             ("WRENN_DNS", "1.1.1.1,::1"),
             ("WRENN_STORE_SIZE", "big"),
             ("WRENN_CGROUPS", "v1"),

@@ -18,8 +18,14 @@ pub struct Diagnosis {
 /// Looks at the host; changes nothing.
 pub async fn diagnose(config: &Config) -> Result<Diagnosis, PathError> {
     let paths = HostPaths::new(&config.dir)?;
-    let options =
-        HostOptions { kvm: config.kvm, disk_store: config.disk_store, cgroups: config.cgroups.policy };
+    let options = HostOptions {
+        vmm: config.vmm,
+        kvm: config.kvm,
+        firecracker_binary: config.firecracker_binary.clone(),
+        restore: config.restore,
+        disk_store: config.disk_store,
+        cgroups: config.cgroups.policy,
+    };
     let report = HostReport::inspect(&paths, &options).await;
     let mut text = report.to_string();
     let _ = writeln!(

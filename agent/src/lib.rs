@@ -32,6 +32,9 @@ pub use request_id::RequestId;
 /// Of this agent.
 pub const VERSION: &str = env!("CARGO_PKG_VERSION");
 
+/// The agent's own subcommand that serves a machine's memory.
+pub const PAGE_SERVER: &str = "page-server";
+
 /// An error and its causes on one line.
 pub fn report(error: &dyn std::error::Error) -> String {
     let mut text = error.to_string();

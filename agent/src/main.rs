@@ -7,9 +7,10 @@ use clap::{CommandFactory, FromArgMatches, Parser, Subcommand};
 use secrecy::SecretString;
 use tokio::signal::unix::{SignalKind, signal};
 use tracing_subscriber::EnvFilter;
-use wrenn_agent::{Agent, Config, config, doctor, logging};
+use wrenn_agent::{Agent, Config, PAGE_SERVER, config, doctor, logging};
 use wrenn_vmm::failpoint;
 use wrenn_vmm::paths::HostPaths;
+use wrenn_vmm::uffd;
 
 /// Runs capsules on this host for a Wrenn control plane.
 #[derive(Parser)]
@@ -21,6 +22,16 @@ struct Cli {
 
 #[derive(Subcommand)]
 enum Command {
+    #[command(flatten)]
+    Configured(Configured),
+    /// Serve the memory of one machine, as the agent that starts this says.
+    #[command(hide = true, name = PAGE_SERVER)]
+    PageServer { config: String },
+}
+
+/// What depends on the settings.
+#[derive(Subcommand)]
+enum Configured {
     /// Serve until SIGTERM.
     Serve {
         /// Register this host first, with a one-time token of the control plane.
@@ -41,6 +52,10 @@ fn main() -> ExitCode {
     let settings = format!("Settings (environment, or TOML in WRENN_CONFIG):\n{}", config::table());
     let matches = Cli::command().after_help(settings).get_matches();
     let cli = Cli::from_arg_matches(&matches).unwrap_or_else(|error| error.exit());
+    let command = match cli.command {
+        Command::Configured(command) => command,
+        Command::PageServer { config } => return serve_pages(&config),
+    };
     let config = match Config::load() {
         Ok(config) => config,
         Err(error) => {
@@ -52,7 +67,7 @@ fn main() -> ExitCode {
         eprintln!("wrenn-agent: {error}");
         return ExitCode::from(USAGE);
     }
-    match run(cli.command, config) {
+    match run(command, config) {
         Ok(code) => code,
         Err(error) => {
             eprintln!("wrenn-agent: {error:#}");
@@ -61,17 +76,29 @@ fn main() -> ExitCode {
     }
 }
 
-fn run(command: Command, config: Config) -> anyhow::Result<ExitCode> {
+/// It has no settings, no second thread before it has become its VMM's user, and no log but its standard error.
+fn serve_pages(config: &str) -> ExitCode {
+    tracing_subscriber::fmt().with_writer(std::io::stderr).with_max_level(tracing::Level::WARN).init();
+    match uffd::run(config) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("page server: {:#}", anyhow::Error::from(error));
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn run(command: Configured, config: Config) -> anyhow::Result<ExitCode> {
     let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build().context("no runtime")?;
     runtime.block_on(async move {
         match command {
-            Command::Serve { register } => serve(config, register.map(SecretString::from)).await,
-            Command::Doctor => {
+            Configured::Serve { register } => serve(config, register.map(SecretString::from)).await,
+            Configured::Doctor => {
                 let diagnosis = doctor::diagnose(&config).await?;
                 print!("{}", diagnosis.text);
                 Ok(if diagnosis.usable { ExitCode::SUCCESS } else { ExitCode::FAILURE })
             }
-            Command::Failpoints => {
+            Configured::Failpoints => {
                 for point in failpoint::POINTS {
                     let actions = if point.may_fail { "error,kill" } else { "kill" };
                     let operations: Vec<String> = point.operations.iter().map(ToString::to_string).collect();

@@ -1,6 +1,6 @@
 //! Prints how long one machine takes to boot, to be saved and to be restored: medians of ten, with what they
 //! consist of. `WRENN_DIR` names a directory with a guest kernel and an image; needs root. An
-//! argument names the disk store: `copy`, `dm-snapshot`, `reflink`.
+//! argument names the disk store: `auto`, `copy`, `dm-snapshot`, `reflink`; a second one the VMM: `qemu`, `firecracker`.
 
 #[path = "../tests/machine/host.rs"]
 mod host;
@@ -10,8 +10,10 @@ use std::{
     time::{Duration, Instant},
 };
 
-use host::Host;
-use wrenn_vmm::{disk::DiskStoreChoice, driver::MemorySharing, snapshot::SnapshotWriter};
+use host::{Host, Vmm};
+use wrenn_vmm::{
+    disk::DiskStoreChoice, driver::MemorySharing, firecracker::RestoreChoice, snapshot::SnapshotWriter,
+};
 
 const ROUNDS: usize = 10;
 
@@ -48,9 +50,14 @@ impl Table {
 async fn main() {
     let mut table = Table::default();
     let choice = std::env::args().nth(1).map_or(Ok(DiskStoreChoice::Auto), |name| name.parse());
-    let started = Host::start("32000-32009", choice.expect("the argument is a disk store"));
+    let vmm = match std::env::args().nth(2).as_deref() {
+        None | Some("qemu") => Vmm::qemu(),
+        Some("firecracker") => Vmm::firecracker(RestoreChoice::File, None).unwrap(),
+        Some(other) => panic!("the second argument is qemu or firecracker, not {other}"),
+    };
+    let started = Host::start(&vmm, "32000-32009", choice.expect("the argument is a disk store"));
     let host = table.time("host: file system, rules, driver", started).await;
-    println!("{} on {}", host.driver.summary(), host.store.kind());
+    println!("{} ({:?}) on {}", host.driver.summary(), host.vmm.restore, host.store.kind());
     for _ in 0..3 {
         let running = table.time("boot: until vCPUs run", host.boot("boot")).await;
         let begun = Instant::now();

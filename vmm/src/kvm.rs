@@ -7,6 +7,8 @@ use std::{
     str::FromStr,
 };
 
+use crate::failure::{Doing as _, Failure};
+
 /// What the operator says about KVM.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum KvmPolicy {
@@ -99,6 +101,18 @@ fn backend(root: &Path) -> Result<String, String> {
         return Err("KVM is emulated in software here (kvm_pvm): guests would start and die later".to_owned());
     }
     Ok("KVM is not emulated in software".to_owned())
+}
+
+/// What a guest that runs on it sees of it.
+pub(crate) fn processor_model() -> Result<String, Failure> {
+    const PATH: &str = "/proc/cpuinfo";
+    let text = fs::read_to_string(PATH).doing(|| format!("reading {PATH}"))?;
+    let value = |name: &str| {
+        let line = text.lines().find(|line| line.starts_with(name))?;
+        Some(line.split_once(':')?.1.trim().to_owned())
+    };
+    let parts = ["model name", "cpu family", "model", "stepping"];
+    Ok(parts.iter().filter_map(|name| value(name)).collect::<Vec<_>>().join(" "))
 }
 
 #[cfg(test)]

@@ -16,4 +16,5 @@ pub mod paths;
 pub mod process;
 pub mod qemu;
 pub mod snapshot;
+mod tsc;
 pub mod uffd;

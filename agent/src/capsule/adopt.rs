@@ -292,7 +292,7 @@ async fn settle_still(engine: &Engine, registry: &CapsuleRegistry, mut record: R
 async fn clear_half_made(engine: &Engine, record: &Record) {
     let home = engine.paths.capsule(&record.spec.name());
     remove_disk(engine, &home).await;
-    for path in [home.memory(), home.qmp_socket()] {
+    for path in home.of_machine() {
         remove(&path);
     }
 }

@@ -80,6 +80,7 @@ impl Launch<'_> {
         steps.done("egress");
         self.still_wanted()?;
 
+        let template = self.spec.template.to_string();
         let request = RestoreRequest {
             snapshot: self.snapshot,
             // The guest goes on with the kernel in its memory.
@@ -88,6 +89,7 @@ impl Launch<'_> {
             disk,
             slot,
             home,
+            template: Some(&template),
             deadline: engine.grace,
         };
         let restored = engine.vmm.restore(request).await.map_err(|error| match error {

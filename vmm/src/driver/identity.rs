@@ -29,7 +29,7 @@ pub struct KernelImage {
 /// All that must agree between where a snapshot was taken and where it is restored.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct VmmIdentity {
-    /// `qemu`
+    /// `qemu` or `firecracker`
     pub driver: String,
     /// The VMM program's own version.
     pub version: String,

@@ -1,9 +1,13 @@
 //! What every VMM can do. The callers know only these traits; a driver knows one VMM.
 
+pub(crate) mod base;
+pub(crate) mod disk_lock;
 mod identity;
+pub(crate) mod image;
+pub(crate) mod merging;
 mod request;
 
-use std::{path::PathBuf, sync::Arc, time::Duration};
+use std::{path::PathBuf, str::FromStr, sync::Arc, time::Duration};
 
 use async_trait::async_trait;
 
@@ -13,12 +17,16 @@ pub use self::{
 };
 use crate::{
     failure::{Failure, Failures},
-    kvm::KvmPolicy,
+    firecracker::{
+        self, FirecrackerDriver, FirecrackerMachine, PageServerCommand, RestoreChoice, api::ApiError,
+    },
+    kvm::{KvmCheck, KvmPolicy},
     memory::MemoryError,
     paths::CapsulePaths,
     process::{ProcessError, ProcessExit, VmmProcess, cgroup::Cgroups},
-    qemu::{QemuDriver, QmpError},
+    qemu::{QemuDriver, QemuMachine, QmpError},
     snapshot::{Snapshot, SnapshotError, SnapshotWriter},
+    uffd::PageServerFailure,
 };
 
 /// Starts machines, or takes up those that run.
@@ -103,6 +111,17 @@ pub enum DriverError {
         #[source]
         source: QmpError,
     },
+    #[error("{during}")]
+    Firecracker {
+        during: &'static str,
+        #[source]
+        source: ApiError,
+    },
+    #[error("the machine's page server")]
+    PageServer(#[from] PageServerFailure),
+    /// The guest would have waited for its memory for ever.
+    #[error("the machine's memory is not served: {0}")]
+    PagesLost(String),
     #[error("the VMM's process")]
     Process(#[from] ProcessError),
     #[error("the snapshot's files")]
@@ -116,19 +135,103 @@ pub enum DriverError {
     Generations(#[from] MemoryError),
 }
 
+/// Which VMM to use.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum VmmChoice {
+    /// Firecracker where it is there and KVM is usable, QEMU elsewhere.
+    #[default]
+    Auto,
+    Firecracker,
+    Qemu,
+}
+
+/// The text names no VMM.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[error("{0:?} is not a VMM: auto, firecracker or qemu")]
+pub struct InvalidVmm(String);
+
+impl FromStr for VmmChoice {
+    type Err = InvalidVmm;
+
+    fn from_str(text: &str) -> Result<Self, InvalidVmm> {
+        match text {
+            "auto" => Ok(Self::Auto),
+            "firecracker" => Ok(Self::Firecracker),
+            "qemu" => Ok(Self::Qemu),
+            _ => Err(InvalidVmm(text.to_owned())),
+        }
+    }
+}
+
 /// What the choice of a driver depends on.
 #[derive(Clone, Debug)]
 pub struct DriverOptions {
+    pub vmm: VmmChoice,
     pub kvm: KvmPolicy,
     /// `qemu-system-x86_64` from the search path if unset.
     pub qemu_binary: Option<PathBuf>,
+    /// `firecracker` from the search path if unset.
+    pub firecracker_binary: Option<PathBuf>,
+    /// How Firecracker gets the memory of a snapshot.
+    pub restore: RestoreChoice,
+    /// Unset where there is none: then memory is always mapped.
+    pub page_server: Option<PageServerCommand>,
     /// [`HostPaths::run`](crate::paths::HostPaths::run): what was measured is kept there.
     pub run: PathBuf,
     /// What holds machines to their share of the host.
     pub cgroups: Cgroups,
 }
 
-/// The best driver this host can use.
+/// The best driver this host can use, of those that are allowed.
 pub async fn open(options: &DriverOptions) -> Result<Arc<dyn Driver>, DriverError> {
-    Ok(Arc::new(QemuDriver::open(options).await?))
+    match choose(options.vmm, options.kvm, options.firecracker_binary.as_deref()).0 {
+        Chosen::Firecracker => Ok(Arc::new(FirecrackerDriver::open(options).await?)),
+        Chosen::Qemu => Ok(Arc::new(QemuDriver::open(options).await?)),
+    }
+}
+
+/// A VMM that is to be used, whether it is there or not.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Chosen {
+    Firecracker,
+    Qemu,
+}
+
+/// Which VMM to use, and why.
+pub(crate) fn choose(
+    vmm: VmmChoice,
+    kvm: KvmPolicy,
+    firecracker: Option<&std::path::Path>,
+) -> (Chosen, String) {
+    match vmm {
+        VmmChoice::Firecracker => (Chosen::Firecracker, "chosen by the operator".to_owned()),
+        VmmChoice::Qemu => (Chosen::Qemu, "chosen by the operator".to_owned()),
+        VmmChoice::Auto => {
+            let check = KvmCheck::run(kvm);
+            if !check.usable {
+                return (Chosen::Qemu, check.to_string());
+            }
+            // A program that was given and is not there is an error, not a reason to use another.
+            if firecracker.is_some() || firecracker::find_program().is_some() {
+                return (Chosen::Firecracker, check.to_string());
+            }
+            let why = format!("{check}; but there is no {} in the search path", firecracker::PROGRAM);
+            (Chosen::Qemu, why)
+        }
+    }
+}
+
+/// Takes up a machine, whatever driver started it: what is chosen today holds for machines that are started today.
+pub(crate) async fn adopt(
+    record: &MachineRecord,
+    cgroups: &Cgroups,
+) -> Result<Box<dyn Machine>, DriverError> {
+    let process = VmmProcess::adopt(&record.process)?;
+    let cgroups = cgroups.clone();
+    Ok(match &record.driver {
+        DriverRecord::Qemu(qemu) => Box::new(QemuMachine::adopt(process, record, qemu, cgroups).await?),
+        DriverRecord::Firecracker(firecracker) => {
+            Box::new(FirecrackerMachine::adopt(process, record, firecracker, cgroups).await?)
+        }
+    })
 }

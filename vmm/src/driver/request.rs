@@ -7,6 +7,7 @@ use serde::{Deserialize, Serialize};
 use crate::{
     disk::AttachedDisk,
     driver::{KernelImage, MachineConfig, VmmIdentity},
+    firecracker::FirecrackerRecord,
     network::{NetworkSlot, SlotNumber},
     paths::CapsulePaths,
     process::ProcessIdentity,
@@ -37,6 +38,8 @@ pub struct RestoreRequest<'a> {
     pub slot: &'a NetworkSlot,
     /// Exists, on the file system the snapshot is on.
     pub home: &'a CapsulePaths,
+    /// What the guest can be told it was made from.
+    pub template: Option<&'a str>,
     /// Until the vCPUs run.
     pub deadline: Duration,
 }
@@ -76,4 +79,5 @@ pub struct MachineRecord {
 #[serde(tag = "driver", rename_all = "kebab-case")]
 pub enum DriverRecord {
     Qemu(QemuRecord),
+    Firecracker(FirecrackerRecord),
 }

@@ -234,7 +234,12 @@ impl Firecracker {
 
     /// Fine as a question whether it is up.
     pub async fn instance_info(&self) -> Result<InstanceInfo, ApiError> {
-        let call = Call { method: Method::GET, path: "/".to_owned(), within: PROMPT };
+        self.instance_info_within(PROMPT).await
+    }
+
+    /// It answers one request after the other: an answer means that it is done with what was asked of it before.
+    pub async fn instance_info_within(&self, within: Duration) -> Result<InstanceInfo, ApiError> {
+        let call = Call { method: Method::GET, path: "/".to_owned(), within };
         let body = self.send(&call, Vec::new()).await?;
         call.parse(&body)
     }

@@ -12,6 +12,8 @@ use super::{
 };
 use crate::{
     disk::{DiskStoreChoice, DiskStoreKind, check_dm_snapshot, clones_here},
+    driver::{Chosen, VmmChoice, choose},
+    firecracker::{self, RestoreChoice},
     kvm::KvmCheck,
     paths::HostPaths,
     process::cgroup::{CgroupPolicy, Survey, Unlimited, names},
@@ -19,7 +21,9 @@ use crate::{
 };
 
 pub fn all(paths: &HostPaths, options: &HostOptions) -> Vec<Finding> {
-    let mut findings = vec![privilege(), vmm(options), kernel(paths), disk(paths, options.disk_store)];
+    let mut findings = vec![privilege()];
+    findings.extend(vmm(options));
+    findings.extend([kernel(paths), disk(paths, options.disk_store)]);
     findings.extend(network());
     findings.push(limits(options.cgroups));
     findings.push(tool("nft", "nftables", "sets up the capsules' packet filters"));
@@ -47,19 +51,82 @@ fn privilege() -> Finding {
     }
 }
 
-fn vmm(options: &HostOptions) -> Finding {
-    let kvm = KvmCheck::run(options.kvm);
+/// The VMM that will be used, and what stands in its way or in that of a better one.
+fn vmm(options: &HostOptions) -> Vec<Finding> {
+    let (chosen, why) = choose(options.vmm, options.kvm, options.firecracker_binary.as_deref());
+    match chosen {
+        Chosen::Firecracker => vec![firecracker(options, why), restores(options.restore)],
+        Chosen::Qemu => {
+            let kvm = KvmCheck::run(options.kvm).usable;
+            let mut findings = vec![qemu(kvm, why)];
+            if kvm && options.vmm == VmmChoice::Auto {
+                let why = "KVM is usable, but it is neither in the search path nor named";
+                let missing = finding(Vmm, Warning, "Firecracker", why);
+                findings.push(fixed_by(missing, "WRENN_FIRECRACKER_BIN=/path/of/firecracker"));
+            }
+            findings
+        }
+    }
+}
+
+fn qemu(kvm: bool, why: String) -> Finding {
     let Some(program) = qemu::find_program() else {
         let why = "it is not in the search path";
         return fixed_by(finding(Vmm, Missing, "QEMU", why), install("qemu-system-x86"));
     };
-    match qemu::describe(&program, kvm.usable) {
-        Ok(summary) => finding(Vmm, Fine, summary, kvm.to_string()),
+    match qemu::describe(&program, kvm) {
+        Ok(summary) => finding(Vmm, Fine, summary, why),
         Err(error) => {
             let missing = finding(Vmm, Missing, "QEMU", error.to_string());
             fixed_by(missing, install("--reinstall qemu-system-x86"))
         }
     }
+}
+
+fn firecracker(options: &HostOptions, why: String) -> Finding {
+    let missing = |why: String| finding(Vmm, Missing, "Firecracker", why);
+    let check = KvmCheck::run(options.kvm);
+    if !check.usable {
+        return fixed_by(missing(format!("it needs KVM: {check}")), "WRENN_VMM=qemu");
+    }
+    let Some(program) = options.firecracker_binary.clone().or_else(firecracker::find_program) else {
+        let why = "it is neither in the search path nor named".to_owned();
+        return fixed_by(missing(why), "WRENN_FIRECRACKER_BIN=/path/of/firecracker");
+    };
+    match firecracker::describe(&program) {
+        Ok(summary) => finding(Vmm, Fine, summary, format!("{}; {why}", program.display())),
+        Err(error) => fixed_by(
+            missing(format!("{}: {}", program.display(), reasons(&error))),
+            "WRENN_FIRECRACKER_BIN=/path/of/a/released/firecracker",
+        ),
+    }
+}
+
+/// How memory will be restored.
+fn restores(choice: RestoreChoice) -> Finding {
+    const WHAT: &str = "restores by page server";
+    match (choice, firecracker::faults_can_be_served()) {
+        (RestoreChoice::File, _) => finding(Vmm, Fine, "restores by mapped files", "chosen by the operator"),
+        (RestoreChoice::Uffd, true) => finding(Vmm, Fine, WHAT, "chosen by the operator"),
+        (RestoreChoice::Auto, true) => {
+            finding(Vmm, Fine, WHAT, "where memory is in generations; a flat one is mapped")
+        }
+        (choice, false) => {
+            let wanted = if choice == RestoreChoice::Uffd { Missing } else { Warning };
+            let why = "there is no /dev/userfaultfd: all memory is mapped from flat files";
+            fixed_by(finding(Vmm, wanted, WHAT, why), "sysctl -w vm.unprivileged_userfaultfd=1, or Linux 6.1")
+        }
+    }
+}
+
+fn reasons(error: &dyn std::error::Error) -> String {
+    let mut text = error.to_string();
+    let mut next = error.source();
+    while let Some(cause) = next {
+        text = format!("{text}: {cause}");
+        next = cause.source();
+    }
+    text
 }
 
 fn kernel(paths: &HostPaths) -> Finding {

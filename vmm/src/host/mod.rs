@@ -2,14 +2,21 @@
 
 mod inspect;
 
-use std::fmt;
+use std::{fmt, path::PathBuf};
 
-use crate::{disk::DiskStoreChoice, kvm::KvmPolicy, paths::HostPaths, process::cgroup::CgroupPolicy};
+use crate::{
+    disk::DiskStoreChoice, driver::VmmChoice, firecracker::RestoreChoice, kvm::KvmPolicy, paths::HostPaths,
+    process::cgroup::CgroupPolicy,
+};
 
 /// What the operator has decided already.
 #[derive(Clone, Debug, Default)]
 pub struct HostOptions {
+    pub vmm: VmmChoice,
     pub kvm: KvmPolicy,
+    /// From the search path if unset.
+    pub firecracker_binary: Option<PathBuf>,
+    pub restore: RestoreChoice,
     pub disk_store: DiskStoreChoice,
     pub cgroups: CgroupPolicy,
 }

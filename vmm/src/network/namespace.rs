@@ -45,7 +45,7 @@ use crate::{
 /// Where `ip netns` looks for names.
 const NAMESPACES: &str = "/run/netns";
 /// The interface towards the guest, in every namespace.
-pub(super) const TAP: &str = "tap0";
+pub(crate) const TAP: &str = "tap0";
 /// The interface towards the host, in every namespace.
 pub(super) const UPLINK: &str = "veth0";
 /// Length of the prefix of the link between host and namespace.

@@ -7,8 +7,8 @@
 //! <root>/logs/  ca/  agent/
 //! <root>/data.xfs                   the disk store's own file system, where it needs one; mounted on
 //! <root>/data/                      what is cloned from each other lives in one file system:
-//!        capsules/<capsule>/        capsule.json, disk.ext4, memory, generations/, metrics.json; with the disk
-//!                                   store dm-snapshot also disk.ext4.base
+//!        capsules/<capsule>/        capsule.json, disk.ext4, memory, generations/, changes/, vmm/, metrics.json;
+//!                                   with the disk store dm-snapshot also disk.ext4.base
 //!        snapshots/<capsule>/       see `snapshot`
 //!        golden/<template>/<vcpus>-<memory>-<disk>-<vmm>-<versions>/
 //!        templates/<template>/      a snapshot, and template.json with it
@@ -285,6 +285,21 @@ impl CapsulePaths {
         self.directory.join("generations")
     }
 
+    /// Memory that the VMM has written down and that is not yet in what the machine's memory is based on.
+    pub fn changes(&self) -> PathBuf {
+        self.directory.join("changes")
+    }
+
+    /// The one directory on the disk that a jailed VMM, or its page server, writes to.
+    pub fn vmm(&self) -> PathBuf {
+        self.directory.join("vmm")
+    }
+
+    /// The same for sockets.
+    pub fn vmm_run(&self) -> PathBuf {
+        self.run.join("vmm")
+    }
+
     /// What its machine's load was.
     pub fn metrics(&self) -> PathBuf {
         self.directory.join("metrics.json")
@@ -292,6 +307,42 @@ impl CapsulePaths {
 
     pub fn qmp_socket(&self) -> PathBuf {
         self.run.join("qmp.sock")
+    }
+
+    /// Of Firecracker.
+    pub fn api_socket(&self) -> PathBuf {
+        self.run.join("api.sock")
+    }
+
+    /// Where a page server is asked how it is going.
+    pub fn page_server_socket(&self) -> PathBuf {
+        self.run.join("pages.sock")
+    }
+
+    /// All that any VMM's driver makes here, whether it is there or not.
+    pub fn of_machine(&self) -> [PathBuf; 8] {
+        [
+            self.memory(),
+            self.generations(),
+            self.changes(),
+            self.vmm(),
+            self.vmm_run(),
+            self.qmp_socket(),
+            self.api_socket(),
+            self.page_server_socket(),
+        ]
+    }
+
+    /// Removes it.
+    pub(crate) fn clear_machine(&self, teardown: &mut Teardown) {
+        for path in self.of_machine() {
+            teardown.step(|| format!("removing {}", path.display()), remove_any(&path));
+        }
+    }
+
+    /// What the capsule, or whatever this is the home of, is called.
+    pub fn name(&self) -> String {
+        self.directory.file_name().unwrap_or_default().to_string_lossy().into_owned()
     }
 
     pub fn create(&self) -> Result<(), PathError> {
@@ -342,6 +393,19 @@ impl CapsulePaths {
             teardown.step(|| format!("removing {}", directory.display()), fs::remove_dir_all(directory));
         }
         teardown.finish()
+    }
+}
+
+/// Removes a file or a directory with all that is in it, if it is there.
+pub(crate) fn remove_any(path: &Path) -> io::Result<()> {
+    let removed = match fs::symlink_metadata(path) {
+        Ok(found) if found.is_dir() => fs::remove_dir_all(path),
+        Ok(_) => fs::remove_file(path),
+        Err(error) => Err(error),
+    };
+    match removed {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),
+        result => result,
     }
 }
 

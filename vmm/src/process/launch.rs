@@ -1,5 +1,5 @@
 //! Starts a VMM confined: in its slot's network namespace, as its slot's user, without any privilege,
-//! and with no descriptor but those it is given.
+//! with no descriptor but those it is given and, if it has a [jail](super::jail), no file but those in there.
 //!
 //! All this is prepared on a thread of its own, whose namespace and credentials the child inherits, so
 //! that `posix_spawn` can start it without copying the page tables of this process: Linux
@@ -26,18 +26,23 @@ use nix::{
     unistd::Pid,
 };
 
-use super::{ProcessError, VmmProcess, cgroup::Group};
+use super::{ProcessError, VmmProcess, cgroup::Group, jail::Jail};
 use crate::failure::{Doing as _, Failure};
 
 /// A program to start.
 pub struct Launch {
+    /// As it is seen in the jail.
     pub program: PathBuf,
     pub arguments: Vec<OsString>,
     /// Becomes descriptors 3, 4, … in this order; 0 is /dev/null.
     pub descriptors: Vec<OwnedFd>,
-    /// Its standard output and error.
+    /// Its standard output; the same as its standard error if unset.
+    pub output: Option<OwnedFd>,
+    /// Its standard error.
     pub log: OwnedFd,
     pub namespace: OwnedFd,
+    /// Where all its files are; the host's own if unset.
+    pub jail: Option<Jail>,
     pub uid: u32,
     /// Of devices it must open itself.
     pub groups: Vec<u32>,
@@ -46,6 +51,9 @@ pub struct Launch {
     pub group: Option<Group>,
 }
 
+/// Far more than a VMM's own threads and files come to.
+pub const MOST_THREADS: u64 = 512;
+pub const MOST_FILES: u64 = 1024;
 /// First descriptor a program is given.
 pub const FIRST_DESCRIPTOR: RawFd = 3;
 /// A machine that eats the host's memory goes before what the host itself needs.
@@ -81,11 +89,16 @@ impl Launch {
     fn start_here(self) -> Result<i32, Failure> {
         let null = fs::File::open("/dev/null").doing(|| "opening /dev/null")?;
         let arguments = Vectors::new(&self.program, &self.arguments)?;
-        let actions =
-            FileActions::new(&null, &self.log, &self.descriptors).doing(|| "listing descriptors")?;
+        let output = self.output.as_ref().unwrap_or(&self.log);
+        let actions = FileActions::new([&null.into(), output, &self.log], &self.descriptors)
+            .doing(|| "listing descriptors")?;
         let attributes = Attributes::new().doing(|| "setting attributes")?;
+        let last_capability = last_capability()?;
         setns(&self.namespace, CloneFlags::CLONE_NEWNET).doing(|| "entering the network namespace")?;
-        drop_privileges(self.uid, &self.groups)?;
+        if let Some(jail) = self.jail {
+            jail.enter()?;
+        }
+        drop_privileges(self.uid, &self.groups, last_capability)?;
 
         let mut pid = 0;
         // SAFETY: all pointers are to initialised values that live until the call returns; the vectors end
@@ -116,6 +129,11 @@ impl Launch {
 pub struct Launched(Option<VmmProcess>);
 
 impl Launched {
+    /// Has a process that was started in another way end with this value.
+    pub fn guard(process: VmmProcess) -> Self {
+        Self(Some(process))
+    }
+
     pub fn process(&self) -> &VmmProcess {
         match &self.0 {
             Some(process) => process,
@@ -168,7 +186,7 @@ fn limit(pid: i32, limits: &[(libc::__rlimit_resource_t, u64)]) -> Result<(), Fa
 }
 
 /// Gives up, on this thread alone, everything root can do.
-fn drop_privileges(uid: u32, groups: &[u32]) -> Result<(), Failure> {
+fn drop_privileges(uid: u32, groups: &[u32], last_capability: u32) -> Result<(), Failure> {
     // The C library's wrappers would change every thread of the process, these calls change one.
     let call = |what: &'static str, number: libc::c_long, arguments: [libc::c_ulong; 5]| {
         let [a, b, c, d, e] = arguments;
@@ -176,7 +194,7 @@ fn drop_privileges(uid: u32, groups: &[u32]) -> Result<(), Failure> {
         Errno::result(unsafe { libc::syscall(number, a, b, c, d, e) }).doing(|| what)
     };
     let id = libc::c_ulong::from(uid);
-    for capability in 0..=libc::c_ulong::from(last_capability()?) {
+    for capability in 0..=libc::c_ulong::from(last_capability) {
         let option = libc::PR_CAPBSET_DROP as libc::c_ulong;
         call("dropping a capability", libc::SYS_prctl, [option, capability, 0, 0, 0])?;
     }
@@ -226,15 +244,15 @@ impl Vectors {
 struct FileActions(libc::posix_spawn_file_actions_t);
 
 impl FileActions {
-    fn new(null: &fs::File, log: &OwnedFd, given: &[OwnedFd]) -> io::Result<Self> {
+    /// `standard`: input, output and error.
+    fn new(standard: [&OwnedFd; 3], given: &[OwnedFd]) -> io::Result<Self> {
         // SAFETY: all zeroes is a valid value to be initialised by the call that follows.
         let mut actions = Self(unsafe { std::mem::zeroed() });
         // SAFETY: points to memory of the right type, initialised once, destroyed on drop.
         check(unsafe { libc::posix_spawn_file_actions_init(&mut actions.0) })?;
         // The numbers a program is given may be those of other descriptors here, that are yet to be
         // passed: first all go up beyond anything in use, then down to their places.
-        let mut sources = vec![null.as_raw_fd(), log.as_raw_fd(), log.as_raw_fd()];
-        sources.extend(given.iter().map(OwnedFd::as_raw_fd));
+        let sources: Vec<RawFd> = standard.into_iter().chain(given).map(OwnedFd::as_raw_fd).collect();
         let above = sources.iter().copied().max().unwrap_or(0).max(sources.len() as RawFd) + 1;
         for (index, &source) in sources.iter().enumerate() {
             actions.duplicate(source, above + index as RawFd)?;

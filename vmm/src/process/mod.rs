@@ -3,7 +3,9 @@
 
 pub mod cgroup;
 mod identity;
+pub(crate) mod jail;
 pub(crate) mod launch;
+pub(crate) mod output;
 
 use std::{
     fmt, io,

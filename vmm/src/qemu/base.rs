@@ -2,13 +2,9 @@
 //! of its own, so that the snapshot may be removed while the machine runs.
 
 use std::{
-    fs::{self, OpenOptions},
-    os::{
-        fd::OwnedFd,
-        unix::fs::{PermissionsExt as _, fchown},
-    },
+    fs::OpenOptions,
+    os::{fd::OwnedFd, unix::fs::fchown},
     path::Path,
-    sync::atomic::AtomicBool,
 };
 
 use super::{
@@ -18,9 +14,11 @@ use super::{
 };
 use crate::{
     disk::try_clone,
-    driver::{DriverError, MemorySharing},
+    driver::{
+        DriverError, MemorySharing,
+        base::{link_flat, link_generations, open_up},
+    },
     failure::{Doing as _, Failure},
-    memory::{Generations, MERGE_AT_ONCE, merge},
     paths::CapsulePaths,
     snapshot::{MemoryLayout, Snapshot},
 };
@@ -46,9 +44,7 @@ impl Base<'_> {
 
     fn flat(&self, snapshot: &Snapshot) -> Result<(OwnedFd, MemoryRecord), DriverError> {
         let (memory, own) = (&snapshot.memory(), &self.home.memory());
-        let link = || {
-            fs::hard_link(memory, own).doing(|| format!("linking {} to {}", memory.display(), own.display()))
-        };
+        let link = || link_flat(snapshot, self.home);
         let file = if self.launcher.version.maps_read_only_files() {
             link()?;
             open_read(own)?.into()
@@ -70,15 +66,8 @@ impl Base<'_> {
 
     /// QEMU maps one file: the generations are put together in a flat one.
     fn generations(&self, snapshot: &Snapshot) -> Result<(OwnedFd, MemoryRecord), DriverError> {
-        let (own, directory) = (&self.home.memory(), &self.home.generations());
-        let mut base = snapshot.open_memory()?.link_into(directory)?;
-        if base.count() >= MERGE_AT_ONCE {
-            // No life was long enough for it. Many generations are slow to read, not wrong.
-            if let Err(error) = merge(directory, &AtomicBool::new(false)) {
-                tracing::warn!(error = &error as &dyn std::error::Error, "generations stay unmerged");
-            }
-            base = Generations::open(directory)?;
-        }
+        let own = &self.home.memory();
+        let base = link_generations(snapshot, self.home)?;
         let shared = match self.sharing {
             MemorySharing::Shared => self.sealed.get(snapshot)?,
             MemorySharing::Own => None,
@@ -88,9 +77,7 @@ impl Base<'_> {
         } else {
             base.flatten(own)?;
             if self.launcher.version.maps_read_only_files() {
-                // By its permissions alone; nobody else gets into its directory.
-                let mode = fs::Permissions::from_mode(0o644);
-                fs::set_permissions(own, mode).doing(|| format!("opening up {}", own.display()))?;
+                open_up(own)?;
                 open_read(own)?.into()
             } else {
                 self.give(own)?

@@ -1,22 +1,17 @@
 //! From a request to a QEMU process: everything is opened here, as root, and given to it.
 
 use std::{
-    fs::{self, File, OpenOptions, TryLockError},
+    fs::{self, File, OpenOptions},
     io,
     os::{
         fd::{AsFd as _, OwnedFd},
         unix::{
-            fs::{FileTypeExt as _, MetadataExt as _, OpenOptionsExt as _, fchown},
+            fs::{OpenOptionsExt as _, fchown},
             net::UnixListener,
         },
     },
     path::{Path, PathBuf},
     sync::Arc,
-};
-
-use nix::{
-    fcntl::{FcntlArg, SealFlag, fcntl},
-    sys::memfd::{MFdFlags, memfd_create},
 };
 
 use super::{
@@ -28,26 +23,25 @@ use super::{
 };
 use crate::{
     disk::AttachedDisk,
-    driver::{DriverError, KernelImage, MachineConfig, MemorySharing},
-    failure::{Doing as _, Failure, Teardown},
+    driver::{
+        DriverError, KernelImage, MachineConfig, MemorySharing,
+        disk_lock::{OpenDisk, open_disk},
+    },
+    failure::{Doing as _, Failure},
     network::{NetworkError, NetworkSlot, SlotNumber},
     paths::CapsulePaths,
     process::{
         cgroup::Cgroups,
-        launch::{Descriptors, FIRST_DESCRIPTOR, Launch, Launched},
+        launch::{Descriptors, FIRST_DESCRIPTOR, Launch, Launched, MOST_FILES, MOST_THREADS},
+        output::{LOG_SIZE, memory_file},
     },
     snapshot::Snapshot,
 };
 
-/// QEMU's last words are kept up to this many bytes; what comes after is refused to it.
-const LOG_SIZE: u64 = 64 << 10;
 /// Number, in every QEMU, of the file it writes its device state to: the first it is given.
 pub const STATE_DESCRIPTOR: i32 = FIRST_DESCRIPTOR;
 /// Number, in every QEMU, of its log.
 pub const LOG_DESCRIPTOR: i32 = 2;
-/// Far more than QEMU's own threads and files come to.
-const MOST_THREADS: u64 = 512;
-const MOST_FILES: u64 = 1024;
 
 /// What is the same for all machines of a driver.
 #[derive(Clone, Debug)]
@@ -114,7 +108,7 @@ impl Launcher {
 }
 
 impl Plan {
-    /// Blocks for some milliseconds. On failure nothing is left but, in the home, what [`clear`] removes.
+    /// Blocks for some milliseconds. On failure nothing is left but, in the home, what a machine makes there.
     pub fn start(self) -> Result<Started, DriverError> {
         let mut given = Descriptors::default();
         let state = memory_file(c"qemu-state", None)?;
@@ -122,8 +116,9 @@ impl Plan {
         let uid = self.slot.uid();
         let (memory, record) = self.memory(uid)?;
         let memory = given.give(memory);
-        let (disk, bytes, kind) = open_disk(&self.disk)?;
-        let disk = GivenDisk { descriptor: given.give(disk), kind };
+        let OpenDisk { descriptor, bytes, is_device } = open_disk(&self.disk)?;
+        let kind = if is_device { DiskKind::Device } else { DiskKind::File };
+        let disk = GivenDisk { descriptor: given.give(descriptor), kind };
         let tap = given.give(self.tap);
         let monitor = given.give(listen(&self.home.qmp_socket())?);
         let start = match &self.origin {
@@ -152,8 +147,10 @@ impl Plan {
             arguments: arguments(launcher.version, launcher.accelerator, self.config, &numbers),
             program: launcher.program,
             descriptors: given.into_inner(),
+            output: None,
             log: log.try_clone().doing(|| "giving the log")?,
             namespace: self.namespace,
+            jail: None,
             uid,
             groups: launcher.groups,
             limits: limits.into(),
@@ -182,36 +179,12 @@ impl Plan {
     }
 }
 
-/// Removes what a start leaves in a home: its socket and its memory with what that is based on.
-pub fn clear(home: &CapsulePaths, teardown: &mut Teardown) {
-    for path in [home.qmp_socket(), home.memory()] {
-        teardown.step(|| format!("removing {}", path.display()), fs::remove_file(&path));
-    }
-    let generations = home.generations();
-    teardown.step(|| format!("removing {}", generations.display()), fs::remove_dir_all(&generations));
-}
-
 fn create_new(path: &Path) -> io::Result<File> {
     OpenOptions::new().read(true).write(true).create_new(true).mode(0o600).open(path)
 }
 
 pub(super) fn open_read(path: &Path) -> Result<File, Failure> {
     File::open(path).doing(|| format!("opening {}", path.display()))
-}
-
-/// Opens a disk for this machine alone: the lock is QEMU's, and goes with it. Answers with the size of its file too,
-/// which is zero for a device.
-fn open_disk(path: &Path) -> Result<(OwnedFd, u64, DiskKind), DriverError> {
-    let doing = || format!("opening the disk {}", path.display());
-    let file = OpenOptions::new().read(true).write(true).open(path).doing(doing)?;
-    let metadata = file.metadata().doing(doing)?;
-    let kind = if metadata.file_type().is_block_device() { DiskKind::Device } else { DiskKind::File };
-    // The lock belongs to the open file, of which QEMU gets a duplicate before this one is closed.
-    match file.try_lock() {
-        Ok(()) => Ok((file.into(), metadata.size(), kind)),
-        Err(TryLockError::WouldBlock) => Err(DriverError::DiskInUse(path.to_owned())),
-        Err(TryLockError::Error(error)) => Err(error).doing(|| format!("locking {}", path.display()))?,
-    }
 }
 
 fn listen(path: &Path) -> Result<UnixListener, DriverError> {
@@ -221,18 +194,4 @@ fn listen(path: &Path) -> Result<UnixListener, DriverError> {
         _ => {}
     }
     Ok(UnixListener::bind(path).doing(doing)?)
-}
-
-/// A file that is nowhere on a disk; of a fixed size if one is given.
-fn memory_file(name: &std::ffi::CStr, size: Option<u64>) -> Result<OwnedFd, Failure> {
-    let doing = || "making a file in memory";
-    let file = memfd_create(name, MFdFlags::MFD_CLOEXEC | MFdFlags::MFD_ALLOW_SEALING).doing(doing)?;
-    if let Some(size) = size {
-        let file = File::from(file);
-        file.set_len(size).doing(doing)?;
-        let seals = SealFlag::F_SEAL_GROW | SealFlag::F_SEAL_SHRINK | SealFlag::F_SEAL_SEAL;
-        fcntl(file.as_fd(), FcntlArg::F_ADD_SEALS(seals)).doing(doing)?;
-        return Ok(file.into());
-    }
-    Ok(file)
 }

@@ -7,11 +7,11 @@
 //! ```
 
 use std::{
-    fs::{self, File, OpenOptions},
+    fs::{self, File},
     future::Future,
     os::{
         fd::OwnedFd,
-        unix::fs::{FileExt as _, MetadataExt as _, OpenOptionsExt as _},
+        unix::fs::{FileExt as _, MetadataExt as _},
     },
     path::Path,
     time::{Duration, Instant},
@@ -22,25 +22,29 @@ use tokio::time::timeout;
 
 use super::{
     MemoryRecord, QemuRecord, command,
-    image::{SavedMemory, save_generation, save_into_clone, save_private, save_whole},
-    launch::{LOG_DESCRIPTOR, Plan, STATE_DESCRIPTOR, Started, clear},
+    launch::{LOG_DESCRIPTOR, Plan, STATE_DESCRIPTOR, Started},
     mapping::Mapping,
-    merging::Merging,
     qmp::{Qmp, QmpError},
 };
 use crate::{
     disk::try_clone,
-    driver::{DriverError, DriverRecord, Machine, MachineConfig, MachineRecord, SaveReport, VmmIdentity},
+    driver::{
+        DriverError, DriverRecord, Machine, MachineConfig, MachineRecord, SaveReport, VmmIdentity,
+        image::{SavedMemory, save_generation, save_into_clone, save_private, save_whole},
+        merging::Merging,
+    },
     failure::{Doing as _, Failure, Teardown, blocking},
     memory::Generations,
     network::SlotNumber,
     paths::CapsulePaths,
-    process::{ProcessExit, VmmProcess, cgroup::Cgroups},
+    process::{
+        ProcessExit, VmmProcess,
+        cgroup::Cgroups,
+        output::{descriptor_of, last_words},
+    },
     snapshot::{SnapshotFiles, SnapshotWriter},
 };
 
-/// How much of QEMU's log an error carries.
-const LAST_WORDS: u64 = 2000;
 /// Between the end of a connection to QEMU and the end of QEMU.
 const MOMENT: Duration = Duration::from_secs(1);
 /// For QEMU to greet an agent that comes back.
@@ -78,7 +82,7 @@ impl QemuMachine {
         if result.is_err() {
             let cleared = blocking(move || {
                 let mut teardown = Teardown::default();
-                clear(&home, &mut teardown);
+                home.clear_machine(&mut teardown);
                 cgroups.clear(slot, &mut teardown);
                 teardown.finish()
             });
@@ -121,7 +125,7 @@ impl QemuMachine {
     pub async fn adopt(
         process: VmmProcess,
         record: &MachineRecord,
-        memory: MemoryRecord,
+        qemu: &QemuRecord,
         cgroups: Cgroups,
     ) -> Result<Self, DriverError> {
         let pid = record.process.pid;
@@ -134,7 +138,7 @@ impl QemuMachine {
             qmp,
             log,
             state,
-            memory,
+            memory: qemu.memory,
             identity: record.identity.clone(),
             config: record.config,
             slot: record.slot,
@@ -262,7 +266,7 @@ impl Machine for QemuMachine {
         let (home, cgroups, slot) = (self.home.clone(), self.cgroups.clone(), self.slot);
         let cleared = blocking(move || {
             let mut teardown = Teardown::default();
-            clear(&home, &mut teardown);
+            home.clear_machine(&mut teardown);
             cgroups.clear(slot, &mut teardown);
             teardown.finish()
         });
@@ -304,33 +308,6 @@ async fn explain(process: &VmmProcess, log: &OwnedFd, during: &'static str, sour
 
 fn ended(log: &OwnedFd, during: &'static str, exit: ProcessExit) -> DriverError {
     DriverError::Ended { during, exit, stderr: last_words(log) }
-}
-
-/// What QEMU said last. The log has a fixed size; what is not written of it is zero.
-fn last_words(log: &OwnedFd) -> String {
-    let read = || -> std::io::Result<Vec<u8>> {
-        let file = File::from(log.try_clone()?);
-        let mut content = vec![0; usize::try_from(file.metadata()?.len().min(1 << 20)).unwrap_or(0)];
-        let length = file.read_at(&mut content, 0)?;
-        content.truncate(length);
-        Ok(content)
-    };
-    let content = read().unwrap_or_default();
-    let length = content.iter().position(|byte| *byte == 0).unwrap_or(content.len());
-    let start = length.saturating_sub(LAST_WORDS as usize);
-    String::from_utf8_lossy(&content[start..length]).trim().to_owned()
-}
-
-/// One of the files in memory that an adopted QEMU was given. Whatever is there instead is neither waited
-/// for nor changed.
-fn descriptor_of(pid: i32, number: i32) -> Result<OwnedFd, Failure> {
-    let path = format!("/proc/{pid}/fd/{number}");
-    let doing = || format!("opening {path}");
-    let file = OpenOptions::new().read(true).custom_flags(libc::O_NONBLOCK).open(&path).doing(doing)?;
-    if !file.metadata().doing(doing)?.is_file() {
-        return Err(Failure::new(doing(), std::io::Error::from(std::io::ErrorKind::InvalidData)));
-    }
-    Ok(file.into())
 }
 
 /// Never more than any device state can be, as the VMM may have written anything.

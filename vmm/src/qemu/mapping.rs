@@ -10,11 +10,13 @@ use std::{
 use nix::errno::Errno;
 
 use crate::{
-    driver::DriverError,
+    driver::{
+        DriverError,
+        image::{CHUNK, ChangedPages, TakePages},
+    },
     failure::{Doing as _, Failure},
+    memory::BLOCK as PAGE,
 };
-
-pub const PAGE: u64 = 4096;
 
 /// One stretch of addresses that maps one stretch of the file.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -34,12 +36,12 @@ pub struct Mapping {
 
 /// A stretch of changed pages.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Changed {
+struct Changed {
     /// In the process.
-    pub address: u64,
+    address: u64,
     /// In the guest's memory.
-    pub offset: u64,
-    pub length: u64,
+    offset: u64,
+    length: u64,
 }
 
 impl Mapping {
@@ -65,7 +67,7 @@ impl Mapping {
     }
 
     /// The pages the guest has written since it started from the file. It must not run meanwhile.
-    pub fn changed(&self) -> Result<Vec<Changed>, Failure> {
+    fn changed(&self) -> Result<Vec<Changed>, Failure> {
         let path = format!("/proc/{}/pagemap", self.pid);
         let pagemap = File::open(&path).doing(|| format!("opening {path}"))?;
         let mut changed = Vec::new();
@@ -90,9 +92,29 @@ impl Mapping {
     }
 
     /// The process's memory, to be read at the addresses of [`Changed`].
-    pub fn memory(&self) -> Result<File, Failure> {
+    fn memory(&self) -> Result<File, Failure> {
         let path = format!("/proc/{}/mem", self.pid);
         File::open(&path).doing(|| format!("opening {path}"))
+    }
+}
+
+impl ChangedPages for Mapping {
+    fn each(&self, take: &mut TakePages<'_>) -> Result<u64, DriverError> {
+        let memory = self.memory()?;
+        let mut buffer = vec![0; CHUNK as usize];
+        let mut all = 0;
+        for changed in self.changed()? {
+            let mut done = 0;
+            while done < changed.length {
+                let length = (changed.length - done).min(CHUNK);
+                let pages = &mut buffer[..length as usize];
+                memory.read_exact_at(pages, changed.address + done).doing(|| "reading changed pages")?;
+                take(pages, changed.offset + done)?;
+                done += length;
+            }
+            all += changed.length;
+        }
+        Ok(all)
     }
 }
 

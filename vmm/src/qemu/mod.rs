@@ -2,14 +2,11 @@
 
 mod base;
 mod command;
-mod image;
 mod launch;
 mod machine;
 mod mapping;
-mod merging;
 mod qmp;
 mod sealed;
-mod tsc;
 mod version;
 
 use std::{
@@ -21,23 +18,23 @@ use std::{
 use async_trait::async_trait;
 use serde::{Deserialize, Serialize};
 
+pub(crate) use self::machine::QemuMachine;
 pub use self::qmp::QmpError;
 use self::{
     command::{Accelerator, DEVICE_LAYOUT},
     launch::{Launcher, Origin},
-    machine::QemuMachine,
     sealed::SealedMemories,
     version::QemuVersion,
 };
 use crate::{
     driver::{
-        BootRequest, Driver, DriverError, DriverOptions, DriverRecord, KernelImage, Machine, MachineRecord,
+        self, BootRequest, Driver, DriverError, DriverOptions, KernelImage, Machine, MachineRecord,
         RestoreRequest, VmmIdentity,
     },
     failure::{Doing as _, blocking},
-    kvm::KvmCheck,
-    process::VmmProcess,
+    kvm::{self, KvmCheck},
     snapshot::Snapshot,
+    tsc,
 };
 
 const PROGRAM: &str = "qemu-system-x86_64";
@@ -90,7 +87,7 @@ impl QemuDriver {
         let cpu_model = match accelerator {
             Accelerator::Tcg => accelerator.cpu().to_owned(),
             // What the guest sees is this processor.
-            Accelerator::Kvm => format!("{}: {}", accelerator.cpu(), processor()?),
+            Accelerator::Kvm => format!("{}: {}", accelerator.cpu(), kvm::processor_model()?),
         };
         let groups = match accelerator {
             Accelerator::Tcg => Vec::new(),
@@ -122,17 +119,6 @@ pub(crate) fn describe(program: &Path, kvm: bool) -> Result<String, DriverError>
     Ok(format!("qemu/{accelerator} {}", QemuVersion::of(program)?))
 }
 
-fn processor() -> Result<String, DriverError> {
-    const PATH: &str = "/proc/cpuinfo";
-    let text = fs::read_to_string(PATH).doing(|| format!("reading {PATH}"))?;
-    let value = |name: &str| {
-        let line = text.lines().find(|line| line.starts_with(name))?;
-        Some(line.split_once(':')?.1.trim().to_owned())
-    };
-    let parts = ["model name", "cpu family", "model", "stepping"];
-    Ok(parts.iter().filter_map(|name| value(name)).collect::<Vec<_>>().join(" "))
-}
-
 #[async_trait]
 impl Driver for QemuDriver {
     fn summary(&self) -> String {
@@ -152,7 +138,7 @@ impl Driver for QemuDriver {
     }
 
     async fn restore(&self, request: RestoreRequest<'_>) -> Result<Box<dyn Machine>, DriverError> {
-        let RestoreRequest { snapshot, kernel, sharing, disk, slot, home, deadline } = request;
+        let RestoreRequest { snapshot, kernel, sharing, disk, slot, home, deadline, template: _ } = request;
         let manifest = snapshot.manifest();
         let wanted = kernel.map_or_else(|| manifest.identity.kernel.clone(), |kernel| kernel.version.clone());
         let identity = self.identity_with(wanted);
@@ -166,9 +152,7 @@ impl Driver for QemuDriver {
     }
 
     async fn adopt(&self, record: &MachineRecord) -> Result<Box<dyn Machine>, DriverError> {
-        let DriverRecord::Qemu(qemu) = &record.driver;
-        let process = VmmProcess::adopt(&record.process)?;
-        Ok(Box::new(QemuMachine::adopt(process, record, qemu.memory, self.launcher.cgroups.clone()).await?))
+        driver::adopt(record, &self.launcher.cgroups).await
     }
 
     async fn forget(&self, snapshot: &Snapshot) -> Result<(), DriverError> {

@@ -6,8 +6,9 @@
 //!        memory          one byte of file per byte of guest memory, holes where it is zero; or instead
 //!        memory.header   and data files, some of them hard links of earlier snapshots': see `memory`
 //!        disk.ext4       of the same moment as the memory; with disk.ext4.base beside it, what was changed of that
+//!        working-set     which pages a restore needed, once one has shown it: a hint, see `uffd`
 //! ```
-//! Nothing in it ever changes, so all of it may be linked or cloned into another snapshot.
+//! Nothing else in it ever changes, so all of it may be linked or cloned into another snapshot.
 //! A snapshot becomes visible only complete: see [`SnapshotWriter`].
 
 mod manifest;
@@ -33,6 +34,7 @@ const MANIFEST: &str = "manifest.json";
 const STATE: &str = "state";
 const MEMORY: &str = "memory";
 const DISK: &str = "disk.ext4";
+const WORKING_SET: &str = "working-set";
 /// Far more than any VMM's device state; what is larger did not come from one.
 pub(crate) const STATE_LIMIT: u64 = 16 << 20;
 
@@ -171,6 +173,11 @@ impl Snapshot {
 
     pub fn state(&self) -> PathBuf {
         self.directory.join(STATE)
+    }
+
+    /// Which pages a restore needs, if that is known.
+    pub fn working_set(&self) -> PathBuf {
+        self.directory.join(WORKING_SET)
     }
 
     /// There if the manifest says so.

@@ -15,7 +15,9 @@ use std::{
 
 use nix::fcntl::{AT_FDCWD, RenameFlags, renameat2};
 
-use super::{DISK, DiskEntry, FileDigest, MANIFEST, MEMORY, MemoryLayout, STATE, Snapshot, SnapshotError};
+use super::{
+    DISK, DiskEntry, FileDigest, MANIFEST, MEMORY, MemoryLayout, STATE, Snapshot, SnapshotError, WORKING_SET,
+};
 use crate::{
     disk::{DiskFiles, clone_or_copy},
     driver::{MachineConfig, VmmIdentity},
@@ -87,6 +89,11 @@ impl SnapshotWriter {
 
     pub fn state_path(&self) -> PathBuf {
         self.partial.join(STATE)
+    }
+
+    /// Where a hint may be put: see [`Snapshot::working_set`].
+    pub(crate) fn working_set_path(&self) -> PathBuf {
+        self.partial.join(WORKING_SET)
     }
 
     /// Where the disk of the same moment is to be cloned to, if the snapshot is to have one.

@@ -21,7 +21,7 @@ pub struct PageServerConfig {
     /// What is recorded after it contains it: give none now and then, so that it does not only grow.
     pub prefetch: Option<PathBuf>,
     /// Where to put this restore's working set, replacing a file that is there. Its directory must be writable
-    /// for `user`.
+    /// for `user`; those above it need not even be open to it.
     pub record: Option<PathBuf>,
     /// The user the VMM runs as: the socket becomes its, and the server becomes it once everything is open. None
     /// for tests, where both stay who they are.

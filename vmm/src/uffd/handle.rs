@@ -118,6 +118,8 @@ impl PageServerHandle {
         let doing = || format!("starting a page server by {}", program.display());
         let json = serde_json::to_string(config).doing(doing)?;
         let mut command = Command::new(program);
+        // What it inherits is for the VMM's user to read.
+        command.env_clear();
         command.args(arguments).arg(json).stdin(Stdio::null()).stdout(Stdio::piped()).stderr(log);
         // A signal from the agent's terminal is not meant for it.
         command.process_group(0);

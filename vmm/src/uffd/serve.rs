@@ -2,6 +2,7 @@
 //! with the VMM.
 
 use std::{
+    env,
     error::Error,
     fs,
     io::{self, Write as _},
@@ -110,7 +111,8 @@ impl PageServer {
     }
 
     /// Serves one VMM until it ends.
-    pub fn serve(self) -> Result<(), PageServerError> {
+    pub fn serve(mut self) -> Result<(), PageServerError> {
+        self.enter_record_directory()?;
         let prefetch =
             self.config.prefetch.as_deref().map_or_else(Vec::new, |path| plan(path, &*self.source));
         // Everything that only root may open is open.
@@ -123,6 +125,17 @@ impl PageServer {
         let vmm = handshake::receive(stream, source.blocks() * PAGE)?;
         tracing::info!(pid = vmm.pid, blocks = source.blocks(), "serving the memory of a VMM");
         Serving::start(&config, source, vmm, prefetch)?.oversee(&control)
+    }
+
+    /// What is recorded is named from within its directory: the user this becomes may not get into those above it.
+    fn enter_record_directory(&mut self) -> Result<(), Failure> {
+        if let Some(record) = &mut self.config.record
+            && let (Some(directory), Some(name)) = (record.parent(), record.file_name())
+        {
+            env::set_current_dir(directory).doing(|| format!("entering {}", directory.display()))?;
+            *record = Path::new(".").join(name);
+        }
+        Ok(())
     }
 
     fn wait_for_vmm(&self) -> Result<UnixStream, PageServerError> {

@@ -12,9 +12,10 @@ use wrenn_vmm::{
     disk::{self, AttachedDisk, DiskOptions, DiskStore, DiskStoreChoice},
     driver::{
         self, BootRequest, Driver, DriverError, DriverOptions, KernelImage, Machine, MachineConfig,
-        MemorySharing, RestoreRequest, SaveReport,
+        MemorySharing, RestoreRequest, SaveReport, VmmChoice,
     },
-    kvm::KvmPolicy,
+    firecracker::{PageServerCommand, RestoreChoice},
+    kvm::{KvmCheck, KvmPolicy},
     network::{NetworkOptions, NetworkSlot, SlotAllocator, SlotRange},
     paths::{CapsulePaths, HostPaths},
     process::cgroup::Cgroups,
@@ -38,6 +39,59 @@ pub struct Host {
     directory: tempfile::TempDir,
     image: PathBuf,
     slot_range: SlotRange,
+    pub vmm: Vmm,
+}
+
+/// By what machines are run.
+#[derive(Clone, Debug)]
+pub struct Vmm {
+    pub choice: VmmChoice,
+    pub restore: RestoreChoice,
+    firecracker_binary: Option<PathBuf>,
+    page_server: Option<PageServerCommand>,
+}
+
+impl Vmm {
+    pub fn qemu() -> Self {
+        Self {
+            choice: VmmChoice::Qemu,
+            restore: RestoreChoice::Auto,
+            firecracker_binary: None,
+            page_server: None,
+        }
+    }
+
+    /// By the program that `WRENN_FIRECRACKER_BIN` names, on a host whose KVM is usable; why not, if not.
+    pub fn firecracker(
+        restore: RestoreChoice,
+        page_server: Option<PageServerCommand>,
+    ) -> Result<Self, String> {
+        let program = std::env::var_os("WRENN_FIRECRACKER_BIN").ok_or("WRENN_FIRECRACKER_BIN is not set")?;
+        let check = KvmCheck::run(kvm_policy());
+        if !check.usable {
+            return Err(format!("KVM is not usable: {check}"));
+        }
+        let choice = VmmChoice::Firecracker;
+        Ok(Self { choice, restore, firecracker_binary: Some(program.into()), page_server })
+    }
+
+    fn options(&self, paths: &HostPaths) -> DriverOptions {
+        DriverOptions {
+            vmm: self.choice,
+            kvm: kvm_policy(),
+            qemu_binary: None,
+            firecracker_binary: self.firecracker_binary.clone(),
+            restore: self.restore,
+            page_server: self.page_server.clone(),
+            run: paths.run().to_owned(),
+            cgroups: Cgroups::none(),
+        }
+    }
+}
+
+fn kvm_policy() -> KvmPolicy {
+    let policy = std::env::var("WRENN_KVM").map(|policy| policy.parse().expect("WRENN_KVM is a policy"));
+    policy.unwrap_or_default()
 }
 
 /// What a machine stands on.
@@ -66,7 +120,7 @@ fn prepared() -> HostPaths {
 
 impl Host {
     /// `slots` must not be used by anything else on the machine.
-    pub async fn start(slots: &str, choice: DiskStoreChoice) -> Self {
+    pub async fn start(vmm: &Vmm, slots: &str, choice: DiskStoreChoice) -> Self {
         let prepared = prepared();
         end_strays(&slots.parse().unwrap());
         let kernel = prepared.current_kernel().expect("WRENN_DIR must hold a guest kernel");
@@ -79,14 +133,8 @@ impl Host {
         let slot_range: SlotRange = slots.parse().unwrap();
         let options = NetworkOptions { slots: slot_range, pool: 1, name_servers: Vec::new() };
         let slots = SlotAllocator::start(options, &Default::default()).await.unwrap();
-        let options = DriverOptions {
-            kvm: KvmPolicy::Auto,
-            qemu_binary: None,
-            run: paths.run().to_owned(),
-            cgroups: Cgroups::none(),
-        };
-        let driver = driver::open(&options).await.unwrap();
-        Self { driver, store, slots, paths, kernel, directory, image, slot_range }
+        let driver = driver::open(&vmm.options(&paths)).await.unwrap();
+        Self { driver, store, slots, paths, kernel, directory, image, slot_range, vmm: vmm.clone() }
     }
 
     /// Removes everything, and checks that it could.
@@ -152,6 +200,7 @@ impl Host {
             disk: &parts.disk,
             slot: &parts.slot,
             home: &parts.home,
+            template: Some("minimal"),
             deadline: PATIENCE,
         };
         self.driver.restore(request).await

@@ -3,6 +3,7 @@
 use std::{
     fs,
     os::unix::fs::MetadataExt as _,
+    path::PathBuf,
     sync::Arc,
     time::{Duration, Instant},
 };
@@ -13,7 +14,8 @@ use nix::{
 };
 use tokio::time::timeout;
 use wrenn_vmm::{
-    driver::{DriverError, MachineRecord, MemorySharing},
+    driver::{DriverError, MachineRecord, MemorySharing, VmmChoice},
+    firecracker::RestoreChoice,
     process::{ProcessError, ProcessExit},
 };
 
@@ -140,14 +142,56 @@ pub async fn a_vmm_has_no_privileges(stage: Arc<Stage>) {
     for entry in fs::read_dir(format!("/proc/{pid}/fd")).unwrap() {
         let target = fs::read_link(entry.unwrap().path()).unwrap_or_default();
         let target = target.to_string_lossy();
-        let known = ["/dev/null", "/dev/net/tun", "/memfd:", "socket:", "anon_inode:", "pipe:"];
+        let known = [
+            "/dev/null",
+            "/dev/net/tun",
+            "/dev/kvm",
+            "/memfd:",
+            "socket:",
+            "anon_inode:",
+            "pipe:",
+            // Of a jail.
+            "/capsule/rootfs",
+        ];
         let own = target.starts_with(&*running.home.directory.to_string_lossy())
             || target.starts_with(&*golden.directory().to_string_lossy());
         assert!(own || known.iter().any(|prefix| target.starts_with(prefix)), "it has {target} open");
     }
     // The memory that others start from too cannot be changed by anyone.
     let maps = fs::read_to_string(format!("/proc/{pid}/maps")).unwrap();
-    assert!(maps.contains("wrenn-memory") || maps.contains(&*running.home.memory().to_string_lossy()));
+    let served = host.vmm.restore == RestoreChoice::Uffd;
+    let own = running.home.memory();
+    let names = ["wrenn-memory", "/capsule/memory", own.to_str().unwrap()];
+    assert!(served || names.iter().any(|name| maps.contains(name)), "{maps}");
+    if host.vmm.choice == VmmChoice::Firecracker {
+        jailed(pid, uid);
+    }
     timeout(PATIENCE, async { running.wait_for_guest() }).await.unwrap();
     host.end(running).await;
+}
+
+/// It sees nothing of the host but what it was given.
+fn jailed(pid: i32, uid: u32) {
+    let root = PathBuf::from(format!("/proc/{pid}/root"));
+    let names = |directory: &str| {
+        let entries = fs::read_dir(root.join(directory)).unwrap().map(|entry| entry.unwrap().file_name());
+        let mut names: Vec<String> = entries.map(|name| name.into_string().unwrap()).collect();
+        names.sort();
+        names
+    };
+    assert_eq!(names(""), ["capsule", "dev", "firecracker", "run"]);
+    for name in names("dev").iter().filter(|name| *name != "net") {
+        assert!(["kvm", "urandom", "userfaultfd"].contains(&name.as_str()), "/dev/{name}");
+    }
+    assert_eq!(fs::metadata(root.join("dev/kvm")).unwrap().uid(), uid);
+    let mounts = fs::read_to_string(format!("/proc/{pid}/mounts")).unwrap();
+    for mount in mounts.lines() {
+        let place = mount.split(' ').nth(1).unwrap();
+        let given = ["/capsule/", "/run", "/firecracker"].iter().any(|given| place.starts_with(given));
+        assert!(place == "/" || given, "{mount}");
+        if !["/capsule/rootfs", "/capsule/saved", "/run"].contains(&place) {
+            let options = mount.split(' ').nth(3).unwrap();
+            assert!(options.split(',').any(|option| option == "ro"), "{mount}");
+        }
+    }
 }

@@ -10,7 +10,12 @@ use std::{
 };
 
 use sha2::{Digest as _, Sha256};
-use wrenn_vmm::{disk::DiskView, driver::MemorySharing, snapshot::SnapshotWriter};
+use wrenn_vmm::{
+    disk::DiskView,
+    driver::MemorySharing,
+    memory::{BLOCK, Generations},
+    snapshot::SnapshotWriter,
+};
 
 use crate::{
     Stage,
@@ -32,8 +37,35 @@ pub fn live(running: &Running) -> Vec<u8> {
         .next()
         .expect("the VMM maps the guest's memory in one piece");
     let mut content = vec![0; size as usize];
-    File::open(format!("/proc/{pid}/mem")).unwrap().read_exact_at(&mut content, start).unwrap();
+    let memory = File::open(format!("/proc/{pid}/mem")).unwrap();
+    for (index, part) in content.chunks_mut(PART).enumerate() {
+        let offset = (index * PART) as u64;
+        if memory.read_exact_at(part, start + offset).is_err() {
+            read_pages(running, &memory, start, offset, part);
+        }
+    }
     content
+}
+
+const PART: usize = 1 << 20;
+
+/// The same, page by page, where some were never touched: the kernel shows those of a served memory to nobody, and they
+/// are what the machine was restored from.
+fn read_pages(running: &Running, memory: &File, start: u64, offset: u64, part: &mut [u8]) {
+    let home = &running.home;
+    let base = if home.generations().exists() {
+        Generations::open(&home.generations())
+    } else {
+        Generations::of_flat(&home.memory(), None)
+    };
+    let base = base.unwrap();
+    for (index, page) in part.chunks_mut(BLOCK as usize).enumerate() {
+        let at = offset + index as u64 * BLOCK;
+        if let Err(error) = memory.read_exact_at(page, start + at) {
+            assert_eq!(error.raw_os_error(), Some(libc::EIO), "{error}");
+            base.read(at / BLOCK, 1, page).unwrap();
+        }
+    }
 }
 
 pub fn holds(memory: &[u8], marker: &[u8]) -> bool {

@@ -3,7 +3,8 @@
 use std::{fs, path::Path, sync::Arc};
 
 use wrenn_vmm::{
-    driver::{DriverError, MemorySharing},
+    driver::{DriverError, MemorySharing, VmmChoice},
+    firecracker::api::ApiError,
     snapshot::Snapshot,
 };
 
@@ -29,15 +30,26 @@ async fn altered(golden: &Snapshot, at: &Path, what: &str, instead: &str) -> Sna
     Snapshot::open(at).await.unwrap()
 }
 
+fn nothing_is_left(parts: &host::Parts) {
+    for path in parts.home.of_machine() {
+        assert!(!path.exists(), "{} is left", path.display());
+    }
+}
+
 pub async fn a_snapshot_of_another_vmm_is_refused_before_anything_starts(stage: Arc<Stage>) {
     let Stage { host, golden } = &*stage;
     let at = host.paths.snapshot(&"foreign".parse().unwrap());
-    let foreign = altered(golden, &at, "\"driver\": \"qemu\"", "\"driver\": \"firecracker\"").await;
+    let (own, other) = match host.vmm.choice {
+        VmmChoice::Firecracker => ("firecracker", "qemu"),
+        _ => ("qemu", "firecracker"),
+    };
+    let driver = |name: &str| format!("\"driver\": \"{name}\"");
+    let foreign = altered(golden, &at, &driver(own), &driver(other)).await;
     let parts = host.parts("foreign", &foreign).await;
     let refused = host.try_restore(&foreign, MemorySharing::Shared, &parts).await.err();
     let Some(DriverError::Refused(mismatch)) = refused else { panic!("{refused:?}") };
-    assert_eq!(mismatch.0, ["VMM firecracker (here qemu)"]);
-    assert!(!parts.home.memory().exists() && !parts.home.qmp_socket().exists());
+    assert_eq!(mismatch.0, [format!("VMM {other} (here {own})")]);
+    nothing_is_left(&parts);
     host.discard(parts).await;
     foreign.remove().await.unwrap();
 }
@@ -53,7 +65,7 @@ pub async fn a_disk_or_a_slot_in_use_is_refused(stage: Arc<Stage>) {
         matches!(&refused, Some(DriverError::DiskInUse(path)) if path == running.disk.device()),
         "{refused:?}"
     );
-    assert!(!parts.home.memory().exists() && !parts.home.qmp_socket().exists());
+    nothing_is_left(&parts);
     parts.disk = own;
 
     let host::Parts { slot, disk, home } = parts;
@@ -80,9 +92,14 @@ pub async fn a_state_that_cannot_be_loaded_is_an_error_with_a_reason(stage: Arc<
 
     let parts = host.parts("broken", &broken).await;
     let failed = host.try_restore(&broken, MemorySharing::Shared, &parts).await.err();
-    let Some(DriverError::Ended { stderr, .. }) = &failed else { panic!("{failed:?}") };
-    assert!(!stderr.is_empty(), "QEMU said why");
-    assert!(!parts.home.memory().exists() && !parts.home.qmp_socket().exists());
+    match &failed {
+        Some(DriverError::Ended { stderr, .. }) => assert!(!stderr.is_empty(), "the VMM said why"),
+        Some(DriverError::Firecracker { source: ApiError::Refused { fault, .. }, .. }) => {
+            assert!(!fault.is_empty(), "the VMM said why");
+        }
+        _ => panic!("{failed:?}"),
+    }
+    nothing_is_left(&parts);
     host.discard(parts).await;
     broken.remove().await.unwrap();
 }

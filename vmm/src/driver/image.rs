@@ -12,100 +12,86 @@ use std::{
 
 use nix::fcntl::{FallocateFlags, fallocate};
 
-use super::mapping::{Mapping, PAGE};
+use super::DriverError;
 use crate::{
     disk::{clone_or_copy, try_clone},
-    driver::DriverError,
     failure::{Doing as _, Failure},
-    memory::{DataDigest, GenerationWriter, Generations, runs, whole_blocks},
+    memory::{BLOCK, DataDigest, GenerationWriter, Generations, runs, whole_blocks},
     paths::hex,
     snapshot::{MemoryLayout, SnapshotFiles},
 };
 
 /// Pages are copied by so much at a time.
-const CHUNK: u64 = 1 << 20;
+pub const CHUNK: u64 = 1 << 20;
 /// A VMM reads it through a descriptor it was given; nobody else gets into its directory.
 const MODE: u32 = 0o644;
 
+/// The pages of a guest's memory, whose vCPUs are stopped, that are no longer what the machine was started with.
+pub trait ChangedPages {
+    /// Reads them, in order, and hands them over with their offset in the guest's memory. Answers how many bytes they
+    /// are.
+    fn each(&self, take: &mut TakePages<'_>) -> Result<u64, DriverError>;
+}
+
+/// Gets whole pages, which lie one behind the other, and where the first of them is in the guest's memory.
+pub type TakePages<'a> = dyn FnMut(&[u8], u64) -> Result<(), DriverError> + 'a;
+
 /// What was saved of a memory.
+#[derive(Debug)]
 pub struct SavedMemory {
     pub written_bytes: u64,
     pub layout: MemoryLayout,
 }
 
-/// Writes what `mapping`, of the file `base`, holds in a process whose vCPUs are stopped into a snapshot. Where files
-/// share blocks that is a clone of the base with the changed pages in it; elsewhere the base is linked and
-/// the changed pages are a generation of their own, so that nothing is copied.
+/// Writes a memory into a snapshot: the file `base`, but for what has changed. Where files share blocks that is a
+/// clone of the base with the changed pages in it; elsewhere the base is linked and the changed pages are a generation
+/// of their own, so that nothing is copied.
 pub fn save_private(
-    mapping: &Mapping,
+    changed: &dyn ChangedPages,
     base: &Path,
     into: &SnapshotFiles,
 ) -> Result<SavedMemory, DriverError> {
     if try_clone(base, &into.memory)? {
-        return save_into_clone(mapping, base, into);
+        return save_into_clone(changed, base, into);
     }
     let doing = || format!("looking at {}", base.display());
     let owner = fs::metadata(base).doing(doing)?.uid();
     if owner != 0 {
         // The VMM could write to it: only a copy is certain not to change any more.
         clone_or_copy(base, &into.memory)?;
-        return save_into_clone(mapping, base, into);
+        return save_into_clone(changed, base, into);
     }
-    save_generation(mapping, &Generations::of_flat(base, None)?, into)
+    save_generation(changed, &Generations::of_flat(base, None)?, into)
 }
 
 /// The same for a machine whose memory was itself made from generations.
 pub fn save_generation(
-    mapping: &Mapping,
+    changed: &dyn ChangedPages,
     base: &Generations,
     into: &SnapshotFiles,
 ) -> Result<SavedMemory, DriverError> {
     let mut writer = GenerationWriter::after(base, &into.directory);
-    each_changed(mapping, |pages, offset| Ok(writer.write(offset, pages)?))?;
+    changed.each(&mut |pages, offset| Ok(writer.write(offset, pages)?))?;
     let written = writer.finish()?;
     Ok(SavedMemory { written_bytes: written.data_bytes, layout: (&written).into() })
 }
 
 /// The same into a clone of the base that was made before the vCPUs were stopped.
 pub fn save_into_clone(
-    mapping: &Mapping,
+    changed: &dyn ChangedPages,
     base: &Path,
     into: &SnapshotFiles,
 ) -> Result<SavedMemory, DriverError> {
-    Ok(flat(save_changed(mapping, &into.memory)?, base, None)?)
+    Ok(flat(save_changed(changed, &into.memory)?, base, None)?)
 }
 
-/// Writes the changed pages into `image`, which has the content of the mapping's file. Answers how many bytes those
-/// are.
-fn save_changed(mapping: &Mapping, to: &Path) -> Result<u64, DriverError> {
+/// Writes the changed pages into `to`, which has the content of the base. Answers how many bytes those are.
+fn save_changed(changed: &dyn ChangedPages, to: &Path) -> Result<u64, DriverError> {
     let image = open(to)?;
     let mut writer = PageWriter { image: &image, data: whole_blocks(&image).doing(|| listing(to))? };
-    each_changed(mapping, |pages, offset| {
+    changed.each(&mut |pages, offset| {
         Ok(writer.write(pages, offset).doing(|| format!("copying changed pages to {}", to.display()))?)
     })
-}
-
-/// Reads the changed pages, in order, and hands them over with their offset in the guest's memory. Answers how many
-/// bytes they are.
-fn each_changed(
-    mapping: &Mapping,
-    mut take: impl FnMut(&[u8], u64) -> Result<(), DriverError>,
-) -> Result<u64, DriverError> {
-    let memory = mapping.memory()?;
-    let mut buffer = vec![0; CHUNK as usize];
-    let mut all = 0;
-    for changed in mapping.changed()? {
-        let mut done = 0;
-        while done < changed.length {
-            let length = (changed.length - done).min(CHUNK);
-            let pages = &mut buffer[..length as usize];
-            memory.read_exact_at(pages, changed.address + done).doing(|| "reading changed pages")?;
-            take(pages, changed.offset + done)?;
-            done += length;
-        }
-        all += changed.length;
-    }
-    Ok(all)
 }
 
 /// Writes what the file `memory`, which a machine whose vCPUs are stopped shares, holds into a snapshot. Pages that
@@ -126,7 +112,7 @@ pub fn save_whole(memory: &Path, to: &Path) -> Result<SavedMemory, DriverError> 
                 .read_exact_at(pages, position)
                 .and_then(|()| punch_zeros(&image, pages, position))
                 .doing(|| format!("dropping zero pages of {}", to.display()))?;
-            digest.add(position / PAGE, pages);
+            digest.add(position / BLOCK, pages);
             position += length;
         }
     }
@@ -197,18 +183,18 @@ mod tests {
     use super::*;
 
     fn page(byte: u8) -> Vec<u8> {
-        vec![byte; PAGE as usize]
+        vec![byte; BLOCK as usize]
     }
 
     #[test]
     fn zeros_take_no_room_wherever_they_come_from() {
         let file = tempfile::NamedTempFile::new().unwrap();
         let image = file.as_file();
-        image.set_len(64 * PAGE).unwrap();
+        image.set_len(64 * BLOCK).unwrap();
         image.write_all_at(&[page(1), page(2), page(3)].concat(), 0).unwrap();
         let mut writer = PageWriter { image, data: whole_blocks(image).unwrap() };
         writer.write(&[page(4), page(0), page(5)].concat(), 0).unwrap();
-        writer.write(&[page(0), page(6)].concat(), 10 * PAGE).unwrap();
+        writer.write(&[page(0), page(6)].concat(), 10 * BLOCK).unwrap();
 
         let mut expected = vec![page(0); 64];
         for (at, byte) in [(0, 4), (2, 5), (11, 6)] {
@@ -220,15 +206,15 @@ mod tests {
             file.sync_all().unwrap();
             file.metadata().unwrap().blocks() * 512
         };
-        assert_eq!(room(file.path()), 3 * PAGE);
+        assert_eq!(room(file.path()), 3 * BLOCK);
 
         let copy = tempfile::NamedTempFile::new().unwrap();
-        image.write_all_at(&page(0), 30 * PAGE).unwrap();
+        image.write_all_at(&page(0), 30 * BLOCK).unwrap();
         let saved = save_whole(file.path(), copy.path()).unwrap();
-        assert_eq!(saved.written_bytes, 3 * PAGE);
+        assert_eq!(saved.written_bytes, 3 * BLOCK);
         let digest = Some(hex(&DataDigest::of(image).unwrap()));
-        assert_eq!(saved.layout, MemoryLayout::Flat { bytes: 64 * PAGE, digest });
+        assert_eq!(saved.layout, MemoryLayout::Flat { bytes: 64 * BLOCK, digest });
         assert!(fs::read(copy.path()).unwrap() == expected.concat());
-        assert_eq!(room(copy.path()), 3 * PAGE);
+        assert_eq!(room(copy.path()), 3 * BLOCK);
     }
 }

@@ -1,0 +1,306 @@
+//! Starts machines: from nothing, or from a snapshot, whose memory is mapped or served.
+//!
+//! ```text
+//!  link the snapshot's memory into the home
+//!        │
+//!        ▼           the page server failed, or nothing was heard in time; a few times
+//!  ┌─▶ attempt ──────────────────────────────────────────────────────────┐
+//!  │     ├── vCPUs run ▶ done                                            │
+//!  │     └── any other error ▶ all undone                                ▼
+//!  └───────────────────────────────────── both processes are ended, what they made is removed
+//! ```
+
+use std::time::{Duration, Instant};
+
+use super::{
+    RestoreChoice,
+    api::{ApiError, Firecracker, MemoryBackend, MemoryBackendType, SnapshotLoad},
+    changes,
+    launch::{Launcher, Origin, Output, Place},
+    machine::{FirecrackerMachine, connect, supervise},
+    model::{MEMORY, PAGES_SOCKET, STATE, configure, metadata},
+    pages::{self, PageServer, PageServerCommand},
+};
+use crate::{
+    driver::{
+        DriverError, KernelImage, VmmIdentity,
+        base::{link_flat, link_generations, open_up},
+    },
+    failure::{Doing as _, blocking},
+    snapshot::{MemoryLayout, Snapshot},
+    uffd::PageServerHandle,
+};
+
+/// How often a restore is tried whose page server fails.
+const ATTEMPTS: u32 = 3;
+
+/// All that starting a machine takes, but where it comes from.
+pub struct Starter<'a> {
+    pub launcher: &'a Launcher,
+    pub place: Place,
+    pub identity: VmmIdentity,
+    pub template: Option<&'a str>,
+    pub deadline: Duration,
+}
+
+/// How a restored machine gets its memory.
+#[derive(Clone, Copy, Debug)]
+pub enum Way<'a> {
+    Mapped,
+    Served(&'a PageServerCommand),
+}
+
+impl<'a> Way<'a> {
+    /// What is chosen, or what is better for such a memory: a flat one is mapped, because all machines that are
+    /// restored from it then share the host's copy of it, and no other process is needed; one in generations would have to
+    /// be put together first, and is served.
+    pub fn choose(
+        choice: RestoreChoice,
+        command: Option<&'a PageServerCommand>,
+        memory: &MemoryLayout,
+    ) -> Result<Self, DriverError> {
+        let served = match choice {
+            RestoreChoice::File => false,
+            RestoreChoice::Uffd => true,
+            RestoreChoice::Auto => {
+                command.is_some()
+                    && super::faults_can_be_served()
+                    && matches!(memory, MemoryLayout::Generations { .. })
+            }
+        };
+        match (served, command) {
+            (false, _) => Ok(Self::Mapped),
+            (true, Some(command)) => Ok(Self::Served(command)),
+            (true, None) => {
+                Err(DriverError::NoVmm("restoring by page server: no program for it is known".to_owned()))
+            }
+        }
+    }
+}
+
+impl Starter<'_> {
+    /// From nothing.
+    pub async fn boot(self, kernel: &KernelImage) -> Result<FirecrackerMachine, DriverError> {
+        let prepared = self.prepare(None).await;
+        let origin = Origin::Boot(kernel.clone());
+        let content = metadata(&self.place.home.name(), None);
+        let begin = async |api: &Firecracker| {
+            configure(api, self.place.config).await?;
+            api.mmds(&content).await?;
+            api.start().await
+        };
+        let booted = match prepared {
+            Ok(()) => self.attempt(&origin, None, self.deadline, begin).await,
+            Err(error) => Err(error),
+        };
+        self.conclude(booted).await
+    }
+
+    /// From a snapshot. As often as it takes, if its page server fails.
+    pub async fn restore(self, snapshot: &Snapshot, way: Way<'_>) -> Result<FirecrackerMachine, DriverError> {
+        let begun = Instant::now();
+        let mut attempt = 1;
+        let restored = loop {
+            let left = self.deadline.saturating_sub(begun.elapsed());
+            let may_fail = matches!(way, Way::Served(_)) && attempt < ATTEMPTS;
+            // Time enough must be left for what is tried next.
+            let patience = if may_fail { left / 2 } else { left };
+            let restored = self.restore_once(snapshot, way, patience).await;
+            match restored {
+                Err(error) if may_fail && is_of_pages(&error) => {
+                    let error: &dyn std::error::Error = &error;
+                    tracing::warn!(error, attempt, "a restore is tried again");
+                }
+                restored => break restored,
+            }
+            attempt += 1;
+        };
+        self.conclude(restored).await
+    }
+
+    async fn restore_once(
+        &self,
+        snapshot: &Snapshot,
+        way: Way<'_>,
+        patience: Duration,
+    ) -> Result<FirecrackerMachine, DriverError> {
+        // Of the attempt before.
+        self.clear().await?;
+        self.prepare(Some((snapshot, way))).await?;
+        let (origin, backend_type, backend_path) = match way {
+            Way::Mapped => (Origin::Mapped(snapshot.state()), MemoryBackendType::File, MEMORY),
+            Way::Served(_) => (Origin::Served(snapshot.state()), MemoryBackendType::Uffd, PAGES_SOCKET),
+        };
+        let load = SnapshotLoad {
+            snapshot_path: STATE.into(),
+            mem_backend: MemoryBackend { backend_type, backend_path: backend_path.into() },
+            track_dirty_pages: true,
+            resume_vm: false,
+            network_overrides: Vec::new(),
+        };
+        let content = metadata(&self.place.home.name(), self.template);
+        let begin = async |api: &Firecracker| {
+            api.load_snapshot(&load, patience).await?;
+            // Before the guest can ask for them.
+            api.mmds(&content).await?;
+            api.resume().await
+        };
+        match way {
+            Way::Mapped => self.attempt(&origin, None, patience, begin).await,
+            Way::Served(command) => self.attempt(&origin, Some((command, snapshot)), patience, begin).await,
+        }
+    }
+
+    /// Makes what the machine needs in its home.
+    async fn prepare(&self, from: Option<(&Snapshot, Way<'_>)>) -> Result<(), DriverError> {
+        let place = self.place.clone();
+        let from = from.map(|(snapshot, way)| (snapshot.clone(), matches!(way, Way::Mapped)));
+        blocking(move || {
+            place.prepare()?;
+            let Some((snapshot, mapped)) = from else { return Ok(()) };
+            match snapshot.manifest().memory {
+                MemoryLayout::Flat { .. } => link_flat(&snapshot, &place.home)?,
+                MemoryLayout::Generations { .. } => {
+                    let base = link_generations(&snapshot, &place.home)?;
+                    if mapped {
+                        base.flatten(&place.home.memory())?;
+                    }
+                }
+            }
+            if mapped {
+                open_up(&place.home.memory())?;
+            }
+            Ok(())
+        })
+        .await
+    }
+
+    /// Starts a VMM, with a page server before it if one is wanted, and has it `begin`. On error neither runs.
+    async fn attempt(
+        &self,
+        origin: &Origin,
+        served: Option<(&PageServerCommand, &Snapshot)>,
+        patience: Duration,
+        begin: impl AsyncFnOnce(&Firecracker) -> Result<(), ApiError>,
+    ) -> Result<FirecrackerMachine, DriverError> {
+        const DURING: &str = "starting the machine";
+        let output = Place::output()?;
+        let pages = match served {
+            None => None,
+            Some((command, snapshot)) => {
+                let log = output.log.try_clone().doing(|| "giving a log")?;
+                Some(pages::spawn(command, &self.place, snapshot, log.into()).await?)
+            }
+        };
+        let (place, launcher, origin) = (self.place.clone(), self.launcher.clone(), origin.clone());
+        let (launched, output) = blocking(move || {
+            let launched = place.start(&launcher, &origin, &output);
+            (launched, output)
+        })
+        .await;
+        let launched = launched?;
+        let process = launched.process().clone();
+        let ready = async {
+            let api = connect(&self.place.home).await?;
+            begin(&api).await?;
+            Ok(api)
+        };
+        let supervised = supervise(&process, &output.log, DURING, patience, ready);
+        let outcome = match &pages {
+            None => supervised.await,
+            Some((handle, _)) => {
+                pages::confine(handle, &self.launcher.cgroups, &self.place).await?;
+                or_trouble(handle, supervised).await
+            }
+        };
+        let api = match outcome {
+            Ok(api) => api,
+            Err(error) => {
+                process.kill().await?;
+                if let Some((handle, _)) = pages {
+                    handle.end().await?;
+                }
+                return Err(error);
+            }
+        };
+        launched.keep();
+        let pages = pages.map(|(handle, guard)| {
+            guard.keep();
+            PageServer::watch(handle, process.clone())
+        });
+        self.machine(process, api, output, pages, served.map(|(_, snapshot)| snapshot))
+    }
+
+    fn machine(
+        &self,
+        process: crate::process::VmmProcess,
+        api: Firecracker,
+        output: Output,
+        mut pages: Option<PageServer>,
+        snapshot: Option<&Snapshot>,
+    ) -> Result<FirecrackerMachine, DriverError> {
+        let home = self.place.home.clone();
+        if let (Some(pages), Some(snapshot)) = (&mut pages, snapshot) {
+            pages.keep_working_set(&home, snapshot);
+        }
+        let mut machine = FirecrackerMachine {
+            process,
+            api,
+            output,
+            pages,
+            identity: self.identity.clone(),
+            config: self.place.config,
+            slot: self.place.slot,
+            number: changes::FIRST,
+            home,
+            template: self.template.map(str::to_owned),
+            merging: None,
+            cgroups: self.launcher.cgroups.clone(),
+            renamed: false,
+        };
+        machine.merge();
+        Ok(machine)
+    }
+
+    async fn clear(&self) -> Result<(), DriverError> {
+        let (place, cgroups) = (self.place.clone(), self.launcher.cgroups.clone());
+        Ok(blocking(move || place.clear(&cgroups)).await?)
+    }
+
+    /// Nothing is left of what failed.
+    async fn conclude(
+        &self,
+        started: Result<FirecrackerMachine, DriverError>,
+    ) -> Result<FirecrackerMachine, DriverError> {
+        if started.is_err()
+            && let Err(error) = self.clear().await
+        {
+            let error: &dyn std::error::Error = &error;
+            tracing::warn!(slot = %self.place.slot, error, "undoing the start of a machine");
+        }
+        started
+    }
+}
+
+/// What a page server that fails leaves waiting is given up.
+async fn or_trouble<T>(
+    handle: &PageServerHandle,
+    work: impl Future<Output = Result<T, DriverError>>,
+) -> Result<T, DriverError> {
+    tokio::select! {
+        biased;
+        done = work => done,
+        trouble = handle.trouble(pages::RESTORING) => Err(DriverError::PagesLost(pages::describe(trouble))),
+    }
+}
+
+/// Whether a page server is, or may be, why.
+fn is_of_pages(error: &DriverError) -> bool {
+    matches!(
+        error,
+        DriverError::PagesLost(_)
+            | DriverError::PageServer(_)
+            | DriverError::Deadline { .. }
+            | DriverError::Firecracker { source: ApiError::Deadline { .. }, .. }
+    )
+}

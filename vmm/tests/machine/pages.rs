@@ -1,0 +1,164 @@
+//! Machines whose memory is served, and what becomes of them when it no longer is.
+//!
+//! This program is also the page server of its tests, which fails as its first argument says.
+
+use std::{
+    fs,
+    os::unix::{fs::chown, net::UnixListener},
+    path::{Path, PathBuf},
+    process::ExitCode,
+    sync::Arc,
+    time::{Duration, Instant},
+};
+
+use nix::{
+    sys::signal::{Signal, kill},
+    unistd::Pid,
+};
+use tokio::time::timeout;
+use wrenn_vmm::{
+    driver::{DriverError, MemorySharing},
+    firecracker::PageServerCommand,
+    process::ProcessExit,
+    uffd::{self, PageServerConfig},
+};
+
+use crate::{
+    Stage,
+    host::{PATIENCE, Running},
+    memory::live,
+};
+
+pub const SERVER: &str = "page-server";
+/// Has a directory for each machine whose page servers are to fail, with a file for each time, which is called by how.
+const FAILURES: &str = "/run/wrenn-test-page-servers";
+
+pub fn server() -> PageServerCommand {
+    let program = std::env::current_exe().unwrap();
+    PageServerCommand { program, arguments: vec![SERVER.into()] }
+}
+
+/// The page server's process.
+pub fn serve(arguments: &[String]) -> ExitCode {
+    let [config] = arguments else { panic!("{arguments:?}") };
+    let parsed: PageServerConfig = serde_json::from_str(config).unwrap();
+    if let Some(way) = next_failure(&parsed) {
+        fail(&parsed, &way);
+    }
+    match uffd::run(config) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("{error:?}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+/// Takes one of those that are wanted of this machine's.
+fn next_failure(config: &PageServerConfig) -> Option<String> {
+    let machine = config.control.parent().unwrap().file_name().unwrap();
+    let entry = fs::read_dir(Path::new(FAILURES).join(machine)).ok()?.next()?.unwrap();
+    fs::remove_file(entry.path()).unwrap();
+    Some(entry.file_name().into_string().unwrap())
+}
+
+/// Is there for the VMM and answers nothing it asks; or ends when the VMM has come.
+fn fail(config: &PageServerConfig, way: &str) -> ! {
+    let vmm = UnixListener::bind(&config.socket).unwrap();
+    let _control = UnixListener::bind(&config.control).unwrap();
+    chown(&config.socket, config.user, config.user).unwrap();
+    println!("listening");
+    let connection = vmm.accept().unwrap();
+    if way.starts_with("hang") {
+        loop {
+            std::thread::park();
+        }
+    }
+    drop(connection);
+    std::process::exit(1)
+}
+
+/// What is wanted of a machine's page servers until this is dropped.
+struct Failures(PathBuf);
+
+impl Failures {
+    fn order(machine: &str, ways: &[&str]) -> Self {
+        let directory = Path::new(FAILURES).join(machine);
+        fs::create_dir_all(&directory).unwrap();
+        for (number, way) in ways.iter().enumerate() {
+            fs::write(directory.join(format!("{way}-{number}")), "").unwrap();
+        }
+        Self(directory)
+    }
+
+    fn left(&self) -> usize {
+        fs::read_dir(&self.0).unwrap().count()
+    }
+}
+
+impl Drop for Failures {
+    fn drop(&mut self) {
+        fs::remove_dir_all(&self.0).unwrap();
+        // The last one takes what is above it.
+        let _ = fs::remove_dir(FAILURES);
+    }
+}
+
+fn page_server_of(running: &Running) -> i32 {
+    let record = serde_json::to_value(running.machine.record()).unwrap();
+    record["driver"]["page_server"]["process"]["pid"].as_i64().unwrap() as i32
+}
+
+pub async fn a_machine_whose_page_server_dies_ends(stage: Arc<Stage>) {
+    let Stage { host, golden } = &*stage;
+    let running = host.restore("unserved", golden, MemorySharing::Shared).await;
+    running.wait_for_guest();
+    kill(Pid::from_raw(page_server_of(&running)), Signal::SIGKILL).unwrap();
+    let exit = timeout(PATIENCE, running.machine.process().exited()).await.expect("noticed in time");
+    assert_eq!(exit, ProcessExit::Signal(9));
+    let said = running.machine.last_words();
+    assert!(said.contains("the page server ended"), "{said}");
+    host.end(running).await;
+}
+
+pub async fn a_restore_whose_page_server_fails_is_tried_again(stage: Arc<Stage>) {
+    let Stage { host, golden } = &*stage;
+    for way in ["hang", "end"] {
+        let name = format!("retried-{way}");
+        let failures = Failures::order(&name, &[way]);
+        let running = host.restore(&name, golden, MemorySharing::Shared).await;
+        assert_eq!(failures.left(), 0);
+        running.wait_for_guest();
+        let expected = fs::read(golden.memory()).unwrap();
+        assert_eq!(live(&running).len(), expected.len());
+        host.end(running).await;
+    }
+}
+
+pub async fn a_restore_whose_page_server_always_fails_is_given_up(stage: Arc<Stage>) {
+    let Stage { host, golden } = &*stage;
+    let failures = Failures::order("unservable", &["end"; 10]);
+    let parts = host.parts("unservable", golden).await;
+    let failed = host.try_restore(golden, MemorySharing::Shared, &parts).await.err();
+    assert!(matches!(failed, Some(DriverError::PagesLost(_))), "{failed:?}");
+    assert!((1..10).contains(&failures.left()), "it was tried again, but not for ever");
+    for path in parts.home.of_machine() {
+        assert!(!path.exists(), "{} is left", path.display());
+    }
+    host.discard(parts).await;
+}
+
+pub async fn what_a_restore_needed_is_kept_for_the_next(stage: Arc<Stage>) {
+    let Stage { host, golden } = &*stage;
+    let first = host.restore("first", golden, MemorySharing::Shared).await;
+    first.wait_for_guest();
+    let begun = Instant::now();
+    while !golden.working_set().exists() {
+        assert!(begun.elapsed() < PATIENCE, "no working set is kept");
+        tokio::time::sleep(Duration::from_millis(50)).await;
+    }
+    let second = host.restore("second", golden, MemorySharing::Shared).await;
+    second.wait_for_guest();
+    host.end(first).await;
+    host.end(second).await;
+}
