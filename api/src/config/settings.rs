@@ -18,7 +18,7 @@ pub(super) const SETTINGS: &[Setting] = &[
     setting("WRENN_DIR", "/var/lib/wrenn", "where everything is kept: database, CA, logs"),
     setting("WRENN_API_LISTEN", "127.0.0.1:8080", "address and port to listen on"),
     setting("WRENN_DATABASE_URL", "", "sqlite://… or postgres://…; $WRENN_DIR/wrenn.db if unset"),
-    setting("WRENN_REDIS_URL", "", "not supported in this version: must be unset"),
+    setting("WRENN_REDIS_URL", "", "redis://…, rediss://… or unix://…, where there are several replicas"),
     setting("WRENN_PUBLIC_URL", "", "where clients reach this server; http://$WRENN_API_LISTEN if unset"),
     setting("WRENN_CORS_ORIGINS", "", "origins whose pages may call it, separated by commas"),
     setting("WRENN_INTROSPECTION", "true", "whether the schema may be asked for"),
