@@ -8,7 +8,7 @@ use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
 use crate::{
     Error, SchemaConfig,
-    access::KeyCache,
+    access::{KeyCache, Standings},
     bus::{Bus, BusError, LocalBus, RedisBus},
     capsule::port_watch::PortWatches,
     host::{Authority, AuthorityError, HostClients},
@@ -38,6 +38,7 @@ pub struct Services {
     pub(crate) hosts: HostClients,
     pub(crate) keys: KeyCache,
     pub(crate) port_watches: PortWatches,
+    pub(crate) standings: Standings,
     /// Woken when a host came or changed, so that it is watched at once.
     pub(crate) hosts_changed: Notify,
     /// Woken when a template went, so that its files go at once.
@@ -67,6 +68,7 @@ impl Services {
             hosts,
             keys: KeyCache::default(),
             port_watches: PortWatches::default(),
+            standings: Standings::default(),
             hosts_changed: Notify::new(),
             templates_changed: Notify::new(),
             tasks: TaskTracker::new(),

@@ -113,6 +113,7 @@ fn ws_limits(source: &Source) -> Result<ws::Limits, ConfigError> {
         max_operations: source.checked("WRENN_WS_MAX_OPERATIONS", at_least(1))?,
         queue_bytes: source.checked("WRENN_WS_QUEUE_BYTES", at_least(1024))?,
         queue_frames: source.checked("WRENN_WS_QUEUE_FRAMES", at_least(1))?,
+        window: source.checked("WRENN_WS_WINDOW", at_least(16 * 1024))?,
         init_timeout: source.seconds("WRENN_WS_INIT_SEC", 1, 300)?,
         ping_every: source.seconds("WRENN_WS_PING_SEC", 1, 300)?,
         stall_timeout: source.seconds("WRENN_WS_STALL_SEC", 1, 86_400)?,

@@ -32,6 +32,7 @@ pub(super) const SETTINGS: &[Setting] = &[
     setting("WRENN_WS_MAX_OPERATIONS", "100", "operations on one socket at once"),
     setting("WRENN_WS_QUEUE_BYTES", "65536", "bytes that wait per operation before its source is held back"),
     setting("WRENN_WS_QUEUE_FRAMES", "256", "the same in events"),
+    setting("WRENN_WS_WINDOW", "262144", "bytes on the way to a client that it has not confirmed as read"),
     setting("WRENN_WS_INIT_SEC", "10", "seconds a new socket has until it is acknowledged"),
     setting("WRENN_WS_PING_SEC", "15", "seconds between pings; two unanswered ones end an idle socket"),
     setting("WRENN_WS_STALL_SEC", "300", "seconds a peer may leave what waits for it untouched"),
