@@ -1,10 +1,11 @@
 //! Capsules, also those that are gone.
 
 use sea_orm::entity::prelude::*;
+use serde::{Deserialize, Serialize};
 
 use crate::{ApiKeyId, CapsuleId, HostId, TeamId, TemplateId, json::Labels};
 
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, EnumIter, DeriveActiveEnum)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, EnumIter, DeriveActiveEnum, Serialize, Deserialize)]
 #[sea_orm(rs_type = "String", db_type = "String(StringLen::N(16))", rename_all = "snake_case")]
 pub enum CapsuleState {
     Pending,
@@ -20,7 +21,7 @@ pub enum CapsuleState {
     Error,
 }
 
-#[derive(Clone, Debug, PartialEq, Eq, DeriveEntityModel)]
+#[derive(Clone, Debug, PartialEq, Eq, DeriveEntityModel, Serialize, Deserialize)]
 #[sea_orm(table_name = "capsules")]
 pub struct Model {
     #[sea_orm(primary_key, auto_increment = false)]

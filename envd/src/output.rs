@@ -33,11 +33,12 @@ use wrenn_proto::envd::v1::{OutputCursor, OutputStream, ProcessExited, ProcessGa
 use crate::exit::Exit;
 use crate::ring::{Read, Ring};
 
-/// Bytes a process may be ahead of its slowest reader, per stream.
-pub const LIVE: u64 = 512 * 1024;
-/// Bytes already handed to every reader that are still kept, per stream. More than may be under way:
-/// this connection's send buffers and the windows of the hops behind it.
-pub const HISTORY: u64 = 512 * 1024;
+/// Bytes a process may be ahead of its slowest reader, per stream: two events, so that one is made while the other goes.
+pub const LIVE: u64 = 128 * 1024;
+/// Bytes already handed to every reader that are still kept, per stream. More than may be under way to a reader that
+/// has stopped: on each of two hops an event and the stream's window (128 KiB); in the control plane an event, what
+/// waits of it for its socket and what that has not confirmed (256 KiB and an event, in base64).
+pub const HISTORY: u64 = 896 * 1024;
 /// The most data in one event, in bytes.
 pub const CHUNK: usize = 64 * 1024;
 

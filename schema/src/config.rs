@@ -2,11 +2,15 @@
 
 use std::path::PathBuf;
 
+use secrecy::SecretString;
+
 /// Settings of the schema and of what it drives.
 #[derive(Clone, Debug)]
 pub struct SchemaConfig {
     /// Where this installation keeps its files; the certificate authority lies in `ca` under it.
     pub dir: PathBuf,
+    /// Where the replicas of this installation hear of each other's changes; nothing: there is but one.
+    pub redis_url: Option<SecretString>,
     /// Whether clients may ask the schema about itself.
     pub introspection: bool,
     /// Levels of nesting in one operation; the introspection query of common tools has 15.
@@ -26,6 +30,7 @@ impl SchemaConfig {
     pub fn new(dir: impl Into<PathBuf>) -> Self {
         Self {
             dir: dir.into(),
+            redis_url: None,
             introspection: true,
             depth_limit: 20,
             complexity_limit: 10_000,

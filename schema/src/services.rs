@@ -8,8 +8,9 @@ use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
 use crate::{
     Error, SchemaConfig,
-    access::KeyCache,
-    bus::Bus,
+    access::{KeyCache, Standings},
+    bus::{Bus, BusError, LocalBus, RedisBus},
+    capsule::port_watch::PortWatches,
     host::{Authority, AuthorityError, HostClients},
 };
 
@@ -24,16 +25,20 @@ pub enum StartError {
     Authority(#[from] AuthorityError),
     #[error("the database is not usable")]
     Database(#[from] DbErr),
+    #[error("WRENN_REDIS_URL cannot be used")]
+    Bus(#[from] BusError),
 }
 
 /// Everything behind the fields.
 pub struct Services {
     pub(crate) config: SchemaConfig,
     pub(crate) db: DatabaseConnection,
-    pub(crate) bus: Bus,
+    pub(crate) bus: Box<dyn Bus>,
     pub(crate) authority: Arc<Authority>,
     pub(crate) hosts: HostClients,
     pub(crate) keys: KeyCache,
+    pub(crate) port_watches: PortWatches,
+    pub(crate) standings: Standings,
     /// Woken when a host came or changed, so that it is watched at once.
     pub(crate) hosts_changed: Notify,
     /// Woken when a template went, so that its files go at once.
@@ -50,13 +55,20 @@ impl Services {
         db.ping().await?;
         let authority = Arc::new(Authority::open(&config.dir.join("ca")).await?);
         let hosts = HostClients::new(db.clone(), &authority)?;
+        let bus: Box<dyn Bus> = match &config.redis_url {
+            // Replicas of one installation have one authority, or the agents would not know them.
+            Some(url) => Box::new(RedisBus::start(url, &authority.fingerprint())?),
+            None => Box::<LocalBus>::default(),
+        };
         Ok(Arc::new(Self {
             config,
             db,
-            bus: Bus::default(),
+            bus,
             authority,
             hosts,
             keys: KeyCache::default(),
+            port_watches: PortWatches::default(),
+            standings: Standings::default(),
             hosts_changed: Notify::new(),
             templates_changed: Notify::new(),
             tasks: TaskTracker::new(),
@@ -74,6 +86,7 @@ impl Services {
                 "operations are left to the reconciler of the next start"
             );
         }
+        self.bus.close().await;
     }
 
     #[must_use]

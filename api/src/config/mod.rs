@@ -26,6 +26,8 @@ pub struct Config {
     pub dir: PathBuf,
     pub listen: SocketAddr,
     pub database_url: SecretString,
+    /// Where replicas hear of each other's changes; nothing: there is but one.
+    pub redis_url: Option<SecretString>,
     /// Where clients reach this server.
     pub public_url: Origin,
     /// Other origins whose pages may call it.
@@ -75,7 +77,6 @@ impl Config {
 
     fn read(figment: Figment) -> Result<Self, ConfigError> {
         let source = Source::new(figment)?;
-        source.refuse("WRENN_REDIS_URL", "Redis is not supported in this version; unset it")?;
         let dir = absolute("WRENN_DIR", &source.get::<PathBuf>("WRENN_DIR")?)?;
         let listen = source.get::<SocketAddr>("WRENN_API_LISTEN")?;
         let public_url = match source.given("WRENN_PUBLIC_URL") {
@@ -86,6 +87,7 @@ impl Config {
         log_filter(&log).map_err(|reason| ConfigError::new("WRENN_LOG", reason))?;
         Ok(Self {
             database_url: database_url(&source, &dir)?,
+            redis_url: redis_url(&source)?,
             dir,
             listen,
             public_url,
@@ -111,6 +113,7 @@ fn ws_limits(source: &Source) -> Result<ws::Limits, ConfigError> {
         max_operations: source.checked("WRENN_WS_MAX_OPERATIONS", at_least(1))?,
         queue_bytes: source.checked("WRENN_WS_QUEUE_BYTES", at_least(1024))?,
         queue_frames: source.checked("WRENN_WS_QUEUE_FRAMES", at_least(1))?,
+        window: source.checked("WRENN_WS_WINDOW", at_least(16 * 1024))?,
         init_timeout: source.seconds("WRENN_WS_INIT_SEC", 1, 300)?,
         ping_every: source.seconds("WRENN_WS_PING_SEC", 1, 300)?,
         stall_timeout: source.seconds("WRENN_WS_STALL_SEC", 1, 86_400)?,
@@ -133,6 +136,18 @@ fn database_url(source: &Source, dir: &Path) -> Result<SecretString, ConfigError
         Ok(url.into())
     } else {
         Err(ConfigError::new(NAME, "must begin with sqlite:// or postgres://"))
+    }
+}
+
+/// The same.
+fn redis_url(source: &Source) -> Result<Option<SecretString>, ConfigError> {
+    const NAME: &str = "WRENN_REDIS_URL";
+    match source.given(NAME) {
+        Some(url) if ["redis://", "rediss://", "unix://"].iter().any(|scheme| url.starts_with(scheme)) => {
+            Ok(Some(url.into()))
+        }
+        Some(_) => Err(ConfigError::new(NAME, "must begin with redis://, rediss:// or unix://")),
+        None => Ok(None),
     }
 }
 
@@ -192,7 +207,10 @@ mod tests {
             ("WRENN_PUBLIC_URL = 'example.org'", "WRENN_PUBLIC_URL: `example.org`: "),
             ("WRENN_CORS_ORIGINS = 'https://a.example/x'", "WRENN_CORS_ORIGINS: `https://a.example/x`: "),
             ("WRENN_LOG = 'loud'", "WRENN_LOG: `loud` is not a level"),
-            ("WRENN_REDIS_URL = 'redis://x'", "WRENN_REDIS_URL: Redis is not supported in this version"),
+            (
+                "WRENN_REDIS_URL = 'http://x'",
+                "WRENN_REDIS_URL: must begin with redis://, rediss:// or unix://",
+            ),
             ("WRENN_DIR = { a = 1 }", "WRENN_DIR: is not a single value"),
             ("WRENN_DIR =", "WRENN_CONFIG: "),
         ] {
@@ -203,10 +221,13 @@ mod tests {
     }
 
     #[test]
-    fn a_wrong_database_url_is_not_printed() {
+    fn addresses_with_passwords_are_not_printed() {
         let message = refused("WRENN_DATABASE_URL = 'mysql://user:secret@host'");
         assert_eq!(message, "WRENN_DATABASE_URL: must begin with sqlite:// or postgres://");
-        let config = Config::from_toml("WRENN_DATABASE_URL = 'postgres://user:secret@host'").unwrap();
+        let config = Config::from_toml(
+            "WRENN_DATABASE_URL = 'postgres://user:secret@host'\nWRENN_REDIS_URL = 'redis://:secret@host'",
+        )
+        .unwrap();
         assert!(!format!("{config:?}").contains("secret@"));
     }
 }

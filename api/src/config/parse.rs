@@ -58,11 +58,6 @@ impl Source {
         self.find(name).map(|texts| texts.join(","))
     }
 
-    /// Complains if there is a value.
-    pub(super) fn refuse(&self, name: &'static str, reason: &str) -> Result<(), ConfigError> {
-        self.find(name).map_or(Ok(()), |_| Err(ConfigError::new(name, reason)))
-    }
-
     /// The given value or the default.
     pub(super) fn get<T: FromStr<Err: Display>>(&self, name: &'static str) -> Result<T, ConfigError> {
         self.checked(name, |_| Ok(()))

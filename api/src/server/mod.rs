@@ -184,6 +184,7 @@ fn start_workers(workers: Vec<Worker>) -> (CancellationToken, TaskTracker) {
 
 fn schema_config(config: &Config) -> SchemaConfig {
     let mut schema = SchemaConfig::new(&config.dir);
+    schema.redis_url = config.redis_url.clone();
     schema.introspection = config.introspection;
     schema.depth_limit = config.depth_limit;
     schema.complexity_limit = config.complexity_limit;

@@ -53,7 +53,11 @@ pub async fn serve<G: Gate>(
     shutdown: CancellationToken,
 ) {
     let (sink, stream) = socket.split();
-    let outbox = Outbox::new(LaneBounds { bytes: limits.queue_bytes, frames: limits.queue_frames });
+    let outbox = Outbox::new(LaneBounds {
+        bytes: limits.queue_bytes,
+        frames: limits.queue_frames,
+        window: limits.window,
+    });
     let writer = AbortOnDropHandle::new(tokio::spawn(writer::run(sink, Arc::clone(&outbox))));
     let _counted = CountedSocket::new();
     let mut connection = Connection {
@@ -159,7 +163,13 @@ impl<G: Gate> Connection<G> {
             Message::Binary(_) => {
                 Err(Ending::Close(Close::BadRequest("Invalid message: it is binary".to_owned())))
             }
-            Message::Ping(_) | Message::Pong(_) => Ok(()),
+            Message::Ping(_) => Ok(()),
+            Message::Pong(payload) => {
+                if let Ok(bytes) = payload.as_ref().try_into() {
+                    self.outbox.confirm(u64::from_be_bytes(bytes));
+                }
+                Ok(())
+            }
             Message::Close(_) => Err(Ending::Closed),
         }
     }

@@ -12,6 +12,10 @@ pub struct Limits {
     pub queue_bytes: usize,
     /// The same in frames.
     pub queue_frames: usize,
+    /// Bytes of events that may be on their way to a peer without it having confirmed, by answering a ping, that it has
+    /// read them. Bounds what a keystroke's echo waits behind, and what a client that is killed has to ask for again:
+    /// with what waits before it (in `api`, `agent` and the transports between) less than envd's `HISTORY`.
+    pub window: usize,
     /// From the upgrade to the acknowledgement.
     pub init_timeout: Duration,
     /// Between two pings.
@@ -31,6 +35,7 @@ impl Default for Limits {
             max_operations: 100,
             queue_bytes: 64 * 1024,
             queue_frames: 256,
+            window: 256 * 1024,
             init_timeout: Duration::from_secs(10),
             ping_every: Duration::from_secs(15),
             stall_timeout: Duration::from_secs(300),

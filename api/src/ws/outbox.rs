@@ -9,6 +9,11 @@
 //! does not produce. A lane that ends by itself keeps its last word (`complete` or `error`) until the
 //! frames before it are gone; it then goes ahead of all other lanes. A lane that is dropped takes its
 //! frames with it.
+//!
+//! What has been written may still lie in buffers of the kernels and of the network, megabytes of it where
+//! the peer is slow: a keystroke's echo would wait behind all that, and a peer that is killed loses it. So
+//! every ping carries how many bytes of lanes were written before it, the pong to it brings that number back
+//! once the peer has *read* so far, and lanes have to wait while [`LaneBounds::window`] bytes are unread.
 
 use std::{
     collections::{HashMap, VecDeque},
@@ -24,7 +29,8 @@ use super::{Close, state::OperationKey};
 #[derive(Debug, PartialEq, Eq)]
 pub(super) enum Frame {
     Text(Utf8Bytes),
-    Ping,
+    /// With the bytes of lanes that were taken before it.
+    Ping(u64),
     Close(Close),
 }
 
@@ -33,7 +39,12 @@ pub(super) enum Frame {
 pub(super) struct LaneBounds {
     pub(super) bytes: usize,
     pub(super) frames: usize,
+    /// Bytes of all lanes together that the peer may have left unread. Exceeded by one frame at most.
+    pub(super) window: usize,
 }
+
+/// So many times a window is asked how far the peer has read.
+const MARKS: u64 = 4;
 
 #[derive(Debug)]
 pub(super) struct Outbox {
@@ -55,6 +66,10 @@ struct Queues {
     /// Lanes that hold nothing but their last word.
     endings: VecDeque<OperationKey>,
     last_taken: Instant,
+    /// Bytes of lanes that were taken; of these, those before the last ping, and those that the peer has read.
+    taken: u64,
+    asked: u64,
+    read: u64,
 }
 
 #[derive(Debug)]
@@ -80,6 +95,9 @@ impl Outbox {
                 turns: VecDeque::new(),
                 endings: VecDeque::new(),
                 last_taken: Instant::now(),
+                taken: 0,
+                asked: 0,
+                read: 0,
             }),
             filled: Notify::new(),
         })
@@ -114,6 +132,15 @@ impl Outbox {
     /// A ping, unless one still waits.
     pub(super) fn ping(&self) {
         self.queues().ping = true;
+        self.filled.notify_one();
+    }
+
+    /// The peer has answered a ping that carried this.
+    pub(super) fn confirm(&self, bytes: u64) {
+        let mut queues = self.queues();
+        // What was never said is not believed.
+        queues.read = queues.read.max(bytes.min(queues.asked));
+        drop(queues);
         self.filled.notify_one();
     }
 
@@ -184,8 +211,10 @@ impl Queues {
         if let Some(close) = self.close.take() {
             return Some(Frame::Close(close));
         }
-        if std::mem::take(&mut self.ping) {
-            return Some(Frame::Ping);
+        let window = bounds.window as u64;
+        if std::mem::take(&mut self.ping) || (self.taken - self.asked) * MARKS >= window.max(1) {
+            self.asked = self.taken;
+            return Some(Frame::Ping(self.taken));
         }
         if let Some(text) = self.pong.take().or_else(|| self.control.pop_front()) {
             return Some(Frame::Text(text));
@@ -194,10 +223,14 @@ impl Queues {
             queue.changed.notify_one();
             return queue.last.map(Frame::Text);
         }
+        if self.taken - self.read >= window {
+            return None;
+        }
         let key = self.turns.pop_front()?;
         let queue = self.lanes.get_mut(&key)?;
         let frame = queue.frames.pop_front()?;
         queue.bytes -= frame.len();
+        self.taken += frame.len() as u64;
         if queue.has_room(bounds) {
             queue.changed.notify_one();
         }

@@ -2,7 +2,7 @@ use futures_util::FutureExt;
 
 use super::*;
 
-const BOUNDS: LaneBounds = LaneBounds { bytes: 10, frames: 3 };
+const BOUNDS: LaneBounds = LaneBounds { bytes: 10, frames: 3, window: 1000 };
 
 fn key(key: u64) -> OperationKey {
     OperationKey::from(key)
@@ -16,7 +16,7 @@ fn taken(outbox: &Outbox) -> Vec<String> {
     std::iter::from_fn(|| outbox.take())
         .map(|frame| match frame {
             Frame::Text(text) => text.to_string(),
-            Frame::Ping => "(ping)".to_owned(),
+            Frame::Ping(bytes) => format!("(ping {bytes})"),
             Frame::Close(close) => format!("(close {})", close.code()),
         })
         .collect()
@@ -24,7 +24,7 @@ fn taken(outbox: &Outbox) -> Vec<String> {
 
 #[test]
 fn lanes_take_turns() {
-    let outbox = Outbox::new(LaneBounds { bytes: 1000, frames: 1000 });
+    let outbox = Outbox::new(LaneBounds { bytes: 1000, frames: 1000, window: 1000 });
     let (flood, tick) = (outbox.open(key(1)), outbox.open(key(2)));
     for frame in ["f1", "f2", "f3", "f4"] {
         flood.push(text(frame));
@@ -46,7 +46,7 @@ fn control_frames_go_first_and_do_not_pile_up() {
     outbox.pong(text("pong 2"));
     outbox.ping();
     outbox.ping();
-    assert_eq!(taken(&outbox), ["(ping)", "pong 2", "ack", "event"]);
+    assert_eq!(taken(&outbox), ["(ping 0)", "pong 2", "ack", "event"]);
 }
 
 #[test]
@@ -126,4 +126,38 @@ async fn closing_leaves_only_the_close() {
     assert!(!outbox.open(key(2)).room().await);
     assert_eq!(outbox.next().await, Some(Frame::Close(Close::Forbidden)));
     assert_eq!(outbox.next().await, None);
+}
+
+#[test]
+fn lanes_wait_for_the_peer_to_read_and_control_frames_do_not() {
+    let outbox = Outbox::new(LaneBounds { bytes: 1000, frames: 1000, window: 8 });
+    let (flood, ending) = (outbox.open(key(1)), outbox.open(key(2)));
+    for frame in ["f1", "f2", "f3", "f4", "f5", "f6"] {
+        flood.push(text(frame));
+    }
+    let pings = ["f1", "(ping 2)", "f2", "(ping 4)", "f3", "(ping 6)", "f4", "(ping 8)"];
+    assert_eq!(taken(&outbox), pings);
+    outbox.ping();
+    outbox.pong(text("pong"));
+    let mut finish = std::pin::pin!(ending.finish(text("complete")));
+    assert!(finish.as_mut().now_or_never().is_none());
+    assert_eq!(taken(&outbox), ["(ping 8)", "pong", "complete"]);
+    outbox.confirm(2);
+    assert_eq!(taken(&outbox), ["f5", "(ping 10)"]);
+    // Numbers that were never said, or are older than the last one, change nothing.
+    outbox.confirm(1);
+    assert_eq!(taken(&outbox), [""; 0]);
+    outbox.confirm(1000);
+    assert_eq!(taken(&outbox), ["f6", "(ping 12)"]);
+}
+
+#[test]
+fn a_frame_larger_than_the_window_passes_alone() {
+    let outbox = Outbox::new(LaneBounds { bytes: 1000, frames: 1000, window: 4 });
+    let lane = outbox.open(key(1));
+    lane.push(text("longer than the window"));
+    lane.push(text("next"));
+    assert_eq!(taken(&outbox), ["longer than the window", "(ping 22)"]);
+    outbox.confirm(22);
+    assert_eq!(taken(&outbox), ["next", "(ping 26)"]);
 }

@@ -35,7 +35,7 @@ where
 fn into_message(frame: Frame) -> Message {
     match frame {
         Frame::Text(text) => Message::Text(text),
-        Frame::Ping => Message::Ping(Bytes::new()),
+        Frame::Ping(bytes) => Message::Ping(Bytes::copy_from_slice(&bytes.to_be_bytes())),
         Frame::Close(close) => Message::Close(Some((&close).into())),
     }
 }

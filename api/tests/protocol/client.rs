@@ -5,6 +5,7 @@ use std::net::SocketAddr;
 use futures_util::{SinkExt, StreamExt};
 use serde_json::{Value, json};
 use tokio::{
+    io::AsyncWriteExt,
     net::{TcpSocket, TcpStream},
     time::timeout,
 };
@@ -26,8 +27,17 @@ impl Client {
     }
 
     pub async fn open_with(address: SocketAddr, headers: &[(&'static str, &'static str)]) -> Self {
+        Self::open_wide(address, headers, 64 * 1024).await
+    }
+
+    /// With so much room in the kernel for what is not read.
+    pub async fn open_wide(
+        address: SocketAddr,
+        headers: &[(&'static str, &'static str)],
+        receive_buffer: u32,
+    ) -> Self {
         let tcp = TcpSocket::new_v4().unwrap();
-        tcp.set_recv_buffer_size(64 * 1024).unwrap();
+        tcp.set_recv_buffer_size(receive_buffer).unwrap();
         let tcp = tcp.connect(address).await.unwrap();
         let mut request = format!("ws://{address}/graphql").into_client_request().unwrap();
         for (name, value) in headers {
@@ -39,10 +49,23 @@ impl Client {
 
     /// Upgrades and is acknowledged.
     pub async fn connect(address: SocketAddr) -> Self {
-        let mut client = Self::open(address).await;
-        client.init(json!({ "apiKey": "good" })).await;
-        assert_eq!(client.receive().await, json!({ "type": "connection_ack" }));
-        client
+        Self::open(address).await.acknowledged().await
+    }
+
+    pub async fn acknowledged(mut self) -> Self {
+        self.init(json!({ "apiKey": "good" })).await;
+        assert_eq!(self.receive().await, json!({ "type": "connection_ack" }));
+        self
+    }
+
+    /// Bytes as they are, past all rules of WebSocket.
+    pub async fn send_raw(&mut self, bytes: &[u8]) {
+        timeout(DEADLINE, self.socket.get_mut().write_all(bytes)).await.expect("sending hangs").unwrap();
+    }
+
+    /// Ends the sending half of the connection without a word.
+    pub async fn half_close(&mut self) {
+        self.socket.get_mut().shutdown().await.unwrap();
     }
 
     pub async fn init(&mut self, payload: Value) {

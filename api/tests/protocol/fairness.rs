@@ -106,6 +106,30 @@ async fn a_reader_that_stops_holds_its_producer_back_and_nobody_else() {
     }
 }
 
+/// The network may hold much more than the server wants to be on its way: it counts what was read, not what was sent.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn buffers_of_the_network_hold_no_more_than_the_window() {
+    const WIDE: u32 = 16 * 1024 * 1024;
+    let server = TestServer::start(Limits::default());
+    let protocol = [("sec-websocket-protocol", "graphql-transport-ws")];
+    let mut client = Client::open_wide(server.address, &protocol, WIDE).await.acknowledged().await;
+    client.subscribe("flood", &flood()).await;
+    // It is read for a while, so that the kernel opens its buffers.
+    for _ in 0..500 {
+        client.receive().await;
+    }
+    let read = 500 * CHUNK;
+    let under_way = standstill(&server.probe).await - read;
+    let bound = Limits::default().window as u64 + CHUNK + (64 * 1024 + CHUNK) + CHUNK;
+    eprintln!("{under_way} bytes were under way");
+    assert!(under_way <= bound, "{under_way} bytes are under way, more than {bound}");
+    // And it goes on where it stood.
+    for number in 500..1000 {
+        let message = client.receive().await;
+        assert_eq!(data(&message)["flood"].as_str().unwrap()[..8].parse(), Ok(number));
+    }
+}
+
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_full_lane_is_cancelled_at_once() {
     let server = TestServer::start(Limits::default());

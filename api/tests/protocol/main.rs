@@ -4,6 +4,7 @@ mod admission;
 mod client;
 mod fairness;
 mod gate;
+mod hostile;
 mod operations;
 
 use std::time::Duration;

@@ -5,6 +5,7 @@
 mod agent;
 mod extension;
 mod files;
+mod graphql_ws;
 mod harness;
 mod http;
 mod process;

@@ -80,7 +80,7 @@ async fn bootstrap(dir: &Path) -> Value {
 async fn a_wrong_value_is_one_line_and_status_2() {
     let dir = TempDir::new().unwrap();
     for (name, value) in
-        [("WRENN_API_LISTEN", "here"), ("WRENN_REDIS_URL", "redis://x"), ("WRENN_CONFIG", "/none")]
+        [("WRENN_API_LISTEN", "here"), ("WRENN_REDIS_URL", "http://x"), ("WRENN_CONFIG", "/none")]
     {
         let output = output(wrenn_api(dir.path()).env(name, value)).await;
         assert_eq!(output.status.code(), Some(2));

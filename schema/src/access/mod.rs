@@ -16,11 +16,15 @@ use sea_orm::{
     ColumnTrait, Condition, DatabaseConnection, EntityTrait, QueryFilter, QuerySelect, QueryTrait,
 };
 use secrecy::{ExposeSecret, SecretString};
-use wrenn_entities::{ApiKeyId, HostId, TeamId, api_key, team, time::now};
+use wrenn_entities::{
+    ApiKeyId, HostId, TeamId, api_key, team,
+    time::now,
+    user::{self, UserStatus},
+};
 
 pub(crate) use self::{
     guard::{HostAgent, Member, PlatformAdmin},
-    live::while_allowed,
+    live::{Standings, while_allowed},
 };
 use crate::{Error, Services, host, key, loader::Loaders, secret};
 
@@ -159,12 +163,17 @@ fn refused_key() -> Error {
     Error::unauthenticated("the API key is unknown, was revoked or has expired")
 }
 
-/// The key, if it still opens anything: not expired, and its team is still there.
+/// The key, if it still opens anything: not expired, its team still there, and whoever made it not disabled.
 async fn find_key(db: &DatabaseConnection, digest: [u8; 32]) -> Result<Option<api_key::Model>, Error> {
     let living = team::Entity::find()
         .select_only()
         .column(team::Column::Id)
         .filter(team::Column::DeletedAt.is_null())
+        .into_query();
+    let disabled = user::Entity::find()
+        .select_only()
+        .column(user::Column::Id)
+        .filter(user::Column::Status.eq(UserStatus::Disabled))
         .into_query();
     Ok(api_key::Entity::find()
         .filter(api_key::Column::Digest.eq(digest.to_vec()))
@@ -174,6 +183,11 @@ async fn find_key(db: &DatabaseConnection, digest: [u8; 32]) -> Result<Option<ap
                 .add(api_key::Column::ExpiresAt.gt(now())),
         )
         .filter(api_key::Column::TeamId.in_subquery(living))
+        .filter(
+            Condition::any()
+                .add(api_key::Column::CreatedBy.is_null())
+                .add(api_key::Column::CreatedBy.not_in_subquery(disabled)),
+        )
         .one(db)
         .await?)
 }

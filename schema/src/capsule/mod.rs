@@ -6,6 +6,7 @@ mod filter;
 mod fork;
 mod mutation;
 mod operation;
+pub(crate) mod port_watch;
 mod query;
 pub(crate) mod reach;
 mod record;

@@ -12,7 +12,7 @@ use super::wanted::Wanted;
 use crate::{
     Code, Error, Services,
     access::Actor,
-    bus::{Change, Received},
+    bus::Topic,
     database,
     idempotency::{self, Written},
 };
@@ -47,7 +47,7 @@ pub(super) async fn await_settled(
     id: CapsuleId,
 ) -> Result<Arc<Model>, Error> {
     let settled = async {
-        let mut changes = services.bus.subscribe();
+        let mut changes = services.bus.subscribe(Topic::Capsule(id));
         loop {
             let row =
                 super::find(&services.db, actor.team_id, id).await.map_err(|error| match error.code() {
@@ -57,15 +57,8 @@ pub(super) async fn await_settled(
             if !matches!(row.state, CapsuleState::Pending | CapsuleState::Starting) {
                 return Ok(Arc::new(row));
             }
-            loop {
-                // Another replica may be the one that drives it, so the database is looked at now and then too.
-                match tokio::time::timeout(Duration::from_secs(1), changes.receive()).await {
-                    Ok(Received::Change(Change::Capsule(row))) if row.id == id => break,
-                    Ok(Received::Change(Change::CapsuleWithdrawn { id: gone, .. })) if gone == id => break,
-                    Ok(Received::Change(_)) => {}
-                    Ok(Received::Missed | Received::Closed) | Err(_) => break,
-                }
-            }
+            // Another replica may be the one that drives it, so the database is looked at now and then too.
+            let _ = tokio::time::timeout(Duration::from_secs(1), changes.receive()).await;
         }
     };
     tokio::time::timeout(super::create::CREATE, settled)

@@ -36,7 +36,7 @@ use super::{
 use crate::{
     Error, Services,
     access::Actor,
-    bus::{Change, Received},
+    bus::{Change, Topic},
     database,
     host::{answer, requested},
     idempotency::{self, Key, Written},
@@ -216,7 +216,7 @@ async fn await_ready(
 ) -> Result<template::Model, Error> {
     let template = template.ok_or_else(idempotency::withdrawn)?;
     let ready = async {
-        let mut changes = services.bus.subscribe();
+        let mut changes = services.bus.subscribe(Topic::Capsule(id));
         loop {
             let row = template::Entity::find_by_id(template)
                 .one(&services.db)
@@ -232,13 +232,7 @@ async fn await_ready(
             }
             // The capsule changes when it is done. Another replica may be the one that drives it, so the database is
             // looked at now and then too.
-            let _ = tokio::time::timeout(Duration::from_secs(1), async {
-                while !matches!(
-                    changes.receive().await,
-                    Received::Change(Change::Capsule(row)) if row.id == id
-                ) {}
-            })
-            .await;
+            let _ = tokio::time::timeout(Duration::from_secs(1), changes.receive()).await;
         }
     };
     tokio::time::timeout(SNAPSHOT, ready)

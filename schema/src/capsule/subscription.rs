@@ -1,12 +1,12 @@
 //! Watching capsules: the present first, then every change, and nothing missed between.
 
-use std::{collections::HashMap, sync::Arc, time::Duration};
+use std::{
+    collections::{HashMap, HashSet, VecDeque},
+    sync::Arc,
+};
 
 use async_graphql::{Context, ID, SimpleObject, Subscription};
-use futures_util::{
-    Stream, StreamExt,
-    stream::{self, BoxStream},
-};
+use futures_util::{Stream, future::Either};
 use sea_orm::{ColumnTrait, Condition, QueryFilter, QueryOrder, QuerySelect};
 use wrenn_entities::{
     CapsuleId, TeamId,
@@ -17,22 +17,18 @@ use super::{
     Capsule,
     filter::{CapsuleFilter, Resolved},
     find,
-    reach::live,
+    port_watch::PortChanges,
 };
 use crate::{
-    Error, Services,
+    Code, Error, Services,
     access::{Actor, Member, caller, loaders, services, while_allowed},
-    bus::{Change, Received},
+    bus::{Change, Received, Topic},
     error::parse_id,
-    host::Placed,
     loader::Loaders,
-    port,
 };
 
 /// Rows read at once for the present state.
 const CHUNK: u64 = 200;
-/// How long a host may take to begin telling of a capsule's ports before the capsule is shown without waiting for it.
-const PORTS: Duration = Duration::from_secs(2);
 
 /// What changed: the capsule as it is now, or its id when it is gone from the list.
 #[derive(SimpleObject)]
@@ -71,7 +67,7 @@ impl CapsuleSubscription {
         Ok(while_allowed(services, caller(ctx)?.clone(), inner))
     }
 
-    /// Those that the filter means, one by one, then every change.
+    /// Those that the filter means, one by one, then every change, also of their ports where they are asked for.
     #[graphql(guard = "Member")]
     async fn capsules(
         &self,
@@ -81,7 +77,8 @@ impl CapsuleSubscription {
         let services = services(ctx)?.clone();
         let team_id = Actor::of(ctx)?.team_id;
         let filter = filter.unwrap_or_default().resolve(&services.db, team_id).await?;
-        let inner = many(services.clone(), loaders(ctx)?.clone(), team_id, filter);
+        let ports = ctx.look_ahead().field("capsule").field("ports").exists();
+        let inner = many(services.clone(), loaders(ctx)?.clone(), team_id, filter, ports);
         Ok(while_allowed(services, caller(ctx)?.clone(), inner))
     }
 }
@@ -93,18 +90,17 @@ fn version(row: &Model) -> Version {
     (row.generation, row.last_active_at)
 }
 
-/// An item whenever the capsule's ports have changed since this was called; nothing ever while it is not running.
-async fn port_changes(
-    services: &Arc<Services>,
-    actor: &Actor,
-    placed: Option<Placed>,
-) -> BoxStream<'static, ()> {
-    let Some(placed) = placed else { return stream::pending().boxed() };
-    let mut changes = port::changes(services.clone(), actor.request_id.clone(), placed).boxed();
-    // Who is told of changes first and looks then misses nothing. A host that takes too long is not waited for: once it
-    // tells, that counts as a change.
-    let _ = tokio::time::timeout(PORTS, changes.next()).await;
-    changes
+/// Whether there is no such capsule (any more).
+fn is_withdrawn(change: &Change) -> bool {
+    matches!(change, Change::CapsuleWithdrawn { .. })
+}
+
+/// That there is none is no failure.
+fn found(row: Result<Model, Error>) -> Result<Option<Model>, Error> {
+    match row {
+        Err(error) if error.code() == Code::NotFound => Ok(None),
+        row => row.map(Some),
+    }
 }
 
 fn one(
@@ -116,16 +112,14 @@ fn one(
 ) -> impl Stream<Item = Result<Capsule, Error>> + Send {
     async_stream::try_stream! {
         let team_id = actor.team_id;
-        let mut changes = services.bus.subscribe();
+        let mut changes = services.bus.subscribe(Topic::Capsule(id));
         let mut row = Arc::new(find(&services.db, team_id, id).await?);
-        let mut ports = stream::pending().boxed();
-        let mut watched = None;
+        let mut ports = PortChanges::default();
         loop {
             let shown = version(&row);
             let last = row.state == CapsuleState::Stopped;
-            if with_ports && watched != live(&row) {
-                watched = live(&row);
-                ports = port_changes(&services, &actor, watched).await;
+            if with_ports {
+                ports.follow(&services, [&*row]).await;
             }
             loaders.forget().await;
             yield Capsule::from(row.clone());
@@ -135,16 +129,15 @@ fn one(
             row = loop {
                 let received = tokio::select! {
                     received = changes.receive() => received,
-                    Some(()) = ports.next() => break row,
+                    _ = ports.next() => break row,
                 };
                 let newer = match received {
-                    Received::Change(Change::Capsule(row)) if row.id == id => row,
-                    Received::Change(Change::CapsuleWithdrawn { id: gone, .. }) if gone == id => {
+                    Received::Change(Change::Capsule(row)) => row,
+                    Received::Change(change) if is_withdrawn(&change) => {
                         Err(Error::not_found(format!("the capsule {id} could not be made")))?
                     }
                     Received::Change(_) => continue,
                     Received::Missed => Arc::new(find(&services.db, team_id, id).await?),
-                    Received::Closed => return,
                 };
                 if version(&newer) > shown {
                     break newer;
@@ -154,62 +147,128 @@ fn one(
     }
 }
 
+/// Removed capsules of which it is remembered how new they were: what is late is late by less than so many.
+const REMEMBERED: usize = 256;
+
+/// What the subscriber to a list was shown, so that it is never led back: two replicas' changes of one capsule may come
+/// in another order than they were made.
+#[derive(Default)]
+struct Shown {
+    listed: HashMap<CapsuleId, Version>,
+    removed: HashMap<CapsuleId, Version>,
+    order: VecDeque<CapsuleId>,
+}
+
+impl Shown {
+    /// Whether the row is newer than what was shown of it.
+    fn is_news(&self, row: &Model) -> bool {
+        let known = self.listed.get(&row.id).or_else(|| self.removed.get(&row.id));
+        known.is_none_or(|known| version(row) > *known)
+    }
+
+    fn list(&mut self, row: &Model) {
+        self.removed.remove(&row.id);
+        self.listed.insert(row.id, version(row));
+    }
+
+    /// Takes one from the list for something of this version. True: it was there.
+    fn remove(&mut self, id: CapsuleId, by: Version) -> bool {
+        if self.removed.insert(id, by).is_none() {
+            self.order.push_back(id);
+        }
+        if self.order.len() > REMEMBERED
+            && let Some(oldest) = self.order.pop_front()
+        {
+            self.removed.remove(&oldest);
+        }
+        self.listed.remove(&id).is_some()
+    }
+}
+
 fn many(
     services: Arc<Services>,
     loaders: Arc<Loaders>,
     team_id: TeamId,
     filter: Resolved,
+    with_ports: bool,
 ) -> impl Stream<Item = Result<CapsuleChange, Error>> + Send {
     async_stream::try_stream! {
-        let mut changes = services.bus.subscribe();
-        // What the subscriber was shown and still counts as listed.
-        let mut shown: HashMap<CapsuleId, Version> = HashMap::new();
+        let mut changes = services.bus.subscribe(Topic::Team(team_id));
+        let mut shown = Shown::default();
+        let mut ports = PortChanges::default();
         let mut read_all = true;
         loop {
             if read_all {
-                let mut before = std::mem::take(&mut shown);
+                let mut before: HashSet<CapsuleId> = shown.listed.keys().copied().collect();
                 let mut after = None;
                 loop {
                     let rows = chunk(&services, team_id, &filter, after).await?;
                     let Some(last) = rows.last() else { break };
                     after = Some((last.created_at, last.id));
+                    if with_ports {
+                        ports.follow(&services, &rows).await;
+                    }
                     loaders.forget().await;
                     rows.iter().for_each(|row| loaders.announce_capsule(row));
                     for row in rows {
-                        let known = before.remove(&row.id);
-                        shown.insert(row.id, version(&row));
-                        if known.is_none_or(|known| version(&row) > known) {
+                        before.remove(&row.id);
+                        if shown.is_news(&row) {
+                            shown.list(&row);
                             yield CapsuleChange::now(Arc::new(row));
                         }
                     }
                 }
-                for gone in before.into_keys() {
+                for gone in before {
+                    let last_shown = shown.listed.get(&gone).copied().unwrap_or_default();
+                    shown.remove(gone, last_shown);
+                    ports.forget(gone);
                     yield CapsuleChange::removed(gone);
                 }
                 read_all = false;
             }
-            match changes.receive().await {
-                Received::Change(Change::Capsule(row)) if row.team_id == team_id => {
-                    let known = shown.get(&row.id).copied();
-                    if known.is_some_and(|known| version(&row) <= known) {
+            let received = tokio::select! {
+                received = changes.receive() => Either::Left(received),
+                id = ports.next() => Either::Right(id),
+            };
+            let received = match received {
+                Either::Left(received) => received,
+                // Whatever else changed of it meanwhile is told by the bus as well.
+                Either::Right(id) => {
+                    let row = found(find(&services.db, team_id, id).await)?;
+                    if let Some(row) = row.filter(|_| shown.listed.contains_key(&id)) {
+                        loaders.forget().await;
+                        yield CapsuleChange::now(Arc::new(row));
+                    }
+                    continue;
+                }
+            };
+            match received {
+                Received::Change(Change::Capsule(row)) => {
+                    if !shown.is_news(&row) {
                         continue;
                     }
                     if filter.matches(&row) {
-                        shown.insert(row.id, version(&row));
+                        shown.list(&row);
+                        if with_ports {
+                            ports.follow(&services, [&*row]).await;
+                        }
                         loaders.forget().await;
                         yield CapsuleChange::now(row);
-                    } else if shown.remove(&row.id).is_some() {
-                        yield CapsuleChange::removed(row.id);
+                    } else {
+                        ports.forget(row.id);
+                        if shown.remove(row.id, version(&row)) {
+                            yield CapsuleChange::removed(row.id);
+                        }
                     }
                 }
-                Received::Change(Change::CapsuleWithdrawn { team_id: of, id }) if of == team_id => {
-                    if shown.remove(&id).is_some() {
+                Received::Change(Change::CapsuleWithdrawn { id, .. }) => {
+                    ports.forget(id);
+                    if shown.remove(id, (i64::MAX, None)) {
                         yield CapsuleChange::removed(id);
                     }
                 }
                 Received::Change(_) => {}
                 Received::Missed => read_all = true,
-                Received::Closed => return,
             }
         }
     }

@@ -21,6 +21,7 @@ use rustls::{
     pki_types::{CertificateDer, PrivateKeyDer, PrivatePkcs8KeyDer, pem::PemObject},
     sign::CertifiedKey,
 };
+use sha2::{Digest, Sha256};
 use uuid::Uuid;
 use wrenn_entities::HostId;
 
@@ -114,6 +115,11 @@ impl Authority {
 
     pub(crate) fn ca_der(&self) -> &CertificateDer<'static> {
         &self.ca_der
+    }
+
+    /// What tells this installation's authority from every other's: 16 hexadecimal digits.
+    pub(crate) fn fingerprint(&self) -> String {
+        Sha256::digest(&self.ca_der).iter().take(8).map(|byte| format!("{byte:02x}")).collect()
     }
 
     /// What the control plane shows to hosts at the moment.

@@ -68,6 +68,7 @@ pub enum ProcessEvent {
     Started(ProcessStarted),
     Output(ProcessOutput),
     Gap(ProcessGap),
+    Resized(PtyResized),
     Exited(ProcessExited),
 }
 
@@ -91,6 +92,13 @@ pub struct ProcessGap {
     stream: OutputStream,
     from: BigInt,
     to: BigInt,
+}
+
+/// Somebody gave the terminal another size: of those who watch it, only one can say how large it is.
+#[derive(SimpleObject)]
+pub struct PtyResized {
+    columns: i32,
+    rows: i32,
 }
 
 /// The last event. Either the process exited (`exitCode` or `signal`), or its capsule was lost (`cause`).

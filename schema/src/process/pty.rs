@@ -16,6 +16,7 @@ use super::{
 use crate::{
     Error, Services,
     access::{Actor, Member, services},
+    bus::Change,
     capsule::{reach::agent_of, rules},
     error::parse_id,
     host::{answer, requested},
@@ -173,6 +174,8 @@ impl PtyMutation {
         let message = agent::ResizePtyRequest { capsule_id: id.to_string(), pty: Some(pty) };
         let request = requested(message, &actor.request_id);
         answer("ResizePty", CALL, client.resize_pty(request)).await.map_err(of_tag)?;
+        let resized = Change::TerminalResized { id, tag: tag.clone(), columns, rows };
+        services(ctx)?.bus.publish(resized);
         let pid = process_of(services(ctx)?, &actor, id, &tag).await?;
         Ok(PtyPayload { pty: Pty { pid, tag, columns, rows } })
     }

@@ -1,13 +1,14 @@
 //! The output of processes, live.
 
 use async_graphql::{Context, ID, InputObject, Subscription};
-use futures_util::Stream;
+use futures_util::{Stream, StreamExt};
 use wrenn_proto::envd::v1 as envd;
 
-use super::{ExecInput, ProcessEvent, exec, input::selector, pty::named};
+use super::{ExecInput, ProcessEvent, PtyResized, exec, input::selector, pty::named};
 use crate::{
     Error,
     access::{Actor, Member, caller, services, while_allowed},
+    bus::{Change, Received, Subscriber, Topic},
     error::parse_id,
     scalar::BigInt,
 };
@@ -64,7 +65,7 @@ impl ProcessSubscription {
         Ok(while_allowed(services, caller(ctx)?.clone(), exec::events("FollowProcess", wire)))
     }
 
-    /// What is still held of a terminal's output from `after` on, then what comes, then its exit.
+    /// What is still held of a terminal's output from `after` on, then what comes, also new sizes, then its exit.
     #[graphql(guard = "Member")]
     async fn pty_output(
         &self,
@@ -76,7 +77,34 @@ impl ProcessSubscription {
         let services = services(ctx)?.clone();
         let id = parse_id("capsuleId", &capsule_id)?;
         let after = envd::OutputCursor { pty: after.map(|at| at.0), ..Default::default() };
+        let resizes = services.bus.subscribe(Topic::Terminals(id));
         let wire = exec::follow(&services, &Actor::of(ctx)?, id, named(&tag)?, after).await?;
-        Ok(while_allowed(services, caller(ctx)?.clone(), exec::events("FollowProcess", wire)))
+        let events = with_resizes(exec::events("FollowProcess", wire), resizes, tag);
+        Ok(while_allowed(services, caller(ctx)?.clone(), events))
+    }
+}
+
+/// The events of a terminal, and between them its new sizes. Like the events, only made when they are asked for.
+fn with_resizes(
+    events: impl Stream<Item = Result<ProcessEvent, Error>> + Send,
+    mut resizes: Subscriber,
+    tag: String,
+) -> impl Stream<Item = Result<ProcessEvent, Error>> + Send {
+    async_stream::stream! {
+        let mut events = std::pin::pin!(events);
+        loop {
+            let next = tokio::select! {
+                biased;
+                resize = resizes.receive() => match resize {
+                    Received::Change(Change::TerminalResized { tag: of, columns, rows, .. }) if of == tag => {
+                        Some(Ok(ProcessEvent::Resized(PtyResized { columns, rows })))
+                    }
+                    _ => continue,
+                },
+                event = events.next() => event,
+            };
+            let Some(event) = next else { break };
+            yield event;
+        }
     }
 }

@@ -13,6 +13,7 @@ use crate::{
 on_both_databases!(
     ports_are_shown,
     ports_are_watched,
+    ports_of_a_list_are_watched,
     ports_are_asked_for_together,
     load_is_shown,
     load_is_watched,
@@ -79,6 +80,48 @@ async fn ports_are_watched(world: &World) {
     let mut plain = Box::pin(world.subscribe(query, json!({"id": id})).await);
     assert_eq!(next_data(&mut plain).await["capsule"], json!({"state": "RUNNING"}));
     assert_eq!(agent.calls("watch_ports"), 2);
+}
+
+async fn ports_of_a_list_are_watched(world: &World) {
+    let agent = world.host("one").await;
+    let id = world.create().await.to_string();
+    let query = "subscription { capsules { capsule { state ports { number } } removedId } }";
+    let mut lists = Vec::new();
+    for _ in 0..20 {
+        let mut list = Box::pin(world.subscribe(query, json!({})).await);
+        assert_eq!(
+            next_data(&mut list).await["capsules"],
+            json!({"capsule": {"state": "RUNNING", "ports": []}, "removedId": null})
+        );
+        lists.push(list);
+    }
+    agent.open_port(3000);
+    for list in &mut lists {
+        assert_eq!(next_data(list).await["capsules"]["capsule"]["ports"], json!([{"number": 3000}]));
+    }
+    world.ask("mutation($id: ID!) { pauseCapsule(id: $id) { capsule { id } } }", json!({"id": id})).await;
+    for list in &mut lists {
+        for state in ["PAUSING", "PAUSED"] {
+            assert_eq!(next_data(list).await["capsules"]["capsule"], json!({"state": state, "ports": []}));
+        }
+    }
+    world.ask("mutation($id: ID!) { resumeCapsule(id: $id) { capsule { id } } }", json!({"id": id})).await;
+    for list in &mut lists {
+        assert_eq!(next_data(list).await["capsules"]["capsule"]["state"], "RESUMING");
+        assert_eq!(
+            next_data(list).await["capsules"]["capsule"],
+            json!({"state": "RUNNING", "ports": [{"number": 3000}]})
+        );
+    }
+    agent.close_port(3000);
+    for list in &mut lists {
+        assert_eq!(next_data(list).await["capsules"]["capsule"], json!({"state": "RUNNING", "ports": []}));
+    }
+    assert_eq!(agent.calls("watch_ports"), 2, "one stream for each of its lives, however many watch");
+    drop(lists);
+    let mut again = Box::pin(world.subscribe(query, json!({})).await);
+    next_data(&mut again).await;
+    arrived(&agent, "watch_ports", 3).await;
 }
 
 async fn ports_are_asked_for_together(world: &World) {

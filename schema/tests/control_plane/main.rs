@@ -13,6 +13,9 @@ mod jobs;
 mod paging;
 mod placement;
 mod processes;
+#[path = "../redis_server/mod.rs"]
+mod redis_server;
+mod replicas;
 mod sdl;
 mod snapshots;
 mod watching;

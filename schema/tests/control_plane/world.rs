@@ -39,6 +39,7 @@ pub struct World {
     pub key: SecretString,
     pub admin: SecretString,
     statements: Arc<Mutex<Vec<String>>>,
+    config: SchemaConfig,
     // Removed when the world is.
     directory: TempDir,
     postgres: Option<(DatabaseConnection, String)>,
@@ -48,11 +49,21 @@ impl World {
     pub async fn on_sqlite() -> Self {
         let directory = tempfile::tempdir().expect("a directory");
         let url = format!("sqlite://{}", directory.path().join("wrenn.db").display());
-        Self::on(&url, directory, None).await
+        let config = SchemaConfig::new(directory.path());
+        Self::on(&url, directory, config, None).await
     }
 
     /// In a database of its own, next to the one that is given. Without one the test fails: it could not run.
     pub async fn on_postgres() -> Self {
+        Self::on_postgres_with(None).await
+    }
+
+    /// The same, as one of several replicas that hear of each other by Redis. [`Self::another`] is another one.
+    pub async fn of_replicas(redis_url: SecretString) -> Self {
+        Self::on_postgres_with(Some(redis_url)).await
+    }
+
+    async fn on_postgres_with(redis_url: Option<SecretString>) -> Self {
         let url = std::env::var("WRENN_TEST_POSTGRES_URL").expect(
             "NOT TESTED ON POSTGRES: set WRENN_TEST_POSTGRES_URL=postgres://user@host/database (`make test` does), \
              or run the tests named `sqlite` alone",
@@ -62,10 +73,16 @@ impl World {
         server.execute_unprepared(&format!("CREATE DATABASE {name}")).await.expect("makes a database");
         let (base, _) = url.rsplit_once('/').expect("a URL with a database name");
         let directory = tempfile::tempdir().expect("a directory");
-        Self::on(&format!("{base}/{name}"), directory, Some((server, name.clone()))).await
+        let config = SchemaConfig { redis_url, ..SchemaConfig::new(directory.path()) };
+        Self::on(&format!("{base}/{name}"), directory, config, Some((server, name.clone()))).await
     }
 
-    async fn on(url: &str, directory: TempDir, postgres: Option<(DatabaseConnection, String)>) -> Self {
+    async fn on(
+        url: &str,
+        directory: TempDir,
+        config: SchemaConfig,
+        postgres: Option<(DatabaseConnection, String)>,
+    ) -> Self {
         let mut db = database::connect(url).await.expect("opens the database");
         let statements = Arc::new(Mutex::new(Vec::new()));
         db.set_metric_callback({
@@ -77,10 +94,9 @@ impl World {
         Migrator::up(&db, None).await.expect("migrates");
         assert!(bootstrap(&db, "Ada", "ada@example.org", "First").await.expect("bootstraps"));
         let keys = replace_keys(&db, "test").await.expect("issues keys");
-        let services = Services::start(SchemaConfig::new(directory.path()), db.clone())
-            .await
-            .expect("the services start");
+        let services = Services::start(config.clone(), db.clone()).await.expect("the services start");
         Self {
+            config,
             schema: schema(services.clone()),
             services,
             db,
@@ -108,9 +124,7 @@ impl World {
 
     /// Another control plane on the same database, as after a restart.
     pub async fn another(&self) -> Arc<Services> {
-        Services::start(SchemaConfig::new(self.directory.path()), self.db.clone())
-            .await
-            .expect("starts again")
+        Services::start(self.config.clone(), self.db.clone()).await.expect("starts again")
     }
 
     /// What was read from the database since the last time. (That a key was used is written aside, at any time.)
