@@ -11,6 +11,11 @@ pub struct SchemaConfig {
     pub dir: PathBuf,
     /// Where the replicas of this installation hear of each other's changes; nothing: there is but one.
     pub redis_url: Option<SecretString>,
+    /// Where clients reach the server, without a slash at the end; the beginning of URLs that are given out.
+    pub public_url: String,
+    /// `<port>-<capsule>.` before this is where a port of a capsule is reached, with a port of its own if it has one that
+    /// is not that of `public_url`. Without it, ports are reached under paths of the server itself.
+    pub proxy_domain: Option<String>,
     /// Whether clients may ask the schema about itself.
     pub introspection: bool,
     /// Levels of nesting in one operation; the introspection query of common tools has 15.
@@ -31,6 +36,8 @@ impl SchemaConfig {
         Self {
             dir: dir.into(),
             redis_url: None,
+            public_url: "http://127.0.0.1:8080".to_owned(),
+            proxy_domain: None,
             introspection: true,
             depth_limit: 20,
             complexity_limit: 10_000,

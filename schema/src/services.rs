@@ -9,9 +9,11 @@ use tokio_util::{sync::CancellationToken, task::TaskTracker};
 use crate::{
     Error, SchemaConfig,
     access::{KeyCache, Standings},
-    bus::{Bus, BusError, LocalBus, RedisBus},
+    bus::{Bus, BusError, LocalBus, RedisBus, Topic},
     capsule::port_watch::PortWatches,
     host::{Authority, AuthorityError, HostClients},
+    port::Routes,
+    signing::{UrlKey, UrlKeyError},
 };
 
 /// How long a shutdown waits for operations that are under way. What is not done by then is settled by the
@@ -23,6 +25,8 @@ const SHUTDOWN: Duration = Duration::from_secs(30);
 pub enum StartError {
     #[error("the certificate authority is not usable")]
     Authority(#[from] AuthorityError),
+    #[error("the key that URLs are signed with is not usable")]
+    UrlKey(#[from] UrlKeyError),
     #[error("the database is not usable")]
     Database(#[from] DbErr),
     #[error("WRENN_REDIS_URL cannot be used")]
@@ -39,6 +43,9 @@ pub struct Services {
     pub(crate) keys: KeyCache,
     pub(crate) port_watches: PortWatches,
     pub(crate) standings: Standings,
+    pub(crate) url_key: UrlKey,
+    /// Where the ports of capsules are, as far as somebody asked lately.
+    pub(crate) routes: Arc<Routes>,
     /// Woken when a host came or changed, so that it is watched at once.
     pub(crate) hosts_changed: Notify,
     /// Woken when a template went, so that its files go at once.
@@ -54,12 +61,16 @@ impl Services {
     pub async fn start(config: SchemaConfig, db: DatabaseConnection) -> Result<Arc<Self>, StartError> {
         db.ping().await?;
         let authority = Arc::new(Authority::open(&config.dir.join("ca")).await?);
+        let url_key = UrlKey::open(&config.dir.join("signing")).await?;
         let hosts = HostClients::new(db.clone(), &authority)?;
         let bus: Box<dyn Bus> = match &config.redis_url {
             // Replicas of one installation have one authority, or the agents would not know them.
             Some(url) => Box::new(RedisBus::start(url, &authority.fingerprint())?),
             None => Box::<LocalBus>::default(),
         };
+        let routes = Arc::<Routes>::default();
+        let (tasks, stopping) = (TaskTracker::new(), CancellationToken::new());
+        tasks.spawn(routes.clone().follow(bus.subscribe(Topic::Capsules), stopping.clone()));
         Ok(Arc::new(Self {
             config,
             db,
@@ -69,10 +80,12 @@ impl Services {
             keys: KeyCache::default(),
             port_watches: PortWatches::default(),
             standings: Standings::default(),
+            url_key,
+            routes,
             hosts_changed: Notify::new(),
             templates_changed: Notify::new(),
-            tasks: TaskTracker::new(),
-            stopping: CancellationToken::new(),
+            tasks,
+            stopping,
         }))
     }
 

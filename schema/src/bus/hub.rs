@@ -11,7 +11,7 @@ use super::{Bus, Change, Received, Topic};
 
 /// Changes of one capsule that a subscriber may be behind before it has to look at the database again.
 pub(super) const OF_CAPSULE: usize = 64;
-/// The same of all capsules of a team.
+/// The same of all capsules of a team, or of all there are.
 pub(super) const OF_TEAM: usize = 256;
 
 type Topics = HashMap<Topic, broadcast::Sender<Received>>;
@@ -19,7 +19,7 @@ type Topics = HashMap<Topic, broadcast::Sender<Received>>;
 fn queue(topic: Topic) -> usize {
     match topic {
         Topic::Capsule(_) | Topic::Terminals(_) => OF_CAPSULE,
-        Topic::Team(_) => OF_TEAM,
+        Topic::Team(_) | Topic::Capsules => OF_TEAM,
     }
 }
 
@@ -36,7 +36,7 @@ impl Hub {
 
     pub(super) fn send(&self, change: &Change) {
         let topics = self.topics();
-        for sender in change.topics().into_iter().flatten().filter_map(|topic| topics.get(&topic)) {
+        for sender in change.topics().filter_map(|topic| topics.get(&topic)) {
             // That the last one has just gone is no error.
             let _ = sender.send(Received::Change(change.clone()));
         }

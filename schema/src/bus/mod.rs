@@ -45,19 +45,21 @@ pub(crate) enum Topic {
     Capsule(CapsuleId),
     /// All capsules of a team.
     Team(TeamId),
+    /// All capsules.
+    Capsules,
     /// The terminals in a capsule.
     Terminals(CapsuleId),
 }
 
 impl Change {
-    fn topics(&self) -> [Option<Topic>; 2] {
-        match self {
-            Self::Capsule(row) => [Some(Topic::Capsule(row.id)), Some(Topic::Team(row.team_id))],
-            Self::CapsuleWithdrawn { team_id, id } => {
-                [Some(Topic::Capsule(*id)), Some(Topic::Team(*team_id))]
-            }
-            Self::TerminalResized { id, .. } => [Some(Topic::Terminals(*id)), None],
-        }
+    fn topics(&self) -> impl Iterator<Item = Topic> + use<> {
+        let capsule = |id, team| [Some(Topic::Capsule(id)), Some(Topic::Team(team)), Some(Topic::Capsules)];
+        let topics = match self {
+            Self::Capsule(row) => capsule(row.id, row.team_id),
+            Self::CapsuleWithdrawn { team_id, id } => capsule(*id, *team_id),
+            Self::TerminalResized { id, .. } => [Some(Topic::Terminals(*id)), None, None],
+        };
+        topics.into_iter().flatten()
     }
 }
 

@@ -12,6 +12,7 @@ mod idempotency;
 mod jobs;
 mod paging;
 mod placement;
+mod ports;
 mod processes;
 #[path = "../redis_server/mod.rs"]
 mod redis_server;
