@@ -14,6 +14,7 @@ use crate::{
     host::{Authority, AuthorityError, HostClients},
     port::Routes,
     signing::{UrlKey, UrlKeyError},
+    spent,
 };
 
 /// How long a shutdown waits for operations that are under way. What is not done by then is settled by the
@@ -43,6 +44,8 @@ pub struct Services {
     pub(crate) keys: KeyCache,
     pub(crate) port_watches: PortWatches,
     pub(crate) standings: Standings,
+    /// The keys behind signatures, by the digests of those: apart from the others, for a signature is no key.
+    pub(crate) signers: KeyCache,
     pub(crate) url_key: UrlKey,
     /// Where the ports of capsules are, as far as somebody asked lately.
     pub(crate) routes: Arc<Routes>,
@@ -80,6 +83,7 @@ impl Services {
             keys: KeyCache::default(),
             port_watches: PortWatches::default(),
             standings: Standings::default(),
+            signers: KeyCache::default(),
             url_key,
             routes,
             hosts_changed: Notify::new(),
@@ -121,6 +125,6 @@ impl Services {
         if self.stopping.is_cancelled() {
             return Err(Error::unavailable("the server is shutting down"));
         }
-        self.tasks.spawn(operation).await.map_err(|error| Error::Task(error.to_string()))?
+        self.tasks.spawn(spent::carried(operation)).await.map_err(|error| Error::Task(error.to_string()))?
     }
 }
