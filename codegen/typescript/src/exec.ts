@@ -97,7 +97,7 @@ export class Execution implements PromiseLike<ExecResult>, AsyncIterable<OutputE
     this.#beginning = new Beginning(wrenn, input, options.acrossPauses ?? false);
     this.#output = new Output(wrenn, this.#beginning, { stdout: 0, stderr: 0 });
     this.#output.exited.catch((error: unknown) => this.#beginning.failed(error));
-    this.#feed(wrenn, capsuleId, options.stdin);
+    this.#feed(new Stdin(wrenn, capsuleId, this.tag, options.acrossPauses), options.stdin);
     this.#obey(wrenn, capsuleId, options.signal);
   }
 
@@ -184,8 +184,7 @@ export class Execution implements PromiseLike<ExecResult>, AsyncIterable<OutputE
     return event;
   }
 
-  #feed(wrenn: Wrenn, capsuleId: string, data: Data | undefined): void {
-    const stdin = new Stdin(wrenn, capsuleId, this.tag);
+  #feed(stdin: Stdin, data: Data | undefined): void {
     const feed = async (): Promise<void> => {
       await this.pid;
       if (data !== undefined) {

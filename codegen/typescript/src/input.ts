@@ -69,6 +69,11 @@ export class Input {
     }
   }
 
+  /** Aborted when nothing is to be written any more. */
+  get abandoned(): AbortSignal {
+    return this.#abandoned.signal;
+  }
+
   /** Ends what is under way. */
   abandon(): void {
     this.#abandoned.abort(new WrennError("FAILED_PRECONDITION", "the input is not written any more"));

@@ -1,4 +1,4 @@
-import { CAPSULE_PAUSED, WrennError } from "./errors.js";
+import { CAPSULE_PAUSED, isPassing, WrennError } from "./errors.js";
 import { live } from "./live.js";
 import { pause } from "./retry.js";
 import type { Wrenn } from "./wrenn.js";
@@ -33,5 +33,24 @@ export async function untilResumed(wrenn: Wrenn, id: string, error: unknown, sig
     throw error;
   } finally {
     signal.removeEventListener("abort", stop);
+  }
+}
+
+/** The outcome of `attempt`, which is made again after each pause of the capsule that it fails for. */
+export async function acrossPauses<T>(
+  wrenn: Wrenn,
+  id: string,
+  signal: AbortSignal,
+  attempt: () => Promise<T>,
+): Promise<T> {
+  for (;;) {
+    try {
+      return await attempt();
+    } catch (error) {
+      if (isPassing(error)) {
+        throw error;
+      }
+      await untilResumed(wrenn, id, error, signal);
+    }
   }
 }

@@ -6,7 +6,7 @@ import { PtyOutputDocument } from "./generated/graphql.js";
 import { Input } from "./input.js";
 import { startedOnce } from "./once.js";
 import { type Cursor, type Exit, Output } from "./output.js";
-import { untilResumed } from "./pauses.js";
+import { acrossPauses, untilResumed } from "./pauses.js";
 import type { Wrenn } from "./wrenn.js";
 
 export interface PtyOptions {
@@ -38,12 +38,12 @@ export class Pty implements AsyncIterable<Uint8Array> {
 
   /** Opens a terminal exactly once, although nobody may hear that it was opened. */
   static async open(wrenn: Wrenn, capsuleId: string, options: PtyOptions = {}): Promise<Pty> {
-    const { acrossPauses, env, ...given } = options;
+    const { acrossPauses: across, env, ...given } = options;
     const tag = options.tag ?? randomName("pty-");
     const vars = env && Object.entries(env).map(([name, value]) => ({ name, value }));
     const input = { ...given, capsuleId, tag, env: vars };
     await startedOnce(wrenn, capsuleId, tag, () => wrenn.graphql.openPty({ input }));
-    return new Pty(wrenn, capsuleId, tag, 0, { after: 0, acrossPauses });
+    return new Pty(wrenn, capsuleId, tag, 0, { after: 0, acrossPauses: across });
   }
 
   /** A terminal that was opened before. */
@@ -70,7 +70,8 @@ export class Pty implements AsyncIterable<Uint8Array> {
     this.#output = new Output(wrenn, source, options.after === undefined ? {} : { pty: options.after });
     this.#input = new Input(
       async (sequence, data, signal) => {
-        await wrenn.graphql.writePty({ capsuleId, tag, sequence, data }, { overSocket: true, signal });
+        const send = () => wrenn.graphql.writePty({ capsuleId, tag, sequence, data }, { overSocket: true, signal });
+        await (options.acrossPauses ? acrossPauses(wrenn, capsuleId, signal, send) : send());
       },
       wrenn.patience,
       written,

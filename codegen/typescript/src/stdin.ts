@@ -1,4 +1,5 @@
 import { Input } from "./input.js";
+import { acrossPauses } from "./pauses.js";
 import type { Wrenn } from "./wrenn.js";
 
 /** The standard input of a process. One writer at a time: a second one would not know where the first one is. */
@@ -8,18 +9,16 @@ export class Stdin {
   readonly #selector: string;
   readonly #input: Input;
 
-  /** `from`: how many bytes were written to it before. */
-  constructor(wrenn: Wrenn, capsuleId: string, selector: string, from = 0) {
+  /** `across`: wait while the capsule is paused. */
+  constructor(wrenn: Wrenn, capsuleId: string, selector: string, across = false) {
     this.#wrenn = wrenn;
     this.#capsuleId = capsuleId;
     this.#selector = selector;
-    this.#input = new Input(
-      async (sequence, data, signal) => {
-        await wrenn.graphql.writeStdin({ capsuleId, selector, sequence, data }, { overSocket: true, signal });
-      },
-      wrenn.patience,
-      from,
-    );
+    this.#input = new Input(async (sequence, data, signal) => {
+      const variables = { capsuleId, selector, sequence, data };
+      const send = () => wrenn.graphql.writeStdin(variables, { overSocket: true, signal });
+      await (across ? acrossPauses(wrenn, capsuleId, signal, send) : send());
+    }, wrenn.patience);
   }
 
   /** Resolves when the process can read it. What is written meanwhile joins the next piece. */
@@ -32,7 +31,7 @@ export class Stdin {
     await this.#input.drained();
     await this.#wrenn.graphql.closeStdin(
       { capsuleId: this.#capsuleId, selector: this.#selector },
-      { overSocket: true, repeatable: true },
+      { overSocket: true, repeatable: true, signal: this.#input.abandoned },
     );
   }
 

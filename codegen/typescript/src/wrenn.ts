@@ -63,7 +63,10 @@ export class Wrenn {
     return { "x-api-key": this.#apiKey };
   }
 
-  /** Closes the sockets now; what goes on over them fails. Needed only to end before they have been idle for a second. */
+  /**
+   * Ends what goes on over its sockets, for good. Needed only where something still goes on: sockets that are idle close
+   * by themselves, within a second.
+   */
   close(): void {
     this.sockets.close();
   }

@@ -37,6 +37,7 @@ export class Sockets {
   readonly #url: string;
   readonly #parameters: Record<string, unknown>;
   #links: Link[] = [];
+  #closed = false;
 
   constructor(url: string, parameters: Record<string, unknown>) {
     this.#url = url;
@@ -45,6 +46,9 @@ export class Sockets {
 
   /** Begins an operation; the answer ends it early, and nothing is told after that. */
   subscribe(query: string, variables: unknown, sink: Sink): () => void {
+    if (this.#closed) {
+      throw closed();
+    }
     this.#links = this.#links.filter((link) => !link.lost);
     let link = this.#links.find((candidate) => candidate.operations < OPERATIONS_PER_SOCKET);
     if (link === undefined) {
@@ -78,8 +82,9 @@ export class Sockets {
     });
   }
 
-  /** Closes all sockets, and with them what is under way. */
+  /** Closes all sockets, and with them what is under way, for good. */
   close(): void {
+    this.#closed = true;
     for (const link of this.#links.splice(0)) {
       link.close();
     }
@@ -154,7 +159,7 @@ class Link {
   }
 
   close(): void {
-    this.#end(connectionLost("the client was closed"));
+    this.#end(closed());
   }
 
   #expectAnswer(): void {
@@ -173,6 +178,10 @@ class Link {
     // Keeps the client from connecting again for what is under way.
     void Promise.resolve(this.#client.dispose()).catch(() => {});
   }
+}
+
+function closed(): WrennError {
+  return new WrennError("FAILED_PRECONDITION", "the client was closed");
 }
 
 /** From a close event, an error event, or an error. */
