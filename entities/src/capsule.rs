@@ -44,6 +44,8 @@ pub struct Model {
     pub disk_mib: i32,
     /// 0: never paused for idleness.
     pub timeout_sec: i32,
+    /// Whether a request to one of its ports lets it go on when it is paused.
+    pub auto_resume: bool,
     #[sea_orm(column_type = "JsonBinary")]
     pub labels: Labels,
     pub created_by: Option<ApiKeyId>,

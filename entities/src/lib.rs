@@ -10,6 +10,7 @@ pub mod id;
 pub mod idempotency_key;
 pub mod json;
 pub mod membership;
+pub mod public_port;
 pub mod team;
 pub mod template;
 pub mod time;

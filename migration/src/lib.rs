@@ -13,6 +13,7 @@ mod m20261101_000005_capsules;
 mod m20261101_000006_idempotency_keys;
 mod m20261101_000007_platform;
 mod m20261101_000008_snapshots_and_forks;
+mod m20261101_000009_public_ports;
 
 /// All steps, in order.
 pub struct Migrator;
@@ -29,6 +30,7 @@ impl MigratorTrait for Migrator {
             Box::new(m20261101_000006_idempotency_keys::Migration),
             Box::new(m20261101_000007_platform::Migration),
             Box::new(m20261101_000008_snapshots_and_forks::Migration),
+            Box::new(m20261101_000009_public_ports::Migration),
         ]
     }
 }

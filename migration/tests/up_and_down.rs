@@ -6,12 +6,13 @@ use sea_orm_migration::{
 };
 use wrenn_migration::Migrator;
 
-const TABLES: [&str; 9] = [
+const TABLES: [&str; 10] = [
     "api_keys",
     "capsules",
     "host_credentials",
     "hosts",
     "idempotency_keys",
+    "public_ports",
     "teams",
     "templates",
     "users",

@@ -7,6 +7,11 @@ use std::path::PathBuf;
 pub struct SchemaConfig {
     /// Where this installation keeps its files; the certificate authority lies in `ca` under it.
     pub dir: PathBuf,
+    /// Where clients reach the server, without a slash at the end; the beginning of URLs that are given out.
+    pub public_url: String,
+    /// `<port>-<capsule>.` before this is where a port of a capsule is reached, with a port of its own if it has one that
+    /// is not that of `public_url`. Without it, ports are reached under paths of the server itself.
+    pub proxy_domain: Option<String>,
     /// Whether clients may ask the schema about itself.
     pub introspection: bool,
     /// Levels of nesting in one operation; the introspection query of common tools has 15.
@@ -26,6 +31,8 @@ impl SchemaConfig {
     pub fn new(dir: impl Into<PathBuf>) -> Self {
         Self {
             dir: dir.into(),
+            public_url: "http://127.0.0.1:8080".to_owned(),
+            proxy_domain: None,
             introspection: true,
             depth_limit: 20,
             complexity_limit: 10_000,

@@ -26,6 +26,7 @@ mod process;
 mod scalar;
 mod secret;
 mod services;
+mod signing;
 mod team;
 mod template;
 
@@ -38,7 +39,9 @@ pub use crate::{
     error::{Code, Error, Refusal},
     file::{FileEntry, FileKind, transfer},
     host::AuthorityError,
+    port::gateway,
     services::{Services, StartError},
+    signing::UrlKeyError,
 };
 
 #[derive(MergedObject, Default)]
@@ -50,7 +53,9 @@ pub struct Mutation(
     template::TemplateMutation,
     process::ProcessMutation,
     process::PtyMutation,
+    process::NewCapsuleMutation,
     file::FileMutation,
+    port::PortMutation,
     host::HostMutation,
 );
 

@@ -83,6 +83,7 @@ pub(crate) struct Loaders {
     /// Each with an answer of its own: that one host is away is not the failure of another.
     processes: Batch<Placed, Result<Vec<Process>, Error>>,
     ports: Batch<Placed, Result<Vec<Port>, Error>>,
+    public_ports: Batch<CapsuleId, Vec<u16>>,
 }
 
 impl Loaders {
@@ -96,6 +97,7 @@ impl Loaders {
             capsules: Batch::default(),
             processes: Batch::default(),
             ports: Batch::default(),
+            public_ports: Batch::default(),
         }
     }
 
@@ -103,6 +105,7 @@ impl Loaders {
     pub(crate) fn announce_capsule(&self, row: &capsule::Model) {
         self.templates.announce(row.template_id);
         self.teams.announce(row.team_id);
+        self.public_ports.announce(row.id);
         if let Some(parent) = row.parent_id {
             self.capsules.announce(parent);
         }
@@ -184,7 +187,15 @@ impl Loaders {
             .ports
             .get(placed, async |capsules| Ok(port::lists(&self.services, &self.request_id, capsules).await))
             .await?;
-        list.unwrap_or_else(|| Ok(Vec::new()))
+        let public = self.public_ports(placed.1).await?;
+        let list = list.unwrap_or_else(|| Ok(Vec::new()))?;
+        Ok(list.into_iter().map(|port| port.among(&public)).collect())
+    }
+
+    pub(crate) async fn public_ports(&self, id: CapsuleId) -> Result<Vec<u16>, Error> {
+        let ports =
+            self.public_ports.get(id, async |ids| port::public_ports(&self.services.db, ids).await).await?;
+        Ok(ports.unwrap_or_default())
     }
 
     /// Whatever is asked for from now on is read afresh.
@@ -195,6 +206,7 @@ impl Loaders {
         self.capsules.forget().await;
         self.processes.forget().await;
         self.ports.forget().await;
+        self.public_ports.forget().await;
     }
 }
 

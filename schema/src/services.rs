@@ -11,6 +11,8 @@ use crate::{
     access::KeyCache,
     bus::Bus,
     host::{Authority, AuthorityError, HostClients},
+    port::Routes,
+    signing::{UrlKey, UrlKeyError},
 };
 
 /// How long a shutdown waits for operations that are under way. What is not done by then is settled by the
@@ -22,6 +24,8 @@ const SHUTDOWN: Duration = Duration::from_secs(30);
 pub enum StartError {
     #[error("the certificate authority is not usable")]
     Authority(#[from] AuthorityError),
+    #[error("the key that URLs are signed with is not usable")]
+    UrlKey(#[from] UrlKeyError),
     #[error("the database is not usable")]
     Database(#[from] DbErr),
 }
@@ -34,6 +38,9 @@ pub struct Services {
     pub(crate) authority: Arc<Authority>,
     pub(crate) hosts: HostClients,
     pub(crate) keys: KeyCache,
+    pub(crate) url_key: UrlKey,
+    /// Where the ports of capsules are, as far as somebody asked lately.
+    pub(crate) routes: Arc<Routes>,
     /// Woken when a host came or changed, so that it is watched at once.
     pub(crate) hosts_changed: Notify,
     /// Woken when a template went, so that its files go at once.
@@ -49,18 +56,24 @@ impl Services {
     pub async fn start(config: SchemaConfig, db: DatabaseConnection) -> Result<Arc<Self>, StartError> {
         db.ping().await?;
         let authority = Arc::new(Authority::open(&config.dir.join("ca")).await?);
+        let url_key = UrlKey::open(&config.dir.join("signing")).await?;
         let hosts = HostClients::new(db.clone(), &authority)?;
+        let (bus, routes) = (Bus::default(), Arc::<Routes>::default());
+        let (tasks, stopping) = (TaskTracker::new(), CancellationToken::new());
+        tasks.spawn(routes.clone().follow(bus.subscribe(), stopping.clone()));
         Ok(Arc::new(Self {
             config,
             db,
-            bus: Bus::default(),
+            bus,
             authority,
             hosts,
             keys: KeyCache::default(),
+            url_key,
+            routes,
             hosts_changed: Notify::new(),
             templates_changed: Notify::new(),
-            tasks: TaskTracker::new(),
-            stopping: CancellationToken::new(),
+            tasks,
+            stopping,
         }))
     }
 

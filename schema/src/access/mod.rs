@@ -13,7 +13,7 @@ use std::{
 use async_graphql::{Context, Request};
 use chrono::TimeDelta;
 use sea_orm::{
-    ColumnTrait, Condition, DatabaseConnection, EntityTrait, QueryFilter, QuerySelect, QueryTrait,
+    ColumnTrait, Condition, DatabaseConnection, EntityTrait, QueryFilter, QuerySelect, QueryTrait, Select,
 };
 use secrecy::{ExposeSecret, SecretString};
 use wrenn_entities::{ApiKeyId, HostId, TeamId, api_key, team, time::now};
@@ -78,7 +78,8 @@ impl KeyCaller {
 /// On whose behalf something is done, and under which request.
 #[derive(Clone, Debug)]
 pub(crate) struct Actor {
-    pub key_id: ApiKeyId,
+    /// None: somebody who was let in without one, to a port that is public.
+    pub key_id: Option<ApiKeyId>,
     pub team_id: TeamId,
     pub request_id: RequestId,
 }
@@ -86,7 +87,17 @@ pub(crate) struct Actor {
 impl Actor {
     pub(crate) fn new(caller: &Caller, request_id: &RequestId) -> Result<Self, Error> {
         let key = caller.key()?;
-        Ok(Self { key_id: key.id, team_id: key.team_id, request_id: request_id.clone() })
+        Ok(Self { key_id: Some(key.id), team_id: key.team_id, request_id: request_id.clone() })
+    }
+
+    /// Somebody who was let in to a capsule of the team without a key.
+    pub(crate) fn visitor(team_id: TeamId, request_id: &RequestId) -> Self {
+        Self { key_id: None, team_id, request_id: request_id.clone() }
+    }
+
+    /// The key, where one was shown.
+    pub(crate) fn key(&self) -> Result<ApiKeyId, Error> {
+        self.key_id.ok_or(Error::Context("API key"))
     }
 
     pub(crate) fn of(ctx: &Context<'_>) -> Result<Self, Error> {
@@ -155,27 +166,42 @@ async fn authenticate_key(services: &Services, secret: &SecretString) -> Result<
     Ok(Caller::Key(caller))
 }
 
+/// The key that a URL was signed with, which opens what its owner signed. `digest`: of the signature itself, under which
+/// the key is remembered for a moment.
+pub(crate) async fn signer(services: &Services, id: ApiKeyId, digest: [u8; 32]) -> Result<Caller, Error> {
+    if let Some(caller) = services.keys.get(&digest) {
+        return Ok(Caller::Key(caller));
+    }
+    let row = good_keys().filter(api_key::Column::Id.eq(id)).one(&services.db).await?;
+    let row = row.ok_or_else(|| Error::unauthenticated("the API key that signed the URL is gone"))?;
+    let own = row.digest.try_into().map_err(|_| Error::Task("a key's digest is malformed".to_owned()))?;
+    let caller = KeyCaller { id: row.id, team_id: row.team_id, digest: own };
+    services.keys.put(digest, caller.clone());
+    Ok(Caller::Key(caller))
+}
+
 fn refused_key() -> Error {
     Error::unauthenticated("the API key is unknown, was revoked or has expired")
 }
 
-/// The key, if it still opens anything: not expired, and its team is still there.
 async fn find_key(db: &DatabaseConnection, digest: [u8; 32]) -> Result<Option<api_key::Model>, Error> {
+    Ok(good_keys().filter(api_key::Column::Digest.eq(digest.to_vec())).one(db).await?)
+}
+
+/// Keys that still open anything: not expired, and their team is still there.
+fn good_keys() -> Select<api_key::Entity> {
     let living = team::Entity::find()
         .select_only()
         .column(team::Column::Id)
         .filter(team::Column::DeletedAt.is_null())
         .into_query();
-    Ok(api_key::Entity::find()
-        .filter(api_key::Column::Digest.eq(digest.to_vec()))
+    api_key::Entity::find()
         .filter(
             Condition::any()
                 .add(api_key::Column::ExpiresAt.is_null())
                 .add(api_key::Column::ExpiresAt.gt(now())),
         )
         .filter(api_key::Column::TeamId.in_subquery(living))
-        .one(db)
-        .await?)
 }
 
 /// Notes that the key was used, aside and at most once a minute.

@@ -1,14 +1,15 @@
 //! Capsules: what they look like, how they are found, made, changed and watched.
 
-mod create;
+pub(crate) mod create;
 mod egress;
 mod filter;
 mod fork;
 mod mutation;
-mod operation;
+pub(crate) mod operation;
 mod query;
 pub(crate) mod reach;
 mod record;
+pub(crate) mod revise;
 pub(crate) mod rules;
 pub(crate) mod settle;
 mod snapshot;
@@ -25,7 +26,9 @@ use sea_orm::{ColumnTrait, ConnectionTrait, EntityTrait, QueryFilter};
 use wrenn_entities::{CapsuleId, TeamId, capsule};
 
 pub use self::{
-    egress::EgressPolicyInput, mutation::CapsuleMutation, query::CapsuleQuery,
+    egress::EgressPolicyInput,
+    mutation::{CapsuleMutation, CapsulePayload, CreateCapsuleInput},
+    query::CapsuleQuery,
     subscription::CapsuleSubscription,
 };
 use crate::{
@@ -34,7 +37,7 @@ use crate::{
     file::{self, FileEntry},
     host::Host,
     metrics::{self, CapsuleMetricPoint, MetricsRange},
-    port::Port,
+    port::{self, Port},
     process::Process,
     scalar::Labels,
     team::Team,
@@ -142,6 +145,11 @@ impl Capsule {
         self.0.timeout_sec
     }
 
+    /// Whether a request to one of its ports lets it go on when it is paused.
+    async fn auto_resume(&self) -> bool {
+        self.0.auto_resume
+    }
+
     async fn labels(&self) -> Labels {
         Labels(self.0.labels.0.clone())
     }
@@ -174,6 +182,17 @@ impl Capsule {
             Some(placed) => loaders(ctx)?.ports(placed).await,
             None => Ok(Vec::new()),
         }
+    }
+
+    /// Ports that anybody may reach, whether something listens there or not.
+    async fn public_ports(&self, ctx: &Context<'_>) -> Result<Vec<i32>, Error> {
+        Ok(loaders(ctx)?.public_ports(self.0.id).await?.into_iter().map(i32::from).collect())
+    }
+
+    /// Where a service on this port is reached from outside.
+    async fn url(&self, ctx: &Context<'_>, port: i32) -> Result<String, Error> {
+        let port = port::url::port("port", port)?;
+        Ok(port::url::of_port(&services(ctx)?.config, self.0.id, port))
     }
 
     /// The living ones and those that exited lately; none while it is not running. To look is no activity.

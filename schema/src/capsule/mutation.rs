@@ -8,7 +8,7 @@ use wrenn_entities::capsule;
 use super::{
     Capsule, EgressPolicyInput, create, fork,
     operation::{Verb, carry_out},
-    snapshot, timing,
+    revise, snapshot, timing,
 };
 use crate::{
     Error,
@@ -19,7 +19,7 @@ use crate::{
     template::{Template, TemplatePayload},
 };
 
-#[derive(InputObject)]
+#[derive(InputObject, Default)]
 pub struct CreateCapsuleInput {
     /// Id or name; the platform's `minimal` if absent.
     pub(super) template: Option<String>,
@@ -29,6 +29,9 @@ pub struct CreateCapsuleInput {
     pub(super) disk_mib: Option<i32>,
     /// Paused after this long without activity; 0 = never, which is the default.
     pub(super) timeout_sec: Option<i32>,
+    /// When it is paused, a request to one of its ports lets it go on; otherwise such requests are refused.
+    #[graphql(default_with = "Some(false)")]
+    pub(super) auto_resume: Option<bool>,
     /// For every process in it, after the template's.
     pub(super) env: Option<Vec<EnvVarInput>>,
     pub(super) labels: Option<Labels>,
@@ -41,6 +44,12 @@ pub struct CreateCapsuleInput {
 #[derive(SimpleObject)]
 pub struct CapsulePayload {
     capsule: Capsule,
+}
+
+impl CapsulePayload {
+    pub(crate) fn new(row: Arc<capsule::Model>) -> Self {
+        Self { capsule: row.into() }
+    }
 }
 
 #[derive(SimpleObject)]
@@ -100,6 +109,18 @@ impl CapsuleMutation {
         payload(ctx, timing::set_timeout(services(ctx)?, &Actor::of(ctx)?, id, timeout_sec).await?).await
     }
 
+    /// Gives it these labels in place of those that it has.
+    #[graphql(guard = "Member")]
+    async fn set_capsule_labels(
+        &self,
+        ctx: &Context<'_>,
+        id: ID,
+        labels: Labels,
+    ) -> Result<CapsulePayload, Error> {
+        let id = parse_id("id", &id)?;
+        payload(ctx, revise::set_labels(services(ctx)?, &Actor::of(ctx)?, id, labels.0).await?).await
+    }
+
     /// Makes a template of a running or paused capsule as it is at this moment, with everything in its memory. A
     /// running one stands still for milliseconds. `overwrite`: in place of the template that has the name.
     #[graphql(guard = "Member")]
@@ -149,5 +170,5 @@ async fn change(ctx: &Context<'_>, id: &ID, verb: Verb) -> Result<CapsulePayload
 /// What a field before this one has read may have changed since.
 async fn payload(ctx: &Context<'_>, row: Arc<capsule::Model>) -> Result<CapsulePayload, Error> {
     loaders(ctx)?.forget().await;
-    Ok(CapsulePayload { capsule: row.into() })
+    Ok(CapsulePayload::new(row))
 }

@@ -211,6 +211,7 @@ mod tests {
             memory_mib: 256,
             disk_mib: 1024,
             timeout_sec: 0,
+            auto_resume: false,
             labels: Labels::default(),
             created_by: None,
             created_at: now(),

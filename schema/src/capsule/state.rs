@@ -25,8 +25,9 @@ use std::sync::Arc;
 use chrono::{DateTime, TimeDelta, Utc};
 use sea_orm::{ColumnTrait, Condition, ConnectionTrait, EntityTrait, ExprTrait, QueryFilter, prelude::Expr};
 use wrenn_entities::{
-    HostId,
+    CapsuleId, HostId,
     capsule::{self, CapsuleState, Model},
+    json::Labels,
     time::now,
 };
 use wrenn_proto::envd;
@@ -92,6 +93,7 @@ pub(crate) struct Step {
     started_at: Option<DateTime<Utc>>,
     last_active_at: Option<DateTime<Utc>>,
     timeout_sec: Option<i32>,
+    labels: Option<Labels>,
     only_if_free: bool,
 }
 
@@ -104,6 +106,7 @@ impl Step {
             started_at: None,
             last_active_at: None,
             timeout_sec: None,
+            labels: None,
             only_if_free: false,
         }
     }
@@ -130,6 +133,11 @@ impl Step {
 
     pub(crate) fn with_timeout(mut self, seconds: i32) -> Self {
         self.timeout_sec = Some(seconds);
+        self
+    }
+
+    pub(crate) fn with_labels(mut self, labels: Labels) -> Self {
+        self.labels = Some(labels);
         self
     }
 
@@ -174,6 +182,9 @@ pub(crate) async fn compare_and_set(
     if let Some(timeout_sec) = step.timeout_sec {
         update = update.col_expr(Column::TimeoutSec, Expr::value(timeout_sec));
     }
+    if let Some(labels) = step.labels {
+        update = update.col_expr(Column::Labels, Expr::value(labels));
+    }
     if step.only_if_free {
         update = update.filter(
             Condition::any().add(Column::OperationUntil.is_null()).add(Column::OperationUntil.lte(at)),
@@ -204,14 +215,18 @@ pub(crate) async fn advance(
 }
 
 /// The loser's answer.
-pub(crate) fn lost(id: wrenn_entities::CapsuleId) -> Error {
+pub(crate) fn lost(id: CapsuleId) -> Error {
     Error::conflict(format!("the capsule {id} was changed by somebody else at the same moment"))
 }
 
 /// Why something that needs another state cannot be done in this one.
 pub(crate) fn unfit(row: &Model) -> Error {
-    let id = row.id;
-    match row.state {
+    unfit_in(row.id, row.state, row.cause_message.as_deref())
+}
+
+/// The same, of a capsule of which only so much is known.
+pub(crate) fn unfit_in(id: CapsuleId, state: CapsuleState, why: Option<&str>) -> Error {
+    match state {
         CapsuleState::Paused => {
             Error::failed_precondition(format!("the capsule {id} is paused; resume it first"))
         }
@@ -221,7 +236,7 @@ pub(crate) fn unfit(row: &Model) -> Error {
             Error::unavailable(format!("the host of the capsule {id} is out of reach at the moment"))
         }
         CapsuleState::Error => {
-            let why = row.cause_message.as_deref().unwrap_or("no reason is known");
+            let why = why.unwrap_or("no reason is known");
             Error::failed_precondition(format!("the capsule {id} cannot be used: {why}"))
         }
         state => {

@@ -23,6 +23,7 @@ pub(super) struct Wanted {
     pub(super) memory_mib: i32,
     pub(super) disk_mib: i32,
     pub(super) timeout_sec: i32,
+    pub(super) auto_resume: bool,
     pub(super) env: Vec<envd::EnvVar>,
     /// Names of those of `env` that are the capsule's alone.
     pub(super) secret_env: Vec<String>,
@@ -68,6 +69,7 @@ pub(super) async fn check(
         memory_mib: memory_mib.unwrap_or(template.memory_mib),
         disk_mib: disk_mib.unwrap_or(template.disk_mib),
         timeout_sec,
+        auto_resume: input.auto_resume.unwrap_or(false),
         env: inherited.chain(own).collect(),
         secret_env,
         labels: Labels(labels),
@@ -122,6 +124,7 @@ impl Wanted {
             self.secret_env,
             self.labels,
             egress,
+            self.auto_resume,
         ]);
         Sha256::digest(whole.to_string().as_bytes()).to_vec()
     }
@@ -144,8 +147,9 @@ impl Wanted {
             memory_mib: self.memory_mib,
             disk_mib: self.disk_mib,
             timeout_sec: self.timeout_sec,
+            auto_resume: self.auto_resume,
             labels: self.labels.clone(),
-            created_by: Some(actor.key_id),
+            created_by: actor.key_id,
             created_at: at,
             updated_at: at,
             started_at: None,

@@ -11,6 +11,7 @@ use std::{
 
 use bytes::Bytes;
 use futures_util::{Stream, StreamExt, stream::BoxStream};
+use secrecy::SecretString;
 use tonic::Streaming;
 use wrenn_proto::{
     agent::v1 as agent,
@@ -24,6 +25,8 @@ use crate::{
     capsule::reach::agent_of,
     error::parse_id,
     host::{answer, requested},
+    port::gateway,
+    signing::Grant,
 };
 
 /// Bytes of one message on the way into a capsule.
@@ -49,6 +52,32 @@ pub struct WriteOptions {
     pub mode: Option<u32>,
     /// Makes missing directories above it.
     pub make_parents: bool,
+}
+
+/// Which way content goes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Direction {
+    Read,
+    Write,
+}
+
+/// Who signed a URL from `createFileUrl`, if it is good for this: then it may be done in their name.
+///
+/// # Errors
+/// `UNAUTHENTICATED` for a token that is not, or not any more.
+pub async fn signer(
+    services: &Services,
+    place: &Place,
+    direction: Direction,
+    token: &SecretString,
+) -> Result<Caller, Error> {
+    let capsule = parse_id("capsule", &place.capsule)?;
+    let (path, user) = (place.path.as_str(), place.user.as_deref().unwrap_or_default());
+    let grant = match direction {
+        Direction::Read => Grant::Read { capsule, path, user },
+        Direction::Write => Grant::Write { capsule, path, user },
+    };
+    gateway::signed(services, grant, token).await.map(|(caller, _)| caller)
 }
 
 /// A file that is being read.

@@ -1,4 +1,5 @@
-//! Connections to host agents: gRPC over mutual TLS, one channel per host, made on demand and kept.
+//! Connections to host agents over mutual TLS: gRPC, one channel per host, made on demand and kept; and others, for
+//! HTTP/1.1 to what listens in capsules, which share nothing with the channel but the certificates.
 
 use std::{
     collections::HashMap,
@@ -45,6 +46,8 @@ struct KnownHost {
 pub(crate) struct HostClients {
     db: DatabaseConnection,
     tls: TlsConnector,
+    /// For HTTP/1.1.
+    proxy_tls: TlsConnector,
     known: RwLock<HashMap<HostId, KnownHost>>,
 }
 
@@ -59,33 +62,54 @@ impl HostClients {
             .map_err(tls("choose the versions of TLS"))?
             .with_root_certificates(roots)
             .with_client_cert_resolver(Arc::new(CurrentCertificate(authority.clone())));
-        config.alpn_protocols = vec![b"h2".to_vec()];
         // A resumed session would go on with the certificate it began with.
         config.resumption = Resumption::disabled();
-        Ok(Self { db, tls: TlsConnector::from(Arc::new(config)), known: RwLock::default() })
+        let agreeing_on = |protocol: &[u8]| {
+            let mut config = config.clone();
+            config.alpn_protocols = vec![protocol.to_vec()];
+            TlsConnector::from(Arc::new(config))
+        };
+        let (tls, proxy_tls) = (agreeing_on(b"h2"), agreeing_on(b"http/1.1"));
+        Ok(Self { db, tls, proxy_tls, known: RwLock::default() })
     }
 
     /// The agent of a host. The database is asked only for the first time.
     pub(crate) async fn get(&self, id: HostId) -> Result<AgentClient, Error> {
-        if let Some(known) = self.known.read().unwrap_or_else(PoisonError::into_inner).get(&id) {
-            return Ok(known.client.clone());
+        self.look_up(id, |known| known.client.clone()).await
+    }
+
+    /// A new connection to a host's proxy into its capsules, which speaks HTTP/1.1.
+    pub(crate) async fn dial(&self, id: HostId) -> Result<TlsStream<TcpStream>, Error> {
+        let address = self.look_up(id, |known| known.address.clone()).await?;
+        let name = ServerName::try_from(server_name(id)).map_err(|error| Error::Task(error.to_string()))?;
+        connect(self.proxy_tls.clone(), name, &address).await.map_err(|error| {
+            tracing::warn!(host = %id, %error, "the host's proxy cannot be reached");
+            Error::agent_lost()
+        })
+    }
+
+    async fn look_up<T>(&self, id: HostId, part: impl Fn(&KnownHost) -> T) -> Result<T, Error> {
+        let known = |all: &HashMap<HostId, KnownHost>| all.get(&id).map(&part);
+        if let Some(part) = known(&self.known.read().unwrap_or_else(PoisonError::into_inner)) {
+            return Ok(part);
         }
         let row = host::Entity::find_by_id(id).one(&self.db).await?;
         let address = row.and_then(|row| row.address).ok_or_else(Error::agent_lost)?;
-        self.set_address(id, &address)
+        self.set_address(id, &address)?;
+        known(&self.known.read().unwrap_or_else(PoisonError::into_inner)).ok_or_else(Error::agent_lost)
     }
 
     /// Notes where a host is; an open channel to the same address stays.
-    pub(crate) fn set_address(&self, id: HostId, address: &str) -> Result<AgentClient, Error> {
+    pub(crate) fn set_address(&self, id: HostId, address: &str) -> Result<(), Error> {
         let mut all = self.known.write().unwrap_or_else(PoisonError::into_inner);
         if let Some(known) = all.get(&id)
             && known.address == address
         {
-            return Ok(known.client.clone());
+            return Ok(());
         }
         let client = AgentClient::new(self.channel(id, address)?).max_decoding_message_size(LARGEST_LISTING);
-        all.insert(id, KnownHost { address: address.to_owned(), client: client.clone() });
-        Ok(client)
+        all.insert(id, KnownHost { address: address.to_owned(), client });
+        Ok(())
     }
 
     /// A channel that connects when it is first used and again whenever the connection was lost.

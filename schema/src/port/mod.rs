@@ -1,4 +1,10 @@
-//! Ports: what listens in capsules. To look is no activity.
+//! Ports: what listens in capsules, who may reach it from outside, and how. To look is no activity.
+
+pub mod gateway;
+mod mutation;
+mod route;
+pub(crate) mod url;
+mod wake;
 
 use std::{collections::HashMap, sync::Arc, time::Duration};
 
@@ -11,6 +17,8 @@ use wrenn_proto::{
     envd::v1::{self as envd, port_event::Event},
 };
 
+pub use self::mutation::PortMutation;
+pub(crate) use self::route::{Routes, public_ports};
 use crate::{
     Error, Services,
     access::RequestId,
@@ -40,12 +48,20 @@ impl From<envd::Port> for Port {
             number: i32::try_from(port.number).unwrap_or(i32::MAX),
             process: port.process,
             since: time::from_nanos(port.since_ns).unwrap_or_default(),
+            // Its host does not know.
             public: false,
         }
     }
 }
 
-/// The open ports of running capsules on their hosts.
+impl Port {
+    pub(crate) fn among(mut self, public: &[u16]) -> Self {
+        self.public = u16::try_from(self.number).is_ok_and(|number| public.contains(&number));
+        self
+    }
+}
+
+/// The open ports of running capsules on their hosts, none of them shown as public.
 pub(crate) async fn lists(
     services: &Services,
     request_id: &RequestId,

@@ -4,6 +4,7 @@ mod exec;
 mod input;
 mod list;
 mod mutation;
+mod new_capsule;
 mod pty;
 mod subscription;
 
@@ -14,8 +15,10 @@ use wrenn_proto::envd::v1 as envd;
 
 pub(crate) use self::list::lists;
 pub use self::{
+    exec::Encoding,
     input::{EnvVarInput, ExecInput},
     mutation::ProcessMutation,
+    new_capsule::NewCapsuleMutation,
     pty::PtyMutation,
     subscription::ProcessSubscription,
 };

@@ -10,7 +10,7 @@ use wrenn_proto::envd::v1::{self as envd, file_event};
 use wrenn_schema::{
     Code,
     access::{Caller, Credentials, RequestId, authenticate},
-    transfer::{self, Place, WriteOptions},
+    transfer::{self, Direction, Place, WriteOptions},
 };
 
 use crate::{
@@ -29,6 +29,8 @@ on_both_databases!(
     a_directory_is_watched,
     content_flows_both_ways,
     what_breaks_off_changes_nothing,
+    small_files_are_written,
+    urls_open_one_file_one_way,
 );
 
 const ENTRY: &str = "name path kind size mode owner group modifiedAt symlinkTarget";
@@ -293,4 +295,70 @@ async fn what_breaks_off_changes_nothing(world: &World) {
             .await
             .expect("is written");
     assert_eq!(made.size.0, 64 * 1024 * 1024);
+}
+
+async fn small_files_are_written(world: &World) {
+    let agent = world.host("one").await;
+    let id = world.create().await.to_string();
+    let write = "mutation($id: ID!, $path: String!, $content: String!, $encoding: Encoding! = UTF8, $mode: Int,
+        $parents: Boolean) { writeFile(capsuleId: $id, path: $path, content: $content, encoding: $encoding, mode: $mode,
+        parents: $parents, user: \"root\") { entry { path size mode } } }";
+    let written = world.ask(write, json!({"id": id, "path": "/f", "content": "hällo", "mode": 0o600})).await;
+    assert_eq!(written["writeFile"]["entry"], json!({"path": "/f", "size": "6", "mode": 0o600}));
+    let bytes =
+        json!({"id": id, "path": "/no/such/f", "content": "/wA=", "encoding": "BASE64", "parents": true});
+    world.ask(write, bytes).await;
+    agent.with_files(|files| {
+        assert_eq!(files.get("/f").as_deref(), Some("hällo".as_bytes()));
+        assert_eq!(files.get("/no/such/f").as_deref(), Some(&[0xff, 0][..]));
+        assert_eq!(files.written, Some((None, true, "root".to_owned())));
+    });
+    for (variables, field) in [
+        (json!({"id": "cl-1", "path": "/f", "content": ""}), "capsuleId"),
+        (json!({"id": id, "path": "", "content": ""}), "path"),
+        (json!({"id": id, "path": "/f", "content": "?", "encoding": "BASE64"}), "content"),
+        (json!({"id": id, "path": "/f", "content": "x".repeat(1024 * 1024 + 1)}), "content"),
+        (json!({"id": id, "path": "/f", "content": "", "mode": -1}), "mode"),
+    ] {
+        assert_eq!(world.refused(write, variables).await.brief(), ("INVALID_INPUT", Some(field)));
+    }
+}
+
+async fn urls_open_one_file_one_way(world: &World) {
+    let _agent = world.host("one").await;
+    let id = world.create().await.to_string();
+    let url = "mutation($id: ID!, $path: String!, $method: FileMethod!, $seconds: Int! = 300) {
+        createFileUrl(capsuleId: $id, path: $path, method: $method, expiresInSec: $seconds) { url expiresAt } }";
+    let made = world.ask(url, json!({"id": id, "path": "/a b", "method": "GET"})).await;
+    let made = made["createFileUrl"]["url"].as_str().expect("a URL").to_owned();
+    let (before, token) = made.split_once("&wrenn_token=").expect("is signed");
+    assert_eq!(before, format!("http://127.0.0.1:8080/files/{id}?path=/a%20b"));
+    let place = |path: &str| Place { capsule: id.clone(), path: path.into(), user: None };
+    let signer = async |place, direction| {
+        transfer::signer(&world.services, &place, direction, &token.into())
+            .await
+            .map_err(|error| error.code())
+    };
+    assert!(
+        matches!(signer(place("/a b"), Direction::Read).await, Ok(Caller::Key(key)) if key.team_id == world.team)
+    );
+    for (place, direction) in [
+        (place("/a b"), Direction::Write),
+        (place("/a"), Direction::Read),
+        (Place { user: Some("root".into()), ..place("/a b") }, Direction::Read),
+        (Place { capsule: CapsuleId::generate().to_string(), ..place("/a b") }, Direction::Read),
+    ] {
+        assert_eq!(signer(place, direction).await.err(), Some(Code::Unauthenticated));
+    }
+    for (variables, code, field) in [
+        (json!({"id": id, "path": "", "method": "GET"}), "INVALID_INPUT", Some("path")),
+        (
+            json!({"id": id, "path": "/a", "method": "PUT", "seconds": 0}),
+            "INVALID_INPUT",
+            Some("expiresInSec"),
+        ),
+        (json!({"id": CapsuleId::generate().to_string(), "path": "/a", "method": "PUT"}), "NOT_FOUND", None),
+    ] {
+        assert_eq!(world.refused(url, variables).await.brief(), (code, field));
+    }
 }

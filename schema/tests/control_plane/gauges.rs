@@ -86,12 +86,13 @@ async fn ports_are_asked_for_together(world: &World) {
     for _ in 0..5 {
         world.create().await;
     }
-    let query = "{ capsules { nodes { ports { number } } } }";
+    agent.open_port(80);
+    let query = "{ capsules { nodes { ports { number public } publicPorts } } }";
     let request = world.request(Some(&world.key), query, json!({})).await;
     world.reads();
     let response = world.schema.execute(request).await;
     assert!(response.errors.is_empty(), "{response:?}");
-    assert_eq!(world.reads().len(), 1);
+    assert_eq!(world.reads().len(), 2, "the page, and which ports are public");
     assert_eq!(agent.calls("ports"), 5);
 }
 

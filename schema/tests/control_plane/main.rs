@@ -12,6 +12,7 @@ mod idempotency;
 mod jobs;
 mod paging;
 mod placement;
+mod ports;
 mod processes;
 mod sdl;
 mod snapshots;

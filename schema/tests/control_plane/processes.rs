@@ -5,6 +5,7 @@ use serde_json::json;
 use wrenn_entities::capsule::CapsuleState;
 
 use crate::{
+    agent::arrived,
     on_both_databases,
     world::{Refused, World, next, next_data},
 };
@@ -12,6 +13,7 @@ use crate::{
 on_both_databases!(
     exec_answers_once,
     exec_wants_a_running_capsule,
+    a_program_gets_a_capsule_of_its_own,
     processes_are_talked_to,
     terminals_are_opened_and_closed,
     output_is_live,
@@ -219,4 +221,42 @@ async fn streams_end_with_a_cause(world: &World) {
     let ended = Refused::of(&next(&mut hanging).await.expect("says why it ends").errors[0]);
     assert_eq!((ended.code.as_str(), ended.cause.as_deref()), ("UNAVAILABLE", Some("HOST_AGENT_LOST")));
     assert!(next(&mut hanging).await.is_none());
+}
+
+async fn a_program_gets_a_capsule_of_its_own(world: &World) {
+    let agent = world.host("one").await;
+    let run = "mutation($input: RunInNewCapsuleInput!) { runInNewCapsule(input: $input) {
+        result { exitCode stdout } capsule { id state name } } }";
+    let input = json!({"command": "cat", "stdin": STANDARD.encode("hello"), "capsule": {"name": "once"}});
+    let done = world.ask(run, json!({"input": input})).await["runInNewCapsule"].take();
+    assert_eq!(done["result"], json!({"exitCode": 3, "stdout": "hello"}));
+    assert_eq!((&done["capsule"]["state"], &done["capsule"]["name"]), (&json!("STOPPED"), &json!("once")));
+    assert!(agent.capsules().is_empty(), "it is gone");
+
+    let kept =
+        world.ask(run, json!({"input": {"argv": ["cat"], "keep": true}})).await["runInNewCapsule"].take();
+    assert_eq!(kept["capsule"]["state"], "RUNNING");
+    assert_eq!(agent.capsules().len(), 1);
+
+    // It goes whatever becomes of the program.
+    let lost = world.refused(run, json!({"input": {"argv": ["be lost"]}})).await;
+    assert_eq!(lost.cause.as_deref(), Some("VMM_DIED"));
+    assert_eq!(agent.capsules().len(), 1);
+    let made = agent.calls("create");
+    let wrong = world.refused(run, json!({"input": {}})).await;
+    assert_eq!(wrong.brief(), ("INVALID_INPUT", Some("command")));
+    assert_eq!(agent.calls("create"), made, "what is wrong is said before there is a capsule");
+
+    // And of whoever asked, also while it is being made.
+    for gone_in in ["create", "exec"] {
+        let (before, destroyed) = (agent.calls(gone_in), agent.calls("destroy"));
+        let gate = agent.gate(gone_in);
+        let asked = world.execute(Some(&world.key), run, json!({"input": {"argv": ["hang"]}}));
+        tokio::select! {
+            answer = asked => panic!("{answer:?}"),
+            () = arrived(&agent, gone_in, before + 1) => {}
+        }
+        gate.add_permits(100);
+        arrived(&agent, "destroy", destroyed + 1).await;
+    }
 }
