@@ -37,6 +37,8 @@ export interface CreateOptions {
   /** A secret one is not handed to forks unless asked, and no snapshot keeps it. */
   env?: Record<string, EnvValue> | undefined;
   labels?: Record<string, string> | undefined;
+  /** When it is paused, a request to one of its ports lets it go on; otherwise such requests are refused. */
+  autoResume?: boolean | undefined;
   /** Everything outside may be reached if absent. */
   egress?: EgressPolicyInput | undefined;
   /** A repeat with the same key and options answers with the same capsule; one of its own if absent. */
@@ -236,6 +238,15 @@ export class Capsule {
     const variables = { id: this.id, timeoutSec };
     const { setCapsuleTimeout } = await this.#wrenn.graphql.setCapsuleTimeout(variables, { repeatable: true });
     this.#now(setCapsuleTimeout.capsule);
+  }
+
+  /** Gives it these labels in place of those that it has. */
+  async setLabels(labels: Record<string, string>): Promise<void> {
+    const { setCapsuleLabels } = await this.#wrenn.graphql.setCapsuleLabels(
+      { id: this.id, labels },
+      { repeatable: true },
+    );
+    this.#now(setCapsuleLabels.capsule);
   }
 
   async [asyncDispose](): Promise<void> {

@@ -1,7 +1,8 @@
 import { toBytes } from "./bytes.js";
 import { WrennError } from "./errors.js";
-import type { FileChangeKind, FileEntryFragment, FileKind } from "./generated/graphql.js";
+import type { FileChangeKind, FileEntryFragment, FileKind, FileMethod } from "./generated/graphql.js";
 import { live, present } from "./live.js";
+import { type SignedUrl, signed } from "./signed.js";
 import { asStream, type Data } from "./sources.js";
 import { refuse, send } from "./transport/http.js";
 import type { Wrenn } from "./wrenn.js";
@@ -56,6 +57,12 @@ export interface WriteOptions extends AsUser {
 export interface WatchOptions extends AsUser {
   /** Also in all directories below it. */
   recursive?: boolean | undefined;
+}
+
+export interface UrlOptions extends AsUser {
+  method?: FileMethod | undefined;
+  /** At most a week. */
+  expiresInSec?: number | undefined;
 }
 
 /** The files of one capsule. Paths are absolute, or relative to the user's home. */
@@ -191,6 +198,12 @@ export class Files {
       }
     };
     return live(this.#wrenn, { open, resumed: (): FileEvent => ({ type: "overflow" }) });
+  }
+
+  /** A URL with which one file is read (`GET`) or written (`PUT`) without a key; good for 5 minutes unless told otherwise. */
+  async url(path: string, { method = "GET", expiresInSec = 300, user }: UrlOptions = {}): Promise<SignedUrl> {
+    const variables = { capsuleId: this.#id, path, method, expiresInSec, user };
+    return signed((await this.#wrenn.graphql.createFileUrl(variables, { repeatable: true })).createFileUrl);
   }
 
   #address(path: string, parameters: Record<string, string | false | undefined>): string {

@@ -20,6 +20,7 @@ export type {
   FileKind,
   Files,
   ReadOptions,
+  UrlOptions,
   WatchOptions,
   WriteOptions,
 } from "./files.js";
@@ -27,6 +28,7 @@ export type { Cursor, Exit, OutputChunk, OutputEvent, OutputGap, StreamName } fr
 export type { Port, Ports } from "./ports.js";
 export type { Following, FollowOptions, Process, ProcessInfo, Signal, StartOptions } from "./process.js";
 export type { AttachOptions, Pty, PtyOptions } from "./pty.js";
+export type { SignedUrl } from "./signed.js";
 export type { Data } from "./sources.js";
 export type { Stdin } from "./stdin.js";
 export { type RequestOptions, Wrenn, type WrennOptions } from "./wrenn.js";

@@ -34,6 +34,8 @@ export type CapsuleState =
   | 'STOPPING';
 
 export type CreateCapsuleInput = {
+  /** When it is paused, a request to one of its ports lets it go on; otherwise such requests are refused. */
+  autoResume?: boolean | null | undefined;
   diskMib?: number | null | undefined;
   /** Everything outside may be reached if absent. */
   egress?: EgressPolicyInput | null | undefined;
@@ -105,6 +107,11 @@ export type FileKind =
   | 'OTHER'
   | 'SYMLINK';
 
+/** What a URL of a file is for. */
+export type FileMethod =
+  | 'GET'
+  | 'PUT';
+
 /** How far back. Points are 500 ms apart up to 10 minutes, 30 s up to 2 hours, 5 minutes up to a day. */
 export type MetricsRange =
   | 'H1'
@@ -165,7 +172,7 @@ export type TemplateKind =
   /** A disk and the memory that goes with it. */
   | 'SNAPSHOT';
 
-export type CapsuleFragment = { __typename: 'Capsule', id: string, name: string | null, state: CapsuleState, vcpus: number, memoryMib: number, diskMib: number, timeoutSec: number, labels: Record<string, string>, createdAt: string, startedAt: string | null, lastActiveAt: string | null, cause: { __typename: 'CapsuleCause', code: string, message: string } | null, template: { __typename: 'Template', id: string, name: string } };
+export type CapsuleFragment = { __typename: 'Capsule', id: string, name: string | null, state: CapsuleState, vcpus: number, memoryMib: number, diskMib: number, timeoutSec: number, autoResume: boolean, labels: Record<string, string>, createdAt: string, startedAt: string | null, lastActiveAt: string | null, cause: { __typename: 'CapsuleCause', code: string, message: string } | null, template: { __typename: 'Template', id: string, name: string } };
 
 export type TemplateFragment = { __typename: 'Template', id: string, name: string, kind: TemplateKind, vcpus: number, memoryMib: number, diskMib: number, sizeBytes: string | null, sourceCapsuleId: string | null, createdAt: string };
 
@@ -181,7 +188,7 @@ export type CapsuleQueryVariables = Exact<{
 }>;
 
 
-export type CapsuleQuery = { __typename: 'Query', capsule: { __typename: 'Capsule', id: string, name: string | null, state: CapsuleState, vcpus: number, memoryMib: number, diskMib: number, timeoutSec: number, labels: Record<string, string>, createdAt: string, startedAt: string | null, lastActiveAt: string | null, cause: { __typename: 'CapsuleCause', code: string, message: string } | null, template: { __typename: 'Template', id: string, name: string } } | null };
+export type CapsuleQuery = { __typename: 'Query', capsule: { __typename: 'Capsule', id: string, name: string | null, state: CapsuleState, vcpus: number, memoryMib: number, diskMib: number, timeoutSec: number, autoResume: boolean, labels: Record<string, string>, createdAt: string, startedAt: string | null, lastActiveAt: string | null, cause: { __typename: 'CapsuleCause', code: string, message: string } | null, template: { __typename: 'Template', id: string, name: string } } | null };
 
 export type CapsulesQueryVariables = Exact<{
   filter?: CapsuleFilter | null | undefined;
@@ -190,7 +197,7 @@ export type CapsulesQueryVariables = Exact<{
 }>;
 
 
-export type CapsulesQuery = { __typename: 'Query', capsules: { __typename: 'CapsuleConnection', nodes: Array<{ __typename: 'Capsule', id: string, name: string | null, state: CapsuleState, vcpus: number, memoryMib: number, diskMib: number, timeoutSec: number, labels: Record<string, string>, createdAt: string, startedAt: string | null, lastActiveAt: string | null, cause: { __typename: 'CapsuleCause', code: string, message: string } | null, template: { __typename: 'Template', id: string, name: string } }>, pageInfo: { __typename: 'PageInfo', hasNextPage: boolean, endCursor: string | null } } };
+export type CapsulesQuery = { __typename: 'Query', capsules: { __typename: 'CapsuleConnection', nodes: Array<{ __typename: 'Capsule', id: string, name: string | null, state: CapsuleState, vcpus: number, memoryMib: number, diskMib: number, timeoutSec: number, autoResume: boolean, labels: Record<string, string>, createdAt: string, startedAt: string | null, lastActiveAt: string | null, cause: { __typename: 'CapsuleCause', code: string, message: string } | null, template: { __typename: 'Template', id: string, name: string } }>, pageInfo: { __typename: 'PageInfo', hasNextPage: boolean, endCursor: string | null } } };
 
 export type TemplatesQueryVariables = Exact<{
   filter?: TemplateFilter | null | undefined;
@@ -214,35 +221,35 @@ export type CreateCapsuleMutationVariables = Exact<{
 }>;
 
 
-export type CreateCapsuleMutation = { __typename: 'Mutation', createCapsule: { __typename: 'CapsulePayload', capsule: { __typename: 'Capsule', id: string, name: string | null, state: CapsuleState, vcpus: number, memoryMib: number, diskMib: number, timeoutSec: number, labels: Record<string, string>, createdAt: string, startedAt: string | null, lastActiveAt: string | null, cause: { __typename: 'CapsuleCause', code: string, message: string } | null, template: { __typename: 'Template', id: string, name: string } } } };
+export type CreateCapsuleMutation = { __typename: 'Mutation', createCapsule: { __typename: 'CapsulePayload', capsule: { __typename: 'Capsule', id: string, name: string | null, state: CapsuleState, vcpus: number, memoryMib: number, diskMib: number, timeoutSec: number, autoResume: boolean, labels: Record<string, string>, createdAt: string, startedAt: string | null, lastActiveAt: string | null, cause: { __typename: 'CapsuleCause', code: string, message: string } | null, template: { __typename: 'Template', id: string, name: string } } } };
 
 export type PauseCapsuleMutationVariables = Exact<{
   id: string;
 }>;
 
 
-export type PauseCapsuleMutation = { __typename: 'Mutation', pauseCapsule: { __typename: 'CapsulePayload', capsule: { __typename: 'Capsule', id: string, name: string | null, state: CapsuleState, vcpus: number, memoryMib: number, diskMib: number, timeoutSec: number, labels: Record<string, string>, createdAt: string, startedAt: string | null, lastActiveAt: string | null, cause: { __typename: 'CapsuleCause', code: string, message: string } | null, template: { __typename: 'Template', id: string, name: string } } } };
+export type PauseCapsuleMutation = { __typename: 'Mutation', pauseCapsule: { __typename: 'CapsulePayload', capsule: { __typename: 'Capsule', id: string, name: string | null, state: CapsuleState, vcpus: number, memoryMib: number, diskMib: number, timeoutSec: number, autoResume: boolean, labels: Record<string, string>, createdAt: string, startedAt: string | null, lastActiveAt: string | null, cause: { __typename: 'CapsuleCause', code: string, message: string } | null, template: { __typename: 'Template', id: string, name: string } } } };
 
 export type ResumeCapsuleMutationVariables = Exact<{
   id: string;
 }>;
 
 
-export type ResumeCapsuleMutation = { __typename: 'Mutation', resumeCapsule: { __typename: 'CapsulePayload', capsule: { __typename: 'Capsule', id: string, name: string | null, state: CapsuleState, vcpus: number, memoryMib: number, diskMib: number, timeoutSec: number, labels: Record<string, string>, createdAt: string, startedAt: string | null, lastActiveAt: string | null, cause: { __typename: 'CapsuleCause', code: string, message: string } | null, template: { __typename: 'Template', id: string, name: string } } } };
+export type ResumeCapsuleMutation = { __typename: 'Mutation', resumeCapsule: { __typename: 'CapsulePayload', capsule: { __typename: 'Capsule', id: string, name: string | null, state: CapsuleState, vcpus: number, memoryMib: number, diskMib: number, timeoutSec: number, autoResume: boolean, labels: Record<string, string>, createdAt: string, startedAt: string | null, lastActiveAt: string | null, cause: { __typename: 'CapsuleCause', code: string, message: string } | null, template: { __typename: 'Template', id: string, name: string } } } };
 
 export type DestroyCapsuleMutationVariables = Exact<{
   id: string;
 }>;
 
 
-export type DestroyCapsuleMutation = { __typename: 'Mutation', destroyCapsule: { __typename: 'CapsulePayload', capsule: { __typename: 'Capsule', id: string, name: string | null, state: CapsuleState, vcpus: number, memoryMib: number, diskMib: number, timeoutSec: number, labels: Record<string, string>, createdAt: string, startedAt: string | null, lastActiveAt: string | null, cause: { __typename: 'CapsuleCause', code: string, message: string } | null, template: { __typename: 'Template', id: string, name: string } } } };
+export type DestroyCapsuleMutation = { __typename: 'Mutation', destroyCapsule: { __typename: 'CapsulePayload', capsule: { __typename: 'Capsule', id: string, name: string | null, state: CapsuleState, vcpus: number, memoryMib: number, diskMib: number, timeoutSec: number, autoResume: boolean, labels: Record<string, string>, createdAt: string, startedAt: string | null, lastActiveAt: string | null, cause: { __typename: 'CapsuleCause', code: string, message: string } | null, template: { __typename: 'Template', id: string, name: string } } } };
 
 export type PingCapsuleMutationVariables = Exact<{
   id: string;
 }>;
 
 
-export type PingCapsuleMutation = { __typename: 'Mutation', pingCapsule: { __typename: 'CapsulePayload', capsule: { __typename: 'Capsule', id: string, name: string | null, state: CapsuleState, vcpus: number, memoryMib: number, diskMib: number, timeoutSec: number, labels: Record<string, string>, createdAt: string, startedAt: string | null, lastActiveAt: string | null, cause: { __typename: 'CapsuleCause', code: string, message: string } | null, template: { __typename: 'Template', id: string, name: string } } } };
+export type PingCapsuleMutation = { __typename: 'Mutation', pingCapsule: { __typename: 'CapsulePayload', capsule: { __typename: 'Capsule', id: string, name: string | null, state: CapsuleState, vcpus: number, memoryMib: number, diskMib: number, timeoutSec: number, autoResume: boolean, labels: Record<string, string>, createdAt: string, startedAt: string | null, lastActiveAt: string | null, cause: { __typename: 'CapsuleCause', code: string, message: string } | null, template: { __typename: 'Template', id: string, name: string } } } };
 
 export type SetCapsuleTimeoutMutationVariables = Exact<{
   id: string;
@@ -250,7 +257,15 @@ export type SetCapsuleTimeoutMutationVariables = Exact<{
 }>;
 
 
-export type SetCapsuleTimeoutMutation = { __typename: 'Mutation', setCapsuleTimeout: { __typename: 'CapsulePayload', capsule: { __typename: 'Capsule', id: string, name: string | null, state: CapsuleState, vcpus: number, memoryMib: number, diskMib: number, timeoutSec: number, labels: Record<string, string>, createdAt: string, startedAt: string | null, lastActiveAt: string | null, cause: { __typename: 'CapsuleCause', code: string, message: string } | null, template: { __typename: 'Template', id: string, name: string } } } };
+export type SetCapsuleTimeoutMutation = { __typename: 'Mutation', setCapsuleTimeout: { __typename: 'CapsulePayload', capsule: { __typename: 'Capsule', id: string, name: string | null, state: CapsuleState, vcpus: number, memoryMib: number, diskMib: number, timeoutSec: number, autoResume: boolean, labels: Record<string, string>, createdAt: string, startedAt: string | null, lastActiveAt: string | null, cause: { __typename: 'CapsuleCause', code: string, message: string } | null, template: { __typename: 'Template', id: string, name: string } } } };
+
+export type SetCapsuleLabelsMutationVariables = Exact<{
+  id: string;
+  labels: Record<string, string>;
+}>;
+
+
+export type SetCapsuleLabelsMutation = { __typename: 'Mutation', setCapsuleLabels: { __typename: 'CapsulePayload', capsule: { __typename: 'Capsule', id: string, name: string | null, state: CapsuleState, vcpus: number, memoryMib: number, diskMib: number, timeoutSec: number, autoResume: boolean, labels: Record<string, string>, createdAt: string, startedAt: string | null, lastActiveAt: string | null, cause: { __typename: 'CapsuleCause', code: string, message: string } | null, template: { __typename: 'Template', id: string, name: string } } } };
 
 export type ForkCapsuleMutationVariables = Exact<{
   id: string;
@@ -260,7 +275,7 @@ export type ForkCapsuleMutationVariables = Exact<{
 }>;
 
 
-export type ForkCapsuleMutation = { __typename: 'Mutation', forkCapsule: { __typename: 'ForkPayload', capsules: Array<{ __typename: 'Capsule', id: string, name: string | null, state: CapsuleState, vcpus: number, memoryMib: number, diskMib: number, timeoutSec: number, labels: Record<string, string>, createdAt: string, startedAt: string | null, lastActiveAt: string | null, cause: { __typename: 'CapsuleCause', code: string, message: string } | null, template: { __typename: 'Template', id: string, name: string } }> } };
+export type ForkCapsuleMutation = { __typename: 'Mutation', forkCapsule: { __typename: 'ForkPayload', capsules: Array<{ __typename: 'Capsule', id: string, name: string | null, state: CapsuleState, vcpus: number, memoryMib: number, diskMib: number, timeoutSec: number, autoResume: boolean, labels: Record<string, string>, createdAt: string, startedAt: string | null, lastActiveAt: string | null, cause: { __typename: 'CapsuleCause', code: string, message: string } | null, template: { __typename: 'Template', id: string, name: string } }> } };
 
 export type SnapshotCapsuleMutationVariables = Exact<{
   id: string;
@@ -284,14 +299,14 @@ export type WatchCapsuleSubscriptionVariables = Exact<{
 }>;
 
 
-export type WatchCapsuleSubscription = { __typename: 'Subscription', capsule: { __typename: 'Capsule', id: string, name: string | null, state: CapsuleState, vcpus: number, memoryMib: number, diskMib: number, timeoutSec: number, labels: Record<string, string>, createdAt: string, startedAt: string | null, lastActiveAt: string | null, cause: { __typename: 'CapsuleCause', code: string, message: string } | null, template: { __typename: 'Template', id: string, name: string } } };
+export type WatchCapsuleSubscription = { __typename: 'Subscription', capsule: { __typename: 'Capsule', id: string, name: string | null, state: CapsuleState, vcpus: number, memoryMib: number, diskMib: number, timeoutSec: number, autoResume: boolean, labels: Record<string, string>, createdAt: string, startedAt: string | null, lastActiveAt: string | null, cause: { __typename: 'CapsuleCause', code: string, message: string } | null, template: { __typename: 'Template', id: string, name: string } } };
 
 export type WatchCapsulesSubscriptionVariables = Exact<{
   filter?: CapsuleFilter | null | undefined;
 }>;
 
 
-export type WatchCapsulesSubscription = { __typename: 'Subscription', capsules: { __typename: 'CapsuleChange', removedId: string | null, capsule: { __typename: 'Capsule', id: string, name: string | null, state: CapsuleState, vcpus: number, memoryMib: number, diskMib: number, timeoutSec: number, labels: Record<string, string>, createdAt: string, startedAt: string | null, lastActiveAt: string | null, cause: { __typename: 'CapsuleCause', code: string, message: string } | null, template: { __typename: 'Template', id: string, name: string } } | null } };
+export type WatchCapsulesSubscription = { __typename: 'Subscription', capsules: { __typename: 'CapsuleChange', removedId: string | null, capsule: { __typename: 'Capsule', id: string, name: string | null, state: CapsuleState, vcpus: number, memoryMib: number, diskMib: number, timeoutSec: number, autoResume: boolean, labels: Record<string, string>, createdAt: string, startedAt: string | null, lastActiveAt: string | null, cause: { __typename: 'CapsuleCause', code: string, message: string } | null, template: { __typename: 'Template', id: string, name: string } } | null } };
 
 export type WatchMetricsSubscriptionVariables = Exact<{
   id: string;
@@ -339,6 +354,17 @@ export type RemovePathMutationVariables = Exact<{
 
 export type RemovePathMutation = { __typename: 'Mutation', removePath: { __typename: 'FilePayload', entry: { __typename: 'FileEntry', name: string, path: string, kind: FileKind, size: string, mode: number, owner: string, group: string, modifiedAt: string, symlinkTarget: string | null } | null } };
 
+export type CreateFileUrlMutationVariables = Exact<{
+  capsuleId: string;
+  path: string;
+  method: FileMethod;
+  expiresInSec: number;
+  user?: string | null | undefined;
+}>;
+
+
+export type CreateFileUrlMutation = { __typename: 'Mutation', createFileUrl: { __typename: 'FileUrlPayload', url: string, expiresAt: string } };
+
 export type WatchDirectorySubscriptionVariables = Exact<{
   capsuleId: string;
   path: string;
@@ -359,6 +385,32 @@ export type PortsQueryVariables = Exact<{
 
 
 export type PortsQuery = { __typename: 'Query', capsule: { __typename: 'Capsule', ports: Array<{ __typename: 'Port', number: number, process: string | null, since: string, public: boolean }> } | null };
+
+export type PortUrlQueryVariables = Exact<{
+  id: string;
+  port: number;
+}>;
+
+
+export type PortUrlQuery = { __typename: 'Query', capsule: { __typename: 'Capsule', url: string } | null };
+
+export type CreatePreviewUrlMutationVariables = Exact<{
+  capsuleId: string;
+  port: number;
+  expiresInSec: number;
+}>;
+
+
+export type CreatePreviewUrlMutation = { __typename: 'Mutation', createPreviewUrl: { __typename: 'PreviewUrlPayload', url: string, expiresAt: string } };
+
+export type SetPortPublicMutationVariables = Exact<{
+  capsuleId: string;
+  port: number;
+  public: boolean;
+}>;
+
+
+export type SetPortPublicMutation = { __typename: 'Mutation', setPortPublic: { __typename: 'CapsulePayload', capsule: { __typename: 'Capsule', publicPorts: Array<number> } } };
 
 export type ProcessFragment = { __typename: 'Process', pid: number, tag: string, command: string, user: string, cwd: string | null, startedAt: string, pty: boolean, running: boolean, exitCode: number | null, signal: string | null };
 
@@ -510,6 +562,7 @@ export const CapsuleFragmentDoc = gql`
   memoryMib
   diskMib
   timeoutSec
+  autoResume
   labels
   createdAt
   startedAt
@@ -709,6 +762,15 @@ export const SetCapsuleTimeoutDocument = gql`
   }
 }
     ${CapsuleFragmentDoc}`;
+export const SetCapsuleLabelsDocument = gql`
+    mutation setCapsuleLabels($id: ID!, $labels: Labels!) {
+  setCapsuleLabels(id: $id, labels: $labels) {
+    capsule {
+      ...Capsule
+    }
+  }
+}
+    ${CapsuleFragmentDoc}`;
 export const ForkCapsuleDocument = gql`
     mutation forkCapsule($id: ID!, $count: Int, $inheritSecrets: Boolean, $idempotencyKey: String) {
   forkCapsule(
@@ -804,6 +866,20 @@ export const RemovePathDocument = gql`
   }
 }
     ${FileEntryFragmentDoc}`;
+export const CreateFileUrlDocument = gql`
+    mutation createFileUrl($capsuleId: ID!, $path: String!, $method: FileMethod!, $expiresInSec: Int!, $user: String) {
+  createFileUrl(
+    capsuleId: $capsuleId
+    path: $path
+    method: $method
+    expiresInSec: $expiresInSec
+    user: $user
+  ) {
+    url
+    expiresAt
+  }
+}
+    `;
 export const WatchDirectoryDocument = gql`
     subscription watchDirectory($capsuleId: ID!, $path: String!, $recursive: Boolean, $user: String) {
   event: watchDirectory(
@@ -836,6 +912,34 @@ export const PortsDocument = gql`
       process
       since
       public
+    }
+  }
+}
+    `;
+export const PortUrlDocument = gql`
+    query portUrl($id: ID!, $port: Int!) {
+  capsule(id: $id) {
+    url(port: $port)
+  }
+}
+    `;
+export const CreatePreviewUrlDocument = gql`
+    mutation createPreviewUrl($capsuleId: ID!, $port: Int!, $expiresInSec: Int!) {
+  createPreviewUrl(
+    capsuleId: $capsuleId
+    port: $port
+    expiresInSec: $expiresInSec
+  ) {
+    url
+    expiresAt
+  }
+}
+    `;
+export const SetPortPublicDocument = gql`
+    mutation setPortPublic($capsuleId: ID!, $port: Int!, $public: Boolean!) {
+  setPortPublic(capsuleId: $capsuleId, port: $port, public: $public) {
+    capsule {
+      publicPorts
     }
   }
 }
@@ -982,6 +1086,9 @@ export function getSdk<C>(requester: Requester<C>) {
     setCapsuleTimeout(variables: SetCapsuleTimeoutMutationVariables, options?: C): Promise<SetCapsuleTimeoutMutation> {
       return requester<SetCapsuleTimeoutMutation, SetCapsuleTimeoutMutationVariables>(SetCapsuleTimeoutDocument, variables, options) as Promise<SetCapsuleTimeoutMutation>;
     },
+    setCapsuleLabels(variables: SetCapsuleLabelsMutationVariables, options?: C): Promise<SetCapsuleLabelsMutation> {
+      return requester<SetCapsuleLabelsMutation, SetCapsuleLabelsMutationVariables>(SetCapsuleLabelsDocument, variables, options) as Promise<SetCapsuleLabelsMutation>;
+    },
     forkCapsule(variables: ForkCapsuleMutationVariables, options?: C): Promise<ForkCapsuleMutation> {
       return requester<ForkCapsuleMutation, ForkCapsuleMutationVariables>(ForkCapsuleDocument, variables, options) as Promise<ForkCapsuleMutation>;
     },
@@ -1012,11 +1119,23 @@ export function getSdk<C>(requester: Requester<C>) {
     removePath(variables: RemovePathMutationVariables, options?: C): Promise<RemovePathMutation> {
       return requester<RemovePathMutation, RemovePathMutationVariables>(RemovePathDocument, variables, options) as Promise<RemovePathMutation>;
     },
+    createFileUrl(variables: CreateFileUrlMutationVariables, options?: C): Promise<CreateFileUrlMutation> {
+      return requester<CreateFileUrlMutation, CreateFileUrlMutationVariables>(CreateFileUrlDocument, variables, options) as Promise<CreateFileUrlMutation>;
+    },
     watchDirectory(variables: WatchDirectorySubscriptionVariables, options?: C): AsyncIterable<WatchDirectorySubscription> {
       return requester<WatchDirectorySubscription, WatchDirectorySubscriptionVariables>(WatchDirectoryDocument, variables, options) as AsyncIterable<WatchDirectorySubscription>;
     },
     ports(variables: PortsQueryVariables, options?: C): Promise<PortsQuery> {
       return requester<PortsQuery, PortsQueryVariables>(PortsDocument, variables, options) as Promise<PortsQuery>;
+    },
+    portUrl(variables: PortUrlQueryVariables, options?: C): Promise<PortUrlQuery> {
+      return requester<PortUrlQuery, PortUrlQueryVariables>(PortUrlDocument, variables, options) as Promise<PortUrlQuery>;
+    },
+    createPreviewUrl(variables: CreatePreviewUrlMutationVariables, options?: C): Promise<CreatePreviewUrlMutation> {
+      return requester<CreatePreviewUrlMutation, CreatePreviewUrlMutationVariables>(CreatePreviewUrlDocument, variables, options) as Promise<CreatePreviewUrlMutation>;
+    },
+    setPortPublic(variables: SetPortPublicMutationVariables, options?: C): Promise<SetPortPublicMutation> {
+      return requester<SetPortPublicMutation, SetPortPublicMutationVariables>(SetPortPublicDocument, variables, options) as Promise<SetPortPublicMutation>;
     },
     processes(variables: ProcessesQueryVariables, options?: C): Promise<ProcessesQuery> {
       return requester<ProcessesQuery, ProcessesQueryVariables>(ProcessesDocument, variables, options) as Promise<ProcessesQuery>;
