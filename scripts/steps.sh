@@ -12,9 +12,9 @@ BIN="$TARGET/release"
 GUEST_TRIPLE="$(uname -m)-unknown-linux-gnu"
 GUEST_BIN="$TARGET/$GUEST_TRIPLE/guest"
 
-# What the agent and the image builder run; the tests add a database server.
+# What the agent and the image builder run; the tests add a database server, and a browser for the SDK.
 HOST_PACKAGES=(qemu-system-x86 nftables iproute2 xfsprogs e2fsprogs mmdebstrap zstd ca-certificates curl jq)
-TEST_PACKAGES=(postgresql)
+TEST_PACKAGES=(postgresql chromium)
 
 die() {
     printf 'error: %s\n' "$*" >&2

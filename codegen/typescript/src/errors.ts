@@ -104,3 +104,8 @@ export function isPassing(error: unknown): boolean {
   }
   return (error.code === "UNAVAILABLE" || error.code === "DEADLINE_EXCEEDED") && PASSING.has(error.reason);
 }
+
+/** Whether the answer got lost, or nobody was there to answer. */
+export function isLost(error: unknown): boolean {
+  return error instanceof WrennError && error.reason === CONNECTION_LOST;
+}

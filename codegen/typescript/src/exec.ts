@@ -53,7 +53,7 @@ export interface Line {
 const MAX_BYTES = 16 * 1024 * 1024;
 
 /** A shell line, or a program with its arguments. */
-export function commandOf(command: string | readonly string[]): Pick<ExecInput, "command" | "argv"> {
+function commandOf(command: string | readonly string[]): Pick<ExecInput, "command" | "argv"> {
   return typeof command === "string" ? { command } : { argv: [...command] };
 }
 

@@ -1,7 +1,8 @@
 import { toBytes } from "./bytes.js";
-import { WrennError } from "./errors.js";
+import { isLost, WrennError } from "./errors.js";
 import type { FileChangeKind, FileEntryFragment, FileKind, FileMethod } from "./generated/graphql.js";
 import { live, present } from "./live.js";
+import { repeated } from "./retry.js";
 import { type SignedUrl, signed } from "./signed.js";
 import { asStream, type Data } from "./sources.js";
 import { refuse, send } from "./transport/http.js";
@@ -83,19 +84,20 @@ export class Files {
       return new Blob([]).stream();
     }
     const range = ranged ? { range: `bytes=${start}-${end === undefined ? "" : end - 1}` } : {};
-    const response = await send(this.#address(path, { user }), {
-      headers: { ...this.#wrenn.headers, ...range },
-      ...(signal ? { signal } : {}),
-    });
-    if (response.status === 416) {
-      // Nothing lies behind the end.
-      await response.body?.cancel();
-      return new Blob([]).stream();
-    }
-    if (!response.ok) {
-      return refuse(response);
-    }
-    return response.body ?? new Blob([]).stream();
+    const init = { headers: { ...this.#wrenn.headers, ...range }, ...(signal ? { signal } : {}) };
+    const attempt = async (): Promise<ReadableStream<Uint8Array<ArrayBuffer>>> => {
+      const response = await send(this.#address(path, { user }), init);
+      if (response.status === 416) {
+        // Nothing lies behind the end.
+        await response.body?.cancel();
+        return new Blob([]).stream();
+      }
+      if (!response.ok) {
+        return refuse(response);
+      }
+      return response.body ?? new Blob([]).stream();
+    };
+    return repeated(this.#wrenn.patience, attempt, signal);
   }
 
   async readBytes(path: string, options: ReadOptions = {}): Promise<Uint8Array<ArrayBuffer>> {
@@ -114,18 +116,23 @@ export class Files {
   async write(path: string, data: Data, options: WriteOptions = {}): Promise<FileEntry> {
     const { mode, parents, user, signal } = options;
     const body = await bodyOf(data);
-    const response = await send(this.#address(path, { user, mode: mode?.toString(8), parents: parents && "true" }), {
-      method: "PUT",
-      headers: this.#wrenn.headers,
-      body,
-      ...(body instanceof ReadableStream ? { duplex: "half" } : {}),
-      ...(signal ? { signal } : {}),
-    } as RequestInit);
-    if (!response.ok) {
-      return refuse(response);
-    }
-    const { entry } = (await response.json()) as { entry: FileEntryFragment };
-    return entryOf(entry);
+    const address = this.#address(path, { user, mode: mode?.toString(8), parents: parents && "true" });
+    const attempt = async (): Promise<FileEntry> => {
+      const response = await send(address, {
+        method: "PUT",
+        headers: this.#wrenn.headers,
+        body,
+        ...(body instanceof ReadableStream ? { duplex: "half" } : {}),
+        ...(signal ? { signal } : {}),
+      } as RequestInit);
+      if (!response.ok) {
+        return refuse(response);
+      }
+      const { entry } = (await response.json()) as { entry: FileEntryFragment };
+      return entryOf(entry);
+    };
+    // A stream can be sent once.
+    return body instanceof ReadableStream ? attempt() : repeated(this.#wrenn.patience, attempt, signal, isLost);
   }
 
   /** What is in a directory, ordered by name. */

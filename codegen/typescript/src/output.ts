@@ -29,6 +29,9 @@ const HIGH = 4 * 1024 * 1024;
 /** Bytes that still wait when it is taken up again. */
 const LOW = 1024 * 1024;
 
+/** Bytes that an event takes besides its data, about. */
+const EVENT = 256;
+
 /** Milliseconds between signs of life of a reader that is behind; a process waits for 30 s. */
 const HOLD = 10_000;
 
@@ -87,7 +90,10 @@ const NAMES = { STDOUT: "stdout", STDERR: "stderr", PTY: "pty" } as const;
 export class Output {
   readonly #wrenn: Wrenn;
   readonly #source: Source;
+  /** The next byte that is to come, of each stream. */
   readonly #cursor: Cursor;
+  /** The next byte for the reader. */
+  readonly #read: Cursor;
   readonly #abandoned = new AbortController();
   #waiting: OutputEvent[] = [];
   #waitingBytes = 0;
@@ -97,13 +103,14 @@ export class Output {
   #arrived = (): void => {};
   /** Told when the reader has taken something. */
   #taken = (): void => {};
-  /** Another process may end the wait for the end. */
+  /** How the process ended. */
   readonly exited: Promise<Exit>;
 
   constructor(wrenn: Wrenn, source: Source, after: Cursor = {}) {
     this.#wrenn = wrenn;
     this.#source = source;
     this.#cursor = { ...after };
+    this.#read = { ...after };
     this.exited = this.#follow().then(
       (exit) => {
         this.#exit = exit;
@@ -126,6 +133,7 @@ export class Output {
       const event = this.#waiting.shift();
       if (event !== undefined) {
         this.#waitingBytes -= sizeOf(event);
+        this.#read[event.stream] = event.type === "output" ? event.offset + event.data.length : event.to;
         this.#taken();
         return event;
       }
@@ -141,9 +149,9 @@ export class Output {
     }
   }
 
-  /** The next byte wanted of each stream: where another reader would go on. */
+  /** Where another reader would go on: behind what was read here. */
   get cursor(): Cursor {
-    return { ...this.#cursor };
+    return { ...this.#read };
   }
 
   /** Stops following. The process goes on. */
@@ -166,10 +174,13 @@ export class Output {
         await this.#parked();
       } catch (error) {
         this.#throwIfAbandoned();
+        if (this.#source.mayGoOn?.(error)) {
+          continue;
+        }
         if (this.#source.resumed !== undefined && wasPaused(error)) {
           await this.#source.resumed(error, signal);
           retry.succeeded();
-        } else if (!this.#source.mayGoOn?.(error)) {
+        } else {
           await retry.after(error, signal);
         }
       }
@@ -278,7 +289,7 @@ export class Output {
 }
 
 function sizeOf(event: OutputEvent): number {
-  return event.type === "output" ? event.data.length : 0;
+  return EVENT + (event.type === "output" ? event.data.length : 0);
 }
 
 function exitOf({ exitCode, signal, cause }: Extract<ProcessEvent, { __typename: "ProcessExited" }>): Exit {

@@ -26,12 +26,14 @@ export function pause(milliseconds: number, signal?: AbortSignal): Promise<void>
 /** Repeats what failed for a passing reason, more and more slowly, until a time is over. */
 export class Retry {
   readonly #patience: number;
+  readonly #mayPass: (error: unknown) => boolean;
   #since: number | undefined;
   #delay = FIRST_DELAY;
 
   /** `patience`: milliseconds from the first failure in a row to giving up. */
-  constructor(patience: number) {
+  constructor(patience: number, mayPass: (error: unknown) => boolean = isPassing) {
     this.#patience = patience;
+    this.#mayPass = mayPass;
   }
 
   /** It went well: the next failure is a first one. */
@@ -44,7 +46,7 @@ export class Retry {
   async after(error: unknown, signal?: AbortSignal): Promise<void> {
     const now = Date.now();
     this.#since ??= now;
-    if (!isPassing(error) || now - this.#since >= this.#patience) {
+    if (!this.#mayPass(error) || now - this.#since >= this.#patience) {
       throw error;
     }
     // Many clients that lose the same server do not come back all at once.
@@ -53,9 +55,14 @@ export class Retry {
   }
 }
 
-/** The outcome of `attempt`, repeated while it fails for passing reasons. */
-export async function repeated<T>(patience: number, attempt: () => Promise<T>, signal?: AbortSignal): Promise<T> {
-  const retry = new Retry(patience);
+/** The outcome of `attempt`, repeated while it fails for reasons that may pass. */
+export async function repeated<T>(
+  patience: number,
+  attempt: () => Promise<T>,
+  signal?: AbortSignal,
+  mayPass?: (error: unknown) => boolean,
+): Promise<T> {
+  const retry = new Retry(patience, mayPass);
   for (;;) {
     try {
       return await attempt();

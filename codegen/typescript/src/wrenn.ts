@@ -1,6 +1,6 @@
 import type { DocumentNode } from "graphql";
 import { textOf } from "./document.js";
-import { WrennError } from "./errors.js";
+import { isLost, WrennError } from "./errors.js";
 import { getSdk, type Sdk } from "./generated/graphql.js";
 import { repeated } from "./retry.js";
 import { type Address, parseAddress } from "./transport/address.js";
@@ -22,7 +22,7 @@ export interface WrennOptions {
 
 export interface RequestOptions {
   signal?: AbortSignal | undefined;
-  /** Doing it twice is like doing it once: it may be sent again when the answer to it got lost. */
+  /** Of a mutation: doing it twice is like doing it once, so it may be sent again when the answer to it got lost. */
   repeatable?: boolean | undefined;
   /** Over the socket that streams use; for what is small and often. */
   overSocket?: boolean | undefined;
@@ -34,9 +34,11 @@ const DEFAULT_PATIENCE_SEC = 60;
 export class Wrenn {
   /** Every operation of this package as it is in the schema, typed. Its subscriptions end when their connection does. */
   readonly graphql: Sdk;
-  /** Milliseconds. */
+  /** @internal Milliseconds. */
   readonly patience: number;
+  /** @internal */
   readonly address: Address;
+  /** @internal */
   readonly sockets: Sockets;
   readonly #apiKey: string;
 
@@ -58,7 +60,7 @@ export class Wrenn {
     );
   }
 
-  /** What every request carries. */
+  /** @internal What every request carries. */
   get headers(): Record<string, string> {
     return { "x-api-key": this.#apiKey };
   }
@@ -79,8 +81,11 @@ export class Wrenn {
       options.overSocket
         ? this.sockets.execute<R>(query, variables, options.signal)
         : post<R>(this.address.graphql, this.headers, query, variables, options.signal);
-    const repeatable = options.repeatable ?? query.startsWith("query");
-    return repeatable ? repeated(this.patience, attempt, options.signal) : attempt();
+    if (query.startsWith("query")) {
+      return repeated(this.patience, attempt, options.signal);
+    }
+    // What the server itself could not do is for the caller to decide.
+    return options.repeatable ? repeated(this.patience, attempt, options.signal, isLost) : attempt();
   }
 }
 

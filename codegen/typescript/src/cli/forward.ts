@@ -27,8 +27,11 @@ export const forward: Command = {
       throw new UsageError(target === undefined ? "CAPSULE is missing" : "PORT is missing");
     }
     const wanted = texts.map(parseForward);
-    const { id } = await find(target);
-    const servers = await Promise.all(wanted.map((one) => listen(client(), id, one)));
+    const capsule = await find(target);
+    const { id } = capsule;
+    const servers = await Promise.all(
+      wanted.map(async (one) => listen(new Way(client(), await capsule.ports.url(one.remote)), one)),
+    );
     for (const [index, { port, address }] of servers.entries()) {
       const to = wanted[index]?.remote;
       given.flag("json")
@@ -41,13 +44,13 @@ export const forward: Command = {
   },
 };
 
-export interface Forward {
+interface Forward {
   address: string;
   local: number;
   remote: number;
 }
 
-export function parseForward(text: string): Forward {
+function parseForward(text: string): Forward {
   const parts = text.split(":");
   const remote = parts.pop() ?? "";
   const local = parts.pop() ?? remote;
@@ -66,8 +69,7 @@ function portOf(text: string, port: string, lowest: number): number {
 /** Headers that speak of one connection only. */
 const OF_CONNECTION = ["connection", "keep-alive", "proxy-connection", "transfer-encoding", "upgrade", "te", "trailer"];
 
-async function listen(wrenn: Wrenn, capsule: string, { address, local, remote }: Forward) {
-  const way = new Way(wrenn, capsule, remote);
+async function listen(way: Way, { address, local }: Forward) {
   const server = createServer((request, response) => way.serve(request, response));
   server.on("upgrade", (request, socket, head) => way.upgrade(request, socket, head));
   // As long as whoever answers wants it to be.
@@ -86,7 +88,7 @@ async function listen(wrenn: Wrenn, capsule: string, { address, local, remote }:
   return { address, port, close };
 }
 
-/** From a local server to a port of a capsule, through the server's `/proxy/<capsule>/<port>/`. */
+/** From a local server to a port of a capsule, through the URL that the port has outside. */
 class Way {
   readonly #base: URL;
   /** What the server puts before the paths of the service; they have none here. */
@@ -94,9 +96,13 @@ class Way {
   readonly #headers: Record<string, string>;
   readonly #upgraded = new Set<Duplex>();
 
-  constructor(wrenn: Wrenn, capsule: string, port: number) {
-    this.#base = new URL(`${wrenn.address.base}/proxy/${capsule}/${port}`);
-    this.#prefix = this.#base.pathname;
+  constructor(wrenn: Wrenn, url: string) {
+    const target = new URL(url);
+    this.#prefix = target.pathname.replace(/\/$/, "");
+    // By path, the port is where this client reaches the server, whatever the server calls itself.
+    const base = new URL(wrenn.address.base);
+    this.#base = this.#prefix === "" ? target : base;
+    this.#prefix = this.#prefix && base.pathname.replace(/\/$/, "") + this.#prefix;
     this.#headers = wrenn.headers;
   }
 
@@ -165,13 +171,9 @@ class Way {
   #open({ method, url }: IncomingMessage, options: RequestOptions) {
     const send = this.#base.protocol === "https:" ? httpsRequest : httpRequest;
     const { hostname, port } = this.#base;
-    return send({
-      ...options,
-      host: hostname.replace(/^\[(.*)\]$/, "$1"),
-      port,
-      method,
-      path: this.#prefix + (url ?? "/"),
-    });
+    // Not every resolver knows what lies below it.
+    const host = hostname.endsWith(".localhost") ? "127.0.0.1" : hostname.replace(/^\[(.*)\]$/, "$1");
+    return send({ ...options, host, port, method, path: this.#prefix + (url ?? "/") });
   }
 
   #onward(request: IncomingMessage, upgrade: boolean): Record<string, string | string[]> {
@@ -212,8 +214,8 @@ class Way {
   }
 
   #location(value: string): string {
-    const rest = value.startsWith(this.#base.origin) ? value.slice(this.#base.origin.length) : value;
-    return rest.startsWith(this.#prefix) ? this.#bare(rest) : value;
+    const { origin } = this.#base;
+    return this.#bare(value.startsWith(`${origin}/`) ? value.slice(origin.length) : value);
   }
 
   #bare(path: string): string {
