@@ -1,4 +1,4 @@
-.PHONY: help up down dev test test-storm test-host check fmt lint bench sdl proto
+.PHONY: help up down dev test test-storm test-host check fmt lint bench sdl sdk proto
 .DEFAULT_GOAL := help
 
 help: ## this list
@@ -40,6 +40,9 @@ bench: ## measured medians beside their baselines, as a table
 sdl: ## write codegen/schema.graphql anew
 	cargo run --release --locked -p wrenn-api -- schema > codegen/schema.graphql.new
 	mv codegen/schema.graphql.new codegen/schema.graphql
+
+sdk: ## write the TypeScript SDK's code of the schema anew
+	cd codegen/typescript && npm run generate
 
 proto: ## write the code of the .proto files anew
 	@# Emptied first: what does not compile must not stand in its own way.

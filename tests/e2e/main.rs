@@ -16,6 +16,7 @@ mod neighbours;
 mod ports;
 mod process;
 mod proxy;
+mod sdk;
 mod streams;
 mod subscriptions;
 
@@ -96,6 +97,7 @@ const ONCE: &[(&str, Test)] = tests![
     egress::a_policy_that_makes_no_sense_is_refused,
     egress::host_and_neighbours_are_out_of_reach,
     neighbours::floods_stop_nobody_else,
+    sdk::passes_its_own_tests,
     streams::a_gibibyte_arrives_whole_in_flat_memory,
     streams::a_reader_that_stops_holds_its_process_back,
     streams::output_is_taken_up_again,

@@ -4,6 +4,7 @@ mod agent;
 mod api;
 mod churn;
 mod hosts;
+mod sdk;
 mod vmm;
 mod walk;
 
@@ -60,6 +61,7 @@ const TESTS: &[(&str, Wanted, Test)] = tests![
     ONE api::killed_while_capsules_run,
     FAILING api::killed_amid_changes,
     FAILING_ON_POSTGRES api::killed_amid_changes_on_postgres,
+    ONE sdk::streams_go_on_over_restarts,
     TWO_HOSTS hosts::two_on_one_machine,
     ONE churn::fifty_capsules_leave_nothing,
 ];

@@ -13,6 +13,7 @@ pub mod graphql;
 pub mod guest;
 pub mod inventory;
 mod leftovers;
+pub mod node;
 pub mod outside;
 pub mod postgres;
 pub mod procfs;

@@ -1,0 +1,308 @@
+/*
+ * The output of a process, followed over any number of connections.
+ *
+ *                 subscribe                 the reader is behind
+ *   lost ──────────────────────▶ attached ──────────────────────▶ parked
+ *    ▲   after a pause,             │  ▲                             │
+ *    │   from where it was          │  └─── the reader caught up ◀───┤
+ *    └──────────────────────────────┤                                │ every HOLD: attach and leave again,
+ *       connection, server or host  │                                │ so that the process goes on waiting
+ *       is away                     ├──▶ exited                      │
+ *                                   └──▶ failed ◀────────────────────┘ abandoned
+ *
+ * Every byte has an offset in its stream. What comes again is skipped; what comes too late is told as a gap. A reader
+ * that does not read holds the process back: WebSockets of browsers cannot be read more slowly, so the subscription is
+ * given up while too much waits, and the process waits for its return for as long as the server allows (30 s). It is
+ * told in time that its reader still lives.
+ */
+import { fromBase64 } from "./bytes.js";
+import { CAPSULE_PAUSED, connectionLost, WrennError } from "./errors.js";
+import type { ProcessEventFragment } from "./generated/graphql.js";
+import { pause, Retry } from "./retry.js";
+import type { Wrenn } from "./wrenn.js";
+
+type ProcessEvent = ProcessEventFragment;
+
+/** Bytes that may wait for the reader before the subscription is given up. */
+const HIGH = 4 * 1024 * 1024;
+
+/** Bytes that still wait when it is taken up again. */
+const LOW = 1024 * 1024;
+
+/** Bytes that an event takes besides its data, about. */
+const EVENT = 256;
+
+/** Milliseconds between signs of life of a reader that is behind; a process waits for 30 s. */
+const HOLD = 10_000;
+
+export type StreamName = "stdout" | "stderr" | "pty";
+
+/** Bytes that a process wrote. */
+export interface OutputChunk {
+  type: "output";
+  stream: StreamName;
+  /** The first byte's offset in its stream. */
+  offset: number;
+  data: Uint8Array<ArrayBuffer>;
+}
+
+/** Bytes that a process wrote and that are not held any more: nobody was there to take them in time. */
+export interface OutputGap {
+  type: "gap";
+  stream: StreamName;
+  from: number;
+  to: number;
+}
+
+export type OutputEvent = OutputChunk | OutputGap;
+
+/** How a process ended: one of the two. */
+export interface Exit {
+  exitCode: number | null;
+  signal: string | null;
+}
+
+/** The first byte wanted of each stream; of a stream that is not named, the oldest that is held. */
+export type Cursor = Partial<Record<StreamName, number>>;
+
+/** What to subscribe to. */
+export interface Subscription {
+  query: string;
+  variables: unknown;
+}
+
+export interface Source {
+  /** For what comes from the cursor on. */
+  subscription(cursor: Cursor): Subscription;
+  /** The process is there. */
+  started?(pid: number, tag: string): void;
+  /** Whether a refusal is no reason to give up: the next {@link subscription} is another one. */
+  mayGoOn?(error: unknown): boolean;
+  /**
+   * Waits until a capsule that was paused runs again, or throws what cannot come from a pause. Where it is not there,
+   * a pause is a failure.
+   */
+  resumed?(error: unknown, signal: AbortSignal): Promise<void>;
+}
+
+const NAMES = { STDOUT: "stdout", STDERR: "stderr", PTY: "pty" } as const;
+
+export class Output {
+  readonly #wrenn: Wrenn;
+  readonly #source: Source;
+  /** The next byte that is to come, of each stream. */
+  readonly #cursor: Cursor;
+  /** The next byte for the reader. */
+  readonly #read: Cursor;
+  readonly #abandoned = new AbortController();
+  #waiting: OutputEvent[] = [];
+  #waitingBytes = 0;
+  #exit: Exit | undefined;
+  #failure: { error: unknown } | undefined;
+  /** Told when something is there to be read. */
+  #arrived = (): void => {};
+  /** Told when the reader has taken something. */
+  #taken = (): void => {};
+  /** How the process ended. */
+  readonly exited: Promise<Exit>;
+
+  constructor(wrenn: Wrenn, source: Source, after: Cursor = {}) {
+    this.#wrenn = wrenn;
+    this.#source = source;
+    this.#cursor = { ...after };
+    this.#read = { ...after };
+    this.exited = this.#follow().then(
+      (exit) => {
+        this.#exit = exit;
+        this.#arrived();
+        return exit;
+      },
+      (error: unknown) => {
+        this.#failure = { error };
+        this.#arrived();
+        throw error;
+      },
+    );
+    // Who does not ask for it is told by the events.
+    this.exited.catch(() => {});
+  }
+
+  /** The next event; `undefined` after the last one. */
+  async next(): Promise<OutputEvent | undefined> {
+    for (;;) {
+      const event = this.#waiting.shift();
+      if (event !== undefined) {
+        this.#waitingBytes -= sizeOf(event);
+        this.#read[event.stream] = event.type === "output" ? event.offset + event.data.length : event.to;
+        this.#taken();
+        return event;
+      }
+      if (this.#failure !== undefined) {
+        throw this.#failure.error;
+      }
+      if (this.#exit !== undefined) {
+        return undefined;
+      }
+      await new Promise<void>((resolve) => {
+        this.#arrived = resolve;
+      });
+    }
+  }
+
+  /** Where another reader would go on: behind what was read here. */
+  get cursor(): Cursor {
+    return { ...this.#read };
+  }
+
+  /** Stops following. The process goes on. */
+  abandon(): void {
+    this.#abandoned.abort();
+  }
+
+  async #follow(): Promise<Exit> {
+    const retry = new Retry(this.#wrenn.patience);
+    const { signal } = this.#abandoned;
+    for (;;) {
+      try {
+        const exit = await this.#attach((event) => {
+          retry.succeeded();
+          return this.#take(event);
+        });
+        if (exit !== undefined) {
+          return exit;
+        }
+        await this.#parked();
+      } catch (error) {
+        this.#throwIfAbandoned();
+        if (this.#source.mayGoOn?.(error)) {
+          continue;
+        }
+        if (this.#source.resumed !== undefined && wasPaused(error)) {
+          await this.#source.resumed(error, signal);
+          retry.succeeded();
+        } else {
+          await retry.after(error, signal);
+        }
+      }
+      this.#throwIfAbandoned();
+    }
+  }
+
+  #throwIfAbandoned(): void {
+    if (this.#abandoned.signal.aborted) {
+      throw new WrennError("FAILED_PRECONDITION", "the output is not followed any more");
+    }
+  }
+
+  /** Subscribes until the exit, or until `take` says that it is enough. */
+  #attach(take: (event: ProcessEvent) => Exit | "enough" | undefined): Promise<Exit | undefined> {
+    const { query, variables } = this.#source.subscription(this.#cursor);
+    const { signal } = this.#abandoned;
+    return new Promise<Exit | undefined>((resolve, reject) => {
+      const leave = (then: () => void): void => {
+        signal.removeEventListener("abort", abort);
+        end();
+        then();
+      };
+      const abort = (): void => leave(() => reject(signal.reason));
+      const end = this.#wrenn.sockets.subscribe(query, variables, {
+        next: (data) => {
+          try {
+            const answer = take((data as { event: ProcessEvent }).event);
+            if (answer !== undefined) {
+              leave(() => resolve(answer === "enough" ? undefined : answer));
+            }
+          } catch (error) {
+            leave(() => reject(error));
+          }
+        },
+        error: (error) => leave(() => reject(error)),
+        complete: () => leave(() => reject(connectionLost("the stream ended before its process did"))),
+      });
+      signal.aborted ? abort() : signal.addEventListener("abort", abort);
+    });
+  }
+
+  #take(event: ProcessEvent): Exit | "enough" | undefined {
+    switch (event.__typename) {
+      case "ProcessStarted":
+        this.#source.started?.(event.pid, event.tag);
+        return undefined;
+      case "ProcessOutput":
+        this.#takeOutput(NAMES[event.stream], Number(event.sequence), fromBase64(event.data));
+        break;
+      case "ProcessGap":
+        this.#takeGap(NAMES[event.stream], Number(event.from), Number(event.to));
+        break;
+      case "ProcessExited":
+        return exitOf(event);
+    }
+    return this.#waitingBytes > HIGH ? "enough" : undefined;
+  }
+
+  #takeOutput(stream: StreamName, sequence: number, data: Uint8Array<ArrayBuffer>): void {
+    const due = this.#cursor[stream] ?? sequence;
+    if (sequence > due) {
+      this.#takeGap(stream, due, sequence);
+    }
+    const fresh = data.subarray(Math.max(0, due - sequence));
+    if (fresh.length === 0) {
+      return;
+    }
+    const offset = Math.max(sequence, due);
+    this.#cursor[stream] = offset + fresh.length;
+    this.#put({ type: "output", stream, offset, data: fresh });
+  }
+
+  #takeGap(stream: StreamName, from: number, to: number): void {
+    const start = Math.max(from, this.#cursor[stream] ?? from);
+    if (to > start) {
+      this.#cursor[stream] = to;
+      this.#put({ type: "gap", stream, from: start, to });
+    }
+  }
+
+  #put(event: OutputEvent): void {
+    this.#waiting.push(event);
+    this.#waitingBytes += sizeOf(event);
+    this.#arrived();
+  }
+
+  /** Until the reader has caught up. */
+  async #parked(): Promise<void> {
+    const { signal } = this.#abandoned;
+    while (this.#waitingBytes > LOW && !signal.aborted) {
+      const caughtUp = new AbortController();
+      this.#taken = () => {
+        if (this.#waitingBytes <= LOW) {
+          caughtUp.abort();
+        }
+      };
+      await pause(HOLD, AbortSignal.any([caughtUp.signal, signal]));
+      this.#taken = () => {};
+      if (this.#waitingBytes > LOW && !signal.aborted) {
+        // Whatever it says: the reader hears it when it goes on.
+        await this.#attach(() => "enough").catch(() => {});
+      }
+    }
+  }
+}
+
+function sizeOf(event: OutputEvent): number {
+  return EVENT + (event.type === "output" ? event.data.length : 0);
+}
+
+function exitOf({ exitCode, signal, cause }: Extract<ProcessEvent, { __typename: "ProcessExited" }>): Exit {
+  if (cause !== null) {
+    throw new WrennError("UNAVAILABLE", cause.message, { reason: cause.code });
+  }
+  return { exitCode, signal };
+}
+
+/** The stream ended with a pause, or was asked for during one. */
+function wasPaused(error: unknown): boolean {
+  if (!(error instanceof WrennError)) {
+    return false;
+  }
+  return error.reason === CAPSULE_PAUSED || error.code === "FAILED_PRECONDITION" || error.code === "CONFLICT";
+}

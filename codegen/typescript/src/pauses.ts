@@ -1,0 +1,56 @@
+import { CAPSULE_PAUSED, isPassing, WrennError } from "./errors.js";
+import { live } from "./live.js";
+import { pause } from "./retry.js";
+import type { Wrenn } from "./wrenn.js";
+
+/** Milliseconds that the server may be behind with what it says about a capsule's state. */
+const LAG = 200;
+
+/** Waits until a capsule that was paused runs again. Throws `error` if it was not that, or if it never will. */
+export async function untilResumed(wrenn: Wrenn, id: string, error: unknown, signal: AbortSignal): Promise<void> {
+  let paused = error instanceof WrennError && error.reason === CAPSULE_PAUSED;
+  const states = live(wrenn, { open: () => wrenn.graphql.watchCapsule({ id }) });
+  const stop = (): void => void states.return();
+  signal.addEventListener("abort", stop);
+  try {
+    for await (const { capsule } of states) {
+      switch (capsule.state) {
+        case "RUNNING":
+        case "SNAPSHOTTING":
+          if (!paused) {
+            throw error;
+          }
+          await pause(LAG, signal);
+          return;
+        case "STOPPING":
+        case "STOPPED":
+        case "ERROR":
+          throw error;
+        default:
+          paused = true;
+      }
+    }
+    throw error;
+  } finally {
+    signal.removeEventListener("abort", stop);
+  }
+}
+
+/** The outcome of `attempt`, which is made again after each pause of the capsule that it fails for. */
+export async function acrossPauses<T>(
+  wrenn: Wrenn,
+  id: string,
+  signal: AbortSignal,
+  attempt: () => Promise<T>,
+): Promise<T> {
+  for (;;) {
+    try {
+      return await attempt();
+    } catch (error) {
+      if (isPassing(error)) {
+        throw error;
+      }
+      await untilResumed(wrenn, id, error, signal);
+    }
+  }
+}

@@ -1,0 +1,83 @@
+import assert from "node:assert/strict";
+import { readFile } from "node:fs/promises";
+import { after, before, it } from "node:test";
+import { type Browser, chromium } from "playwright-core";
+import { apiKey, url } from "../support/stack.js";
+
+const BUNDLE = new URL("../../../dist/browser.js", import.meta.url);
+
+/** Debian's; without its background services, which have nobody to talk to here. */
+const LAUNCH = {
+  executablePath: process.env["CHROMIUM"] ?? "/usr/bin/chromium",
+  args: [
+    "--no-sandbox",
+    "--disable-gpu",
+    "--disable-quic",
+    "--disable-background-networking",
+    "--disable-component-update",
+    "--disable-sync",
+  ],
+};
+
+let browser: Browser;
+before(async () => {
+  browser = await chromium.launch(LAUNCH);
+});
+after(async () => {
+  await browser?.close();
+});
+
+it("works in a page", async () => {
+  const page = await browser.newPage();
+  const origin = new URL(url).origin;
+  const failures: string[] = [];
+  page.on("pageerror", (error) => failures.push(String(error)));
+  // A page of the server's own origin, as the browser sees it.
+  await page.route(`${origin}/page`, (route) => route.fulfill({ contentType: "text/html", body: "<!doctype html>" }));
+  await page.route(`${origin}/sdk.js`, async (route) => {
+    await route.fulfill({ contentType: "text/javascript", body: await readFile(BUNDLE, "utf8") });
+  });
+  await page.goto(`${origin}/page`);
+  const seen = await page.evaluate(
+    async ({ sdk, url, apiKey }) => {
+      const { Capsule, Wrenn } = (await import(sdk)) as typeof import("@wrenn/sdk");
+      const wrenn = new Wrenn({ url, apiKey });
+      const capsule = await Capsule.create({ wrenn });
+      try {
+        const { stdout, exitCode } = await capsule.exec("cat; exit 3", { stdin: "ä from a page" });
+        const lines: string[] = [];
+        for await (const { text } of capsule.exec("echo one; echo two").lines()) {
+          lines.push(text);
+        }
+        const stream = new Blob(["a stream ", "of a page"]).stream();
+        const { size } = await capsule.files.write("/srv/page", stream, { parents: true });
+        const content = await capsule.files.readText("/srv/page");
+        const large = await capsule.exec("head -c 3000000 /dev/zero");
+        const pty = await capsule.pty({ command: "stty -echo; read x; echo got-$x" });
+        await pty.write("key\n");
+        let shown = "";
+        for await (const data of pty) {
+          shown += new TextDecoder().decode(data);
+        }
+        const failure = await capsule.files.read("/missing").catch((error: unknown) => error as { code: string });
+        const code = "code" in failure ? failure.code : "none";
+        return { stdout, exitCode, lines, size, content, large: large.stdoutBytes.length, shown: shown.trim(), code };
+      } finally {
+        await capsule.kill();
+        wrenn.close();
+      }
+    },
+    { sdk: `${origin}/sdk.js`, url, apiKey },
+  );
+  assert.deepEqual(seen, {
+    stdout: "ä from a page",
+    exitCode: 3,
+    lines: ["one", "two"],
+    size: 18,
+    content: "a stream of a page",
+    large: 3_000_000,
+    shown: "got-key",
+    code: "NOT_FOUND",
+  });
+  assert.deepEqual(failures, []);
+});
