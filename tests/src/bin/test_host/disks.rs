@@ -1,9 +1,10 @@
 //! The test host's disks: the system, what is to be done, and what outlives a power failure.
 
-use std::fs::{self, File};
+use std::fs::{self, File, TryLockError};
 use std::os::unix::fs::PermissionsExt as _;
 use std::path::{Path, PathBuf};
 use std::process::Command;
+use std::time::Duration;
 
 use anyhow::{Context as _, Result, bail, ensure};
 use tempfile::TempDir;
@@ -13,12 +14,13 @@ use crate::job::{Job, quoted};
 
 /// Held by the one test host that runs: two would take more than a machine of two cores has, and be killed by deadlines.
 const LOCK: &str = "/run/lock/wrenn-test-host";
+const LOOK_AGAIN: Duration = Duration::from_millis(200);
 /// On a disk: what is made here is larger than memory should be.
 const ROOM: &str = "/var/tmp";
 const PREFIX: &str = "wrenn-test-host-";
 /// Where the work disk is in the test host.
 const WORK: &str = "/run/work";
-const INIT: &str = include_str!("init");
+pub const INIT: &str = include_str!("init");
 /// Size of the system's disk. It takes what is written.
 const SYSTEM_BYTES: u64 = 24 << 30;
 const DATA_BYTES: u64 = 2 << 30;
@@ -38,7 +40,7 @@ pub struct Workshop {
 
 impl Workshop {
     /// Waits for whoever runs a test host on this machine.
-    pub fn open(arguments: &HostArguments) -> Result<Self> {
+    pub async fn open(arguments: &HostArguments) -> Result<Self> {
         ensure!(nix::unistd::geteuid().is_root(), "images keep owners, and disks are made as root: be root");
         let system = arguments.dir.join("test-host");
         ensure!(
@@ -57,8 +59,11 @@ impl Workshop {
             environment.push((name.to_owned(), format!("{WORK}/{value}")));
         }
         environment.push(("PATH".to_owned(), format!("{WORK}/bin:/usr/sbin:/usr/bin:/sbin:/bin")));
-        // That there is an emulated processor with virtualisation is the point of the test host.
-        environment.push(("WRENN_KVM".to_owned(), "force".to_owned()));
+        // That there is an emulated processor with virtualisation is the point of the test host. Tests that cannot run
+        // everywhere must run in it.
+        for (name, value) in [("WRENN_KVM", "force"), ("WRENN_TEST_HOST", "1")] {
+            environment.push((name.to_owned(), value.to_owned()));
+        }
         let mut programs = Vec::new();
         for path in &arguments.programs {
             let name = path.file_name().context("a program has a file name")?;
@@ -76,7 +81,7 @@ impl Workshop {
         for (_, path) in &programs {
             ensure!(path.is_file(), "{} is not a file", path.display());
         }
-        let lock = lock()?;
+        let lock = lock().await?;
         remove_strays()?;
         let directory = tempfile::Builder::new().prefix(PREFIX).tempdir_in(ROOM)?;
         Ok(Self { system, assets, programs, environment, directory, _lock: lock })
@@ -141,13 +146,22 @@ pub fn job_file(number: usize) -> String {
     format!("{number:03}")
 }
 
-fn lock() -> Result<File> {
+/// Looks again and again, so that whoever waits can be told to end.
+async fn lock() -> Result<File> {
     let lock = File::create(LOCK).with_context(|| format!("opening {LOCK}"))?;
-    if lock.try_lock().is_err() {
-        eprintln!("another test host is running on this machine: waiting for its end");
-        lock.lock().with_context(|| format!("locking {LOCK}"))?;
+    let mut told = false;
+    loop {
+        match lock.try_lock() {
+            Ok(()) => return Ok(lock),
+            Err(TryLockError::WouldBlock) => {}
+            Err(TryLockError::Error(error)) => return Err(error).context(format!("locking {LOCK}")),
+        }
+        if !told {
+            eprintln!("another test host is running on this machine: waiting for its end");
+            told = true;
+        }
+        tokio::time::sleep(LOOK_AGAIN).await;
     }
-    Ok(lock)
 }
 
 /// Of processes that were killed. Only the holder of the lock may.

@@ -204,6 +204,11 @@ mod tests {
     }
 
     #[test]
+    fn init_has_the_same_mark() {
+        assert!(crate::disks::INIT.contains(&format!("'\\n\\{MARK:03o}%s\\n'")));
+    }
+
+    #[test]
     fn what_init_never_says_is_output() {
         assert_eq!(read("\x1eend 1\n\x1eup yes\n"), [output("\x1eend 1"), output("\x1eup yes")]);
     }

@@ -102,7 +102,7 @@ async fn until_told(arguments: Arguments) -> Result<bool> {
 /// Whether everything that was to be tested passed.
 async fn carry_out(arguments: Arguments) -> Result<bool> {
     let Arguments { host, command } = arguments;
-    let workshop = Workshop::open(&host)?;
+    let workshop = Workshop::open(&host).await?;
     let deadline = Duration::from_secs(host.deadline);
     match command {
         Command::Run { jobs } => report::run(&workshop, &jobs, deadline).await,
