@@ -155,6 +155,10 @@ impl Site {
             ("WRENN_API_URL", "http://127.0.0.1:9"),
             ("WRENN_SLOTS", self.slots),
         ]);
+        // So that these tests can be run by any VMM.
+        let chosen = ["WRENN_VMM", "WRENN_KVM", "WRENN_FIRECRACKER_BIN", "WRENN_RESTORE"];
+        let chosen: Vec<_> = chosen.into_iter().filter_map(|name| Some((name, std::env::var(name).ok()?))).collect();
+        all.extend(chosen.iter().map(|(name, value)| (*name, value.as_str())));
         all.extend(settings.iter().copied());
         all.into_iter().map(|(name, value)| (name.to_owned(), value.to_owned())).collect()
     }

@@ -16,7 +16,11 @@ use async_trait::async_trait;
 use serde::{Deserialize, Serialize};
 
 pub use self::data::{DiskOptions, prepare, trim, unmount};
-pub(crate) use self::{data::clones_here, reflink::is_unsupported, sparse::data_ranges};
+pub(crate) use self::{
+    data::clones_here,
+    reflink::{is_unsupported, write_out},
+    sparse::data_ranges,
+};
 use crate::{
     failpoint,
     failure::{Doing as _, Failure, blocking},
