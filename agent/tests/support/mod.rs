@@ -119,6 +119,23 @@ pub struct Site {
     slots: &'static str,
 }
 
+/// With the assets, unless these are only lent.
+fn directory(assets: &Path, name: &str) -> PathBuf {
+    let name = format!("tests/agent-{name}");
+    let directory = assets.join(&name);
+    match std::fs::create_dir_all(&directory) {
+        Err(error) if error.kind() == std::io::ErrorKind::ReadOnlyFilesystem => {
+            let elsewhere = std::env::temp_dir().join("wrenn").join(name);
+            std::fs::create_dir_all(&elsewhere).unwrap();
+            elsewhere
+        }
+        made => {
+            made.unwrap();
+            directory
+        }
+    }
+}
+
 impl Site {
     /// The directory stays between runs of the tests: its golden snapshot is what makes them quick.
     pub fn prepare(name: &str, slots: &'static str) -> Self {
@@ -131,8 +148,7 @@ impl Site {
             );
         };
         assert!(nix::unistd::geteuid().is_root(), "these tests start microVMs: they must run as root");
-        let directory = assets.join("tests").join(format!("agent-{name}"));
-        std::fs::create_dir_all(&directory).unwrap();
+        let directory = directory(&assets, name);
         for part in ["kernels", "images"] {
             let link = directory.join(part);
             if !link.exists() {
@@ -160,6 +176,11 @@ impl Site {
         if !store.is_empty() {
             all.insert("WRENN_DISK_STORE", &store);
         }
+        // So that these tests can be run by any VMM.
+        let chosen = ["WRENN_VMM", "WRENN_KVM", "WRENN_FIRECRACKER_BIN", "WRENN_RESTORE"];
+        let chosen: Vec<_> =
+            chosen.into_iter().filter_map(|name| Some((name, std::env::var(name).ok()?))).collect();
+        all.extend(chosen.iter().map(|(name, value)| (*name, value.as_str())));
         all.extend(settings.iter().copied());
         all.into_iter().map(|(name, value)| (name.to_owned(), value.to_owned())).collect()
     }

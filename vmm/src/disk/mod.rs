@@ -18,7 +18,10 @@ use async_trait::async_trait;
 use serde::{Deserialize, Serialize};
 
 pub(crate) use self::{
-    data::clones_here, dm_snapshot::check as check_dm_snapshot, reflink::is_unsupported, sparse::data_ranges,
+    data::clones_here,
+    dm_snapshot::check as check_dm_snapshot,
+    reflink::{is_unsupported, write_out},
+    sparse::data_ranges,
 };
 pub use self::{
     data::{DiskOptions, prepare, trim, unmount},

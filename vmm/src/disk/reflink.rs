@@ -44,7 +44,7 @@ pub(super) fn share_blocks(source: &File, target: &File) -> io::Result<()> {
 
 /// Writes what is dirty of a file in the host's cache, as a clone would have to do first. Waits for the file system,
 /// not for the disk below it: nothing is made durable.
-fn write_out(path: &Path) -> Result<(), Failure> {
+pub(crate) fn write_out(path: &Path) -> Result<(), Failure> {
     let doing = || format!("writing out {}", path.display());
     let file = File::open(path).doing(doing)?;
     let flags =

@@ -103,6 +103,12 @@ impl Place {
         })
     }
 
+    /// The disk, if it is a device.
+    pub fn device(&self) -> Option<PathBuf> {
+        let found = fs::metadata(&self.disk);
+        found.is_ok_and(|found| found.file_type().is_block_device()).then(|| self.disk.clone())
+    }
+
     /// Makes what a VMM, and its page server, write to.
     pub fn prepare(&self) -> Result<(), DriverError> {
         let uid = self.slot.uid();
@@ -185,11 +191,11 @@ impl Place {
     }
 
     fn put_disk(&self, jail: &mut Jail) -> Result<(), Failure> {
-        let doing = || format!("giving the disk {} away", self.disk.display());
-        if fs::metadata(&self.disk).doing(doing)?.file_type().is_block_device() {
-            jail.put_device(&self.disk, ROOT_DISK)?;
+        if let Some(device) = self.device() {
+            jail.put_device(&device, ROOT_DISK)?;
             return Ok(());
         }
+        let doing = || format!("giving the disk {} away", self.disk.display());
         let uid = self.slot.uid();
         chown(&self.disk, Some(uid), Some(uid)).doing(doing)?;
         jail.put(&self.disk, ROOT_DISK, Access::Write)?;

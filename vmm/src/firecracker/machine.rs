@@ -14,6 +14,7 @@ use std::{
     future::Future,
     io,
     os::fd::OwnedFd,
+    path::PathBuf,
     time::{Duration, Instant},
 };
 
@@ -29,7 +30,7 @@ use super::{
     pages::{self, PageServer},
 };
 use crate::{
-    disk::try_clone,
+    disk::{try_clone, write_out},
     driver::{
         DriverError, DriverRecord, Machine, MachineConfig, MachineRecord, SaveReport, VmmIdentity,
         image::SavedMemory, merging::Merging,
@@ -64,6 +65,8 @@ pub struct FirecrackerMachine {
     pub(super) slot: SlotNumber,
     pub(super) home: CapsulePaths,
     pub(super) template: Option<String>,
+    /// The disk, if it is a device.
+    pub(super) device: Option<PathBuf>,
     /// Of the next save.
     pub(super) number: u64,
     /// Of the generations its memory is based on.
@@ -93,9 +96,9 @@ impl FirecrackerMachine {
         // It answers when it is done with what another agent asked of it.
         let answer = api.instance_info_within(ADOPTION);
         supervise(&process, &output.log, "taking the machine up", ADOPTION, answer).await?;
-        let (numbered, based) = (home.clone(), home.clone());
+        let numbered = home.clone();
         let number = blocking(move || changes::next_number(&numbered)).await?;
-        let mut machine = Self {
+        Ok(Self {
             process,
             api,
             output,
@@ -103,27 +106,28 @@ impl FirecrackerMachine {
             identity: record.identity.clone(),
             config: record.config,
             slot: record.slot,
-            home: based,
+            home,
             template: firecracker.template.clone(),
+            device: firecracker.device.clone(),
             number,
             merging: None,
             cgroups,
             // The agent may have ended between the two.
             renamed: true,
-        };
-        machine.merge();
-        Ok(machine)
+        })
     }
 
-    /// Merges what its memory is based on, if there are many.
+    /// Merges what its memory is based on, if there are many, for as long as the vCPUs run.
     pub(super) fn merge(&mut self) {
-        if let Base::Generations(directory) = Base::of(&self.home) {
+        if self.merging.is_none()
+            && let Base::Generations(directory) = Base::of(&self.home)
+        {
             self.merging = Some(Merging::start(directory));
         }
     }
 
     async fn end_merging(&mut self) {
-        if let Some(merging) = &mut self.merging {
+        if let Some(mut merging) = self.merging.take() {
             merging.end().await;
         }
     }
@@ -147,6 +151,7 @@ impl Machine for FirecrackerMachine {
             driver: DriverRecord::Firecracker(FirecrackerRecord {
                 page_server,
                 template: self.template.clone(),
+                device: self.device.clone(),
             }),
         }
     }
@@ -160,10 +165,14 @@ impl Machine for FirecrackerMachine {
         self.end_merging().await;
         // A request of the guest's that the disk's device has not seen yet is still in the guest's queue, and is
         // carried out by whoever runs on from the saved state.
-        match self.api.pause().await {
-            Ok(()) => Ok(()),
-            Err(error) => Err(self.explain("stopping the vCPUs", error).await),
+        if let Err(error) = self.api.pause().await {
+            return Err(self.explain("stopping the vCPUs", error).await);
         }
+        // What is in the cache of a device is not yet in the files behind it.
+        if let Some(device) = self.device.clone() {
+            blocking(move || write_out(&device)).await?;
+        }
+        Ok(())
     }
 
     async fn resume_vcpus(&mut self) -> Result<(), DriverError> {
@@ -175,7 +184,10 @@ impl Machine for FirecrackerMachine {
             self.renamed = false;
         }
         match self.api.resume().await {
-            Ok(()) => Ok(()),
+            Ok(()) => {
+                self.merge();
+                Ok(())
+            }
             Err(error) => Err(self.explain("letting the vCPUs run", error).await),
         }
     }
@@ -215,7 +227,6 @@ impl Machine for FirecrackerMachine {
             changes::save(&home, bytes, &files, base_is_there)
         });
         let SavedMemory { written_bytes, layout } = saved.await?;
-        self.merge();
         let state_bytes = into.saved(self.identity.clone(), self.config, layout)?;
         Ok(SaveReport {
             memory_written_bytes: written_bytes,

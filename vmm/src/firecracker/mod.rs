@@ -80,6 +80,8 @@ pub struct FirecrackerRecord {
     pub(crate) page_server: Option<PageServerRecord>,
     /// What the guest is told it was made from.
     pub(crate) template: Option<String>,
+    /// The disk, if it is a device.
+    pub(crate) device: Option<PathBuf>,
 }
 
 /// Runs machines by Firecracker.

@@ -254,6 +254,7 @@ impl Starter<'_> {
             number: changes::FIRST,
             home,
             template: self.template.map(str::to_owned),
+            device: self.place.device(),
             merging: None,
             cgroups: self.launcher.cgroups.clone(),
             renamed: false,

@@ -253,10 +253,12 @@ mod tests {
             jail.put(Path::new(directory), directory, Access::Execute).unwrap();
         }
         let log = memory_file(c"test", Some(LOG_SIZE)).unwrap();
+        // It waits until it is watched.
+        let (start, hold) = nix::unistd::pipe().unwrap();
         let launch = Launch {
             program: "/usr/bin/sh".into(),
-            arguments: vec!["-c".into(), script.into()],
-            descriptors: Vec::new(),
+            arguments: vec!["-c".into(), format!("read line <&3; {script}").into()],
+            descriptors: vec![start],
             output: None,
             log: log.try_clone().unwrap(),
             namespace: File::open("/proc/self/ns/net").unwrap().into(),
@@ -267,6 +269,7 @@ mod tests {
             group: None,
         };
         let process = crate::failure::blocking(|| launch.start()).await.unwrap().keep();
+        drop(hold);
         let exit = process.exited().await;
         (String::from_utf8(written(&log).unwrap()).unwrap(), exit)
     }

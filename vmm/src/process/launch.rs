@@ -87,10 +87,10 @@ impl Launch {
 
     /// Leaves the calling thread without privileges: it must end afterwards.
     fn start_here(self) -> Result<i32, Failure> {
-        let null = fs::File::open("/dev/null").doing(|| "opening /dev/null")?;
+        let null = OwnedFd::from(fs::File::open("/dev/null").doing(|| "opening /dev/null")?);
         let arguments = Vectors::new(&self.program, &self.arguments)?;
         let output = self.output.as_ref().unwrap_or(&self.log);
-        let actions = FileActions::new([&null.into(), output, &self.log], &self.descriptors)
+        let actions = FileActions::new([&null, output, &self.log], &self.descriptors)
             .doing(|| "listing descriptors")?;
         let attributes = Attributes::new().doing(|| "setting attributes")?;
         let last_capability = last_capability()?;

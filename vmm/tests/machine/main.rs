@@ -1,6 +1,7 @@
 //! Real machines, by the real VMMs. Needs root, QEMU, and `WRENN_DIR` with a guest kernel and an image; uses
 //! slots 31200 to 31299. Machines by Firecracker need its program, as `WRENN_FIRECRACKER_BIN`, and usable KVM: where they
-//! are not there it is said that these did not run. `WRENN_TEST_VMM` names the VMMs to test.
+//! are not there it is said that these did not run. With `WRENN_VMM=firecracker` they must be there, and QEMU need not;
+//! `WRENN_RESTORE=uffd` or `=file` runs those of one way to restore.
 //!
 //! What a guest is told over TCP ends up in its memory: by that these tests tell one machine's memory from
 //! another's, whatever daemon runs in it.
@@ -17,7 +18,7 @@ use std::{process::ExitCode, sync::Arc};
 
 use libtest_mimic::{Arguments, Conclusion, Failed, Trial};
 use tokio::runtime::Runtime;
-use wrenn_vmm::{disk::DiskStoreChoice, firecracker::RestoreChoice, snapshot::Snapshot};
+use wrenn_vmm::{disk::DiskStoreChoice, driver::VmmChoice, firecracker::RestoreChoice, snapshot::Snapshot};
 
 use host::{Host, Vmm};
 
@@ -26,11 +27,6 @@ pub struct Stage {
     pub host: Host,
     pub golden: Snapshot,
 }
-
-/// The VMMs, by what [`ONLY`] calls them.
-const ALL: [&str; 3] = ["qemu", "firecracker-file", "firecracker-uffd"];
-/// Names those to test, by commas: each of them must be there.
-const ONLY: &str = "WRENN_TEST_VMM";
 
 fn main() -> ExitCode {
     let given: Vec<String> = std::env::args().skip(1).collect();
@@ -43,32 +39,30 @@ fn main() -> ExitCode {
         let named = |(name, _): (&'static str, Body)| Trial::test(name, || Ok(()));
         return libtest_mimic::run(&arguments, all(true).into_iter().map(named).collect()).exit_code();
     }
-    let only = std::env::var(ONLY).ok();
-    let wanted: Vec<&str> = only.as_deref().map_or(ALL.to_vec(), |only| only.split(',').collect());
+    let setting = |name: &str| std::env::var(name).ok();
+    let vmm = setting("WRENN_VMM").map_or(VmmChoice::Auto, |vmm| vmm.parse().expect("WRENN_VMM is a VMM"));
     let mut failed = false;
-    for name in wanted {
-        match vmm(name) {
-            Ok(vmm) => failed |= test(&arguments, name, &vmm).has_failed(),
-            Err(why) => {
-                // Not even a run that shows nothing of tests that pass may hide this.
-                eprintln!("\nDID NOT RUN: machines by {name}: {why}\n");
-                failed |= only.is_some();
+    if vmm != VmmChoice::Firecracker {
+        failed |= test(&arguments, "qemu", &Vmm::qemu()).has_failed();
+    }
+    if vmm != VmmChoice::Qemu {
+        for (name, restore) in [("file", RestoreChoice::File), ("uffd", RestoreChoice::Uffd)] {
+            if failed || setting("WRENN_RESTORE").is_some_and(|only| only != name) {
+                continue;
             }
-        }
-        if failed {
-            break;
+            let name = format!("firecracker-{name}");
+            match Vmm::firecracker(restore, Some(pages::server())) {
+                Ok(vmm) => failed |= test(&arguments, &name, &vmm).has_failed(),
+                Err(why) => {
+                    eprintln!(
+                        "\nDID NOT RUN: machines by {name}: {why}; `make test-host` has what it takes\n"
+                    );
+                    failed |= vmm == VmmChoice::Firecracker || setting("WRENN_TEST_HOST").is_some();
+                }
+            }
         }
     }
     if failed { ExitCode::FAILURE } else { ExitCode::SUCCESS }
-}
-
-fn vmm(name: &str) -> Result<Vmm, String> {
-    match name {
-        "qemu" => Ok(Vmm::qemu()),
-        "firecracker-file" => Vmm::firecracker(RestoreChoice::File, None),
-        "firecracker-uffd" => Vmm::firecracker(RestoreChoice::Uffd, Some(pages::server())),
-        _ => panic!("{ONLY}: {name} is none of {}", ALL.join(", ")),
-    }
 }
 
 /// One VMM after the other: all use the same slots.
