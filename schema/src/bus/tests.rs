@@ -57,6 +57,7 @@ fn capsule(generation: i64) -> Model {
         memory_mib: 256,
         disk_mib: 1024,
         timeout_sec: 0,
+        auto_resume: false,
         labels: Labels([("a".to_owned(), "b".to_owned())].into()),
         created_by: None,
         created_at: now(),

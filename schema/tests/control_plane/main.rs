@@ -14,6 +14,7 @@ mod paging;
 mod placement;
 mod ports;
 mod processes;
+#[expect(dead_code, reason = "the tests of the bus itself stop it and let it go on")]
 #[path = "../redis_server/mod.rs"]
 mod redis_server;
 mod replicas;

@@ -16,13 +16,13 @@ use crate::{
 
 const MAPPED: DiskStoreChoice = DiskStoreChoice::Only(DiskStoreKind::DmSnapshot);
 
-pub async fn machines_run_from_mapped_devices(_: Arc<Stage>) {
+pub async fn machines_run_from_mapped_devices(stage: Arc<Stage>) {
     if is_missing().await {
         assert!(std::env::var_os("WRENN_TEST_HOST").is_none(), "no device-mapper in this kernel");
         eprintln!("DID NOT RUN: no device-mapper in this kernel; run `make test-host`");
         return;
     }
-    let host = Host::start("31270-31279", MAPPED).await;
+    let host = Host::start(&stage.host.vmm, "31340-31349", MAPPED).await;
     // Booted from a file, and restored from devices that show what was in it.
     let golden = host.golden().await;
     let mut one = host.restore("one", &golden, MemorySharing::Shared).await;
