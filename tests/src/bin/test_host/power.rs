@@ -46,9 +46,13 @@ pub async fn fail(
         let lived = timeout(deadline, live(&mut host, completed, life, last)).await;
         let lived = lived.unwrap_or_else(|_| bail!("it did not come to its end in {} s", deadline.as_secs()));
         let file_system = data.file_system.name();
-        let (found, now) = lived.with_context(|| {
-            format!("life {life} of the test host on {file_system}; last it said:\n{}", host.last_words())
-        })?;
+        let (found, now) = match lived {
+            Ok(numbers) => numbers,
+            Err(error) => bail!(
+                "after {life} power failures on {file_system}: {error:#}; last the machine said:\n{}",
+                host.last_words()
+            ),
+        };
         if life > 0 {
             println!(
                 "power failure {life} on {file_system}: {completed} snapshots were completed, it holds number {found}, whole"
