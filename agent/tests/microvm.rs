@@ -12,6 +12,7 @@ use support::calls::{capsule, collect, create, new_id, run, sh, until};
 use support::{CONTROL_PLANE, Site};
 use tokio::sync::{Mutex, MutexGuard};
 use tonic::Code;
+use tonic::transport::Channel;
 use wrenn_agent::ids::TemplateId;
 use wrenn_proto::CAUSE;
 use wrenn_proto::agent::v1 as agent;
@@ -225,4 +226,51 @@ async fn what_is_wrong_with_a_request_is_said_and_changes_nothing() {
     agent.stop().await;
     assert_eq!(site.leftovers(), BTreeSet::new());
     site.close().await;
+}
+
+/// The template's image is made larger when its golden snapshot is booted, and every capsule of that size starts with what
+/// the guest then grew.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_larger_disk_is_a_larger_file_system() {
+    let (_turn, site) = site().await;
+    let (agent, mut client) = site.start(&[]).await;
+    let mut sizes = Vec::new();
+    for disk_mib in [1024, 3072] {
+        // The first boots, the second is a restore of what that left.
+        for _ in 0..2 {
+            let id = new_id();
+            client.create_capsule(agent::CreateCapsuleRequest { disk_mib, ..create(&id) }).await.unwrap();
+            let total = file_system_mib(&mut client, &id).await;
+            assert!(total > u64::from(disk_mib) * 8 / 10 && total <= disk_mib.into(), "{total} of {disk_mib} MiB");
+            sizes.push(total);
+            if disk_mib == 3072 && sizes.len() == 4 {
+                holds_what_the_smaller_could_not(&mut client, &id).await;
+            }
+            client.destroy_capsule(capsule(&id)).await.unwrap();
+        }
+    }
+    assert_eq!((sizes[0], sizes[2]), (sizes[1], sizes[3]));
+    agent.stop().await;
+    assert_eq!(site.leftovers(), BTreeSet::new());
+    site.close().await;
+}
+
+async fn file_system_mib(client: &mut AgentClient<Channel>, id: &str) -> u64 {
+    let (output, exited) = run(client, id, "df -P -k / | tail -n 1").await;
+    assert_eq!(exited.exit_code, Some(0), "{output}");
+    let kib: u64 = output.split_whitespace().nth(1).and_then(|size| size.parse().ok()).expect("a size");
+    kib >> 10
+}
+
+/// Also over a pause: what lies beyond the end of the smaller disk is read again from the disk.
+async fn holds_what_the_smaller_could_not(client: &mut AgentClient<Channel>, id: &str) {
+    let write = "fallocate -l 1468006400 /root/room && seq 1 200000 > /root/numbers && sync && \
+                 wc -c < /root/room && md5sum < /root/numbers";
+    let (written, exited) = run(client, id, write).await;
+    assert_eq!(exited.exit_code, Some(0), "{written}");
+    assert!(written.starts_with("1468006400\n"), "{written}");
+    client.pause_capsule(capsule(id)).await.unwrap();
+    client.resume_capsule(capsule(id)).await.unwrap();
+    let again = "echo 3 > /proc/sys/vm/drop_caches; wc -c < /root/room; md5sum < /root/numbers";
+    assert_eq!(run(client, id, again).await.0, written);
 }
