@@ -127,12 +127,21 @@ class Link {
   subscribe(query: string, variables: unknown, sink: Sink): () => void {
     this.operations++;
     let open = true;
+    let settled = false;
     const last = (tell: () => void): void => {
       if (open) {
         open = false;
         this.operations--;
         tell();
       }
+    };
+    // Not at once: the server's own `complete` may be the next message, and the client below counts both.
+    const leave = (): void => {
+      setTimeout(() => {
+        if (!settled) {
+          end();
+        }
+      }, 0);
     };
     const end = this.#client.subscribe(
       { query, variables: variables as Record<string, unknown> },
@@ -143,18 +152,24 @@ class Link {
           }
           if (result.errors !== undefined && result.errors.length > 0) {
             last(() => sink.error(fromServer(result.errors as readonly ServerError[])));
-            end();
+            leave();
           } else {
             sink.next(result.data);
           }
         },
-        error: (error) => last(() => sink.error(Array.isArray(error) ? fromServer(error) : lossOf(error))),
-        complete: () => last(() => (this.lost ? sink.error(this.lost) : sink.complete())),
+        error: (error) => {
+          settled = true;
+          last(() => sink.error(Array.isArray(error) ? fromServer(error) : lossOf(error)));
+        },
+        complete: () => {
+          settled = true;
+          last(() => (this.lost ? sink.error(this.lost) : sink.complete()));
+        },
       },
     );
     return () => {
       last(() => {});
-      end();
+      leave();
     };
   }
 
