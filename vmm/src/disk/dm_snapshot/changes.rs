@@ -117,8 +117,11 @@ impl Changes {
         let damaged = |what| ChangesError::Damaged { path: self.path.clone(), what };
         let disk_chunks = disk_bytes.div_ceil(CHUNK);
         let mut index = vec![0; CHUNK_BYTES];
+        if !self.begun {
+            return Ok(());
+        }
         let mut number = 1;
-        while self.begun {
+        loop {
             let read = self.file.read_exact_at(&mut index, number * CHUNK);
             match read {
                 Err(error) if error.kind() == io::ErrorKind::UnexpectedEof => {
@@ -142,7 +145,6 @@ impl Changes {
             }
             number += PAIRS + 1;
         }
-        Ok(())
     }
 }
 
