@@ -20,6 +20,11 @@ impl Origin {
         self.text.starts_with("https://")
     }
 
+    /// Without a port.
+    pub fn host(&self) -> &str {
+        self.authority.host()
+    }
+
     /// Where a listener without a configured address is reached.
     pub fn of_listener(listen: SocketAddr) -> Self {
         let authority = listen.to_string();

@@ -7,6 +7,8 @@ use sea_orm::{
     TransactionOptions, TransactionTrait,
 };
 
+use crate::spent;
+
 /// How long a writer waits for another before SQLite calls the database locked.
 const BUSY_TIMEOUT: Duration = Duration::from_secs(10);
 
@@ -26,7 +28,9 @@ pub async fn connect(url: &str) -> Result<DatabaseConnection, DbErr> {
                 // Safe with WAL against a killed process; a power cut may cost the last commits, never consistency.
                 .pragma("synchronous", "NORMAL")
         });
-    Database::connect(options).await
+    let mut db = Database::connect(options).await?;
+    db.set_metric_callback(|info| spent::statement(info.elapsed));
+    Ok(db)
 }
 
 /// Begins a transaction that will write.

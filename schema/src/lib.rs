@@ -27,6 +27,7 @@ mod scalar;
 mod secret;
 mod services;
 mod signing;
+mod spent;
 mod team;
 mod template;
 
@@ -42,6 +43,7 @@ pub use crate::{
     port::gateway,
     services::{Services, StartError},
     signing::UrlKeyError,
+    spent::Spent,
 };
 
 #[derive(MergedObject, Default)]

@@ -13,6 +13,7 @@ use crate::{
     host::{Authority, AuthorityError, HostClients},
     port::Routes,
     signing::{UrlKey, UrlKeyError},
+    spent,
 };
 
 /// How long a shutdown waits for operations that are under way. What is not done by then is settled by the
@@ -38,6 +39,8 @@ pub struct Services {
     pub(crate) authority: Arc<Authority>,
     pub(crate) hosts: HostClients,
     pub(crate) keys: KeyCache,
+    /// The keys behind signatures, by the digests of those: apart from the others, for a signature is no key.
+    pub(crate) signers: KeyCache,
     pub(crate) url_key: UrlKey,
     /// Where the ports of capsules are, as far as somebody asked lately.
     pub(crate) routes: Arc<Routes>,
@@ -68,6 +71,7 @@ impl Services {
             authority,
             hosts,
             keys: KeyCache::default(),
+            signers: KeyCache::default(),
             url_key,
             routes,
             hosts_changed: Notify::new(),
@@ -108,6 +112,6 @@ impl Services {
         if self.stopping.is_cancelled() {
             return Err(Error::unavailable("the server is shutting down"));
         }
-        self.tasks.spawn(operation).await.map_err(|error| Error::Task(error.to_string()))?
+        self.tasks.spawn(spent::carried(operation)).await.map_err(|error| Error::Task(error.to_string()))?
     }
 }

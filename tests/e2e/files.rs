@@ -1,13 +1,17 @@
 //! Files: listing and changing them through GraphQL, their content through HTTP.
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
+use futures_util::{StreamExt, stream};
 use reqwest::{Method, StatusCode};
 use serde_json::json;
 use sha2::{Digest, Sha256};
 use wrenn_tests::graphql::Failure;
+use wrenn_tests::procfs;
 use wrenn_tests::stack::Stack;
+use wrenn_tests::wait;
 
 /// Content that goes up and down: more than any buffer between holds.
 const LARGE: usize = 48 * 1024 * 1024;
@@ -138,6 +142,111 @@ pub async fn content_goes_up_and_down(stack: Arc<Stack>) -> Result<()> {
     }
     client.destroy(&id).await?;
     Ok(())
+}
+
+/// Through all of it, with the same hash at both ends and in the guest, and nothing held as a whole on the way.
+pub async fn a_gibibyte_goes_up_and_down_in_flat_memory(stack: Arc<Stack>) -> Result<()> {
+    const GIB: usize = 1 << 30;
+    /// How much a process may have grown while a gibibyte went through it.
+    const GROWTH_KIB: u64 = 48 * 1024;
+    let client = stack.client();
+    let id = client.create(json!({ "diskMib": 3072 })).await?.id;
+    // Different blocks, so that one lost, doubled or out of order is seen.
+    let block = noise(1 << 20);
+    let mut expected = Sha256::new();
+    for number in 0..GIB >> 20 {
+        expected.update(numbered(&block, number));
+    }
+    let expected = hex(&expected.finalize());
+
+    let (api, agent) = (stack.api_pid()?, stack.host().pid()?);
+    let resident = || -> Result<[u64; 2]> {
+        let of = |pid| procfs::resident_kib(pid).context("the process is gone");
+        Ok([of(api)?, of(agent)?])
+    };
+    let before = resident()?;
+    let flat = |what: &str| -> Result<()> {
+        for (now, before) in resident()?.into_iter().zip(before) {
+            ensure!(now < before + GROWTH_KIB, "{what}: from {before} to {now} KiB");
+        }
+        Ok(())
+    };
+
+    let blocks = (0..GIB >> 20).map({
+        let block = block.clone();
+        move |number| Ok::<_, std::io::Error>(numbered(&block, number))
+    });
+    let put = client.file_request(Method::PUT, &id, "/root/large")?.timeout(LONG);
+    let body = reqwest::Body::wrap_stream(stream::iter(blocks));
+    let mut sending = std::pin::pin!(put.body(body).send());
+    let answer = loop {
+        tokio::select! {
+            answer = &mut sending => break answer?,
+            () = tokio::time::sleep(Duration::from_millis(200)) => flat("up")?,
+        }
+    };
+    ensure!(answer.status().is_success(), "{}: {}", answer.status(), answer.text().await?);
+    let inside = client.sh(&id, "sha256sum /root/large").await?;
+    ensure!(inside.starts_with(&expected), "{inside} where {expected} was sent");
+
+    let get = client.file_request(Method::GET, &id, "/root/large")?.timeout(LONG).send().await?;
+    let mut content = get.bytes_stream();
+    let (mut hash, mut length) = (Sha256::new(), 0);
+    while let Some(chunk) = content.next().await {
+        let chunk = chunk?;
+        hash.update(&chunk);
+        let looked_at = length >> 24;
+        length += chunk.len();
+        if length >> 24 != looked_at {
+            flat("down")?;
+        }
+    }
+    ensure!((length, hex(&hash.finalize())) == (GIB, expected), "{length} bytes came back, or other ones");
+    client.destroy(&id).await?;
+    Ok(())
+}
+
+pub async fn an_aborted_download_ends_the_reading_in_the_guest(stack: Arc<Stack>) -> Result<()> {
+    let client = stack.client();
+    let id = client.create(json!({})).await?.id;
+    client.sh(&id, "head -c 64M /dev/zero > /root/large").await?;
+    let readers = "find /proc/[0-9]*/fd -lname /root/large 2>/dev/null | wc -l";
+    let mut content = client.file_request(Method::GET, &id, "/root/large")?.send().await?.bytes_stream();
+    content.next().await.context("nothing came")??;
+    ensure!(client.sh(&id, readers).await?.trim() == "1", "it is not read");
+    drop(content);
+    wait::until_true("the end of the reading", Duration::from_secs(30), async || {
+        Ok(client.sh(&id, readers).await?.trim() == "0")
+    })
+    .await?;
+    client.destroy(&id).await?;
+    Ok(())
+}
+
+pub async fn signed_urls_open_one_file(stack: Arc<Stack>) -> Result<()> {
+    let client = stack.client();
+    let id = client.create(json!({})).await?.id;
+    let http = reqwest::Client::builder().no_proxy().build()?;
+    let (read, write) =
+        (client.file_url(&id, "/root/a b", "GET").await?, client.file_url(&id, "/root/a b", "PUT").await?);
+    ensure!(http.put(&write).body("signed").send().await?.status() == StatusCode::OK);
+    ensure!(http.get(&read).send().await?.text().await? == "signed");
+    for wrong in
+        [http.put(&read).body("x"), http.get(&write), http.get(read.replace("path=/root/a", "path=/etc/a"))]
+    {
+        ensure!(wrong.send().await?.status() == StatusCode::UNAUTHORIZED);
+    }
+    client.destroy(&id).await?;
+    Ok(())
+}
+
+/// For a gibibyte on a slow machine.
+const LONG: Duration = Duration::from_secs(600);
+
+fn numbered(block: &[u8], number: usize) -> Vec<u8> {
+    let mut block = block.to_vec();
+    block[..8].copy_from_slice(&(number as u64).to_le_bytes());
+    block
 }
 
 /// Bytes that no compression and no pattern helps with (xorshift, Marsaglia 2003).

@@ -15,6 +15,7 @@ mod metrics;
 mod neighbours;
 mod ports;
 mod process;
+mod proxy;
 mod sdk;
 mod streams;
 mod subscriptions;
@@ -83,7 +84,14 @@ const ONCE: &[(&str, Test)] = tests![
     files::directories_are_made_listed_moved_and_removed,
     files::mistakes_are_named,
     files::content_goes_up_and_down,
+    files::a_gibibyte_goes_up_and_down_in_flat_memory,
+    files::an_aborted_download_ends_the_reading_in_the_guest,
+    files::signed_urls_open_one_file,
     ports::ports_are_seen_while_they_are_open,
+    proxy::services_are_reached_by_name_and_by_path,
+    proxy::sockets_and_events_flow,
+    proxy::only_those_who_may_reach_a_service,
+    proxy::a_request_wakes_a_capsule_that_was_made_so,
     metrics::load_shows,
     egress::the_outside_is_reached_as_the_policy_says,
     egress::a_policy_that_makes_no_sense_is_refused,

@@ -17,7 +17,7 @@ use secrecy::SecretString;
 pub use parse::ConfigError;
 pub use settings::table;
 
-use crate::{origin::Origin, ws};
+use crate::{origin::Origin, proxy::Domain, ws};
 use parse::{Source, at_least, between, log_filter};
 
 /// Everything the process can be told. See [`table`] for what each means.
@@ -28,6 +28,10 @@ pub struct Config {
     pub database_url: SecretString,
     /// Where clients reach this server.
     pub public_url: Origin,
+    /// The domain below which capsules have their names; without one they are reached by path.
+    pub proxy_domain: Option<Domain>,
+    /// Whether they are reached by path, too, under this server's own origin.
+    pub proxy_paths: bool,
     /// Other origins whose pages may call it.
     pub cors_origins: Vec<Origin>,
     pub introspection: bool,
@@ -88,6 +92,8 @@ impl Config {
             database_url: database_url(&source, &dir)?,
             dir,
             listen,
+            proxy_domain: proxy_domain(&source, &public_url)?,
+            proxy_paths: source.get("WRENN_PROXY_PATHS")?,
             public_url,
             cors_origins: source.list("WRENN_CORS_ORIGINS")?,
             introspection: source.get("WRENN_INTROSPECTION")?,
@@ -123,6 +129,20 @@ fn absolute(name: &'static str, path: &Path) -> Result<PathBuf, ConfigError> {
     std::path::absolute(path).map_err(|error| ConfigError::new(name, error.to_string()))
 }
 
+/// Whatever is below the domain is a capsule's, so this server cannot be there.
+fn proxy_domain(source: &Source, public_url: &Origin) -> Result<Option<Domain>, ConfigError> {
+    const NAME: &str = "WRENN_PROXY_DOMAIN";
+    if source.given(NAME).is_none() {
+        return Ok(None);
+    }
+    let domain: Domain = source.get(NAME)?;
+    if domain.label(public_url.host()).is_some() {
+        let reason = format!("`{domain}`: {public_url} is below it, where only capsules are");
+        return Err(ConfigError::new(NAME, reason));
+    }
+    Ok(Some(domain))
+}
+
 /// The value is never part of the message: it may hold a password.
 fn database_url(source: &Source, dir: &Path) -> Result<SecretString, ConfigError> {
     const NAME: &str = "WRENN_DATABASE_URL";
@@ -154,6 +174,7 @@ mod tests {
         assert_eq!(config.public_url.as_str(), "http://127.0.0.1:8080");
         assert_eq!(config.max_body, 2 * 1024 * 1024);
         assert!(config.introspection && config.cors_origins.is_empty());
+        assert!(config.proxy_domain.is_none() && config.proxy_paths);
         let (read, default) = (format!("{:?}", config.ws), format!("{:?}", ws::Limits::default()));
         assert_eq!(read, default);
     }
@@ -191,6 +212,11 @@ mod tests {
             ("WRENN_WS_RECHECK_SEC = 60", "WRENN_WS_RECHECK_SEC: `60`: must be from 1 to 10"),
             ("WRENN_PUBLIC_URL = 'example.org'", "WRENN_PUBLIC_URL: `example.org`: "),
             ("WRENN_CORS_ORIGINS = 'https://a.example/x'", "WRENN_CORS_ORIGINS: `https://a.example/x`: "),
+            ("WRENN_PROXY_DOMAIN = '127.0.0.1'", "WRENN_PROXY_DOMAIN: `127.0.0.1`: is not of the form"),
+            (
+                "WRENN_PROXY_DOMAIN = 'w.example'\nWRENN_PUBLIC_URL = 'https://api.w.example'",
+                "WRENN_PROXY_DOMAIN: `w.example`: https://api.w.example is below it",
+            ),
             ("WRENN_LOG = 'loud'", "WRENN_LOG: `loud` is not a level"),
             ("WRENN_REDIS_URL = 'redis://x'", "WRENN_REDIS_URL: Redis is not supported in this version"),
             ("WRENN_DIR = { a = 1 }", "WRENN_DIR: is not a single value"),

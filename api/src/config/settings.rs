@@ -20,6 +20,16 @@ pub(super) const SETTINGS: &[Setting] = &[
     setting("WRENN_DATABASE_URL", "", "sqlite://… or postgres://…; $WRENN_DIR/wrenn.db if unset"),
     setting("WRENN_REDIS_URL", "", "not supported in this version: must be unset"),
     setting("WRENN_PUBLIC_URL", "", "where clients reach this server; http://$WRENN_API_LISTEN if unset"),
+    setting(
+        "WRENN_PROXY_DOMAIN",
+        "",
+        "domain[:port] below which capsules are: http://<port>-<capsule>.<domain>/",
+    ),
+    setting(
+        "WRENN_PROXY_PATHS",
+        "true",
+        "whether they are also at /proxy/<capsule>/<port>/, in this server's origin",
+    ),
     setting("WRENN_CORS_ORIGINS", "", "origins whose pages may call it, separated by commas"),
     setting("WRENN_INTROSPECTION", "true", "whether the schema may be asked for"),
     setting("WRENN_DEPTH_LIMIT", "20", "deepest nesting of a GraphQL document"),

@@ -5,6 +5,7 @@ use metrics_exporter_prometheus::PrometheusHandle;
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 use wrenn_schema::{Services, WrennSchema, jobs::Supervisor};
 
+use super::persisted::Persisted;
 use crate::{Config, origin::Origin, ws};
 
 /// What every handler may need.
@@ -15,6 +16,7 @@ pub(super) struct App {
     pub(super) telemetry: PrometheusHandle,
     /// Nothing where the schema may not be asked for.
     pub(super) sdl: Option<Bytes>,
+    pub(super) persisted: Persisted,
     /// Bytes.
     pub(super) max_body: usize,
     pub(super) ws: ws::Limits,
@@ -39,6 +41,7 @@ impl App {
             jobs: Arc::clone(jobs),
             telemetry,
             sdl: config.introspection.then(|| Bytes::from(wrenn_schema::sdl())),
+            persisted: Persisted::default(),
             max_body: config.max_body,
             ws: config.ws.clone(),
             public_url: config.public_url.clone(),

@@ -12,9 +12,9 @@ use futures_util::FutureExt;
 use tracing::Instrument;
 
 use super::refusal::Refusal;
-use crate::request_id;
+use crate::{proxy::FromCapsule, request_id};
 
-pub(super) const X_REQUEST_ID: HeaderName = HeaderName::from_static("x-request-id");
+pub(crate) const X_REQUEST_ID: HeaderName = HeaderName::from_static("x-request-id");
 
 /// Headers that every answer carries.
 pub(super) struct SecurityHeaders(HeaderMap);
@@ -44,29 +44,42 @@ impl SecurityHeaders {
     }
 }
 
+/// Around what this server answers itself.
 pub(super) async fn wrap(
     State(security): State<Arc<SecurityHeaders>>,
-    mut request: Request,
+    request: Request,
     next: Next,
 ) -> Response {
+    let path = request.extensions().get::<MatchedPath>().cloned();
+    let path = path.as_ref().map_or("other", MatchedPath::as_str).to_owned();
+    let mut response = around(path, request, |request| next.run(request)).await;
+    security.add_to(response.headers_mut());
+    response
+}
+
+/// Around every request: `path` is what it is counted under.
+pub(super) async fn around<F>(path: String, mut request: Request, next: impl FnOnce(Request) -> F) -> Response
+where
+    F: Future<Output = Response>,
+{
     let start = Instant::now();
     let id = request_id::accept(request.headers().get(X_REQUEST_ID));
     let method = request.method().clone();
-    let path = request.extensions().get::<MatchedPath>().cloned();
-    let path = path.as_ref().map_or("other", MatchedPath::as_str).to_owned();
     let peer = request.extensions().get::<ConnectInfo<SocketAddr>>().map(|info| info.0);
     let peer = peer.map(tracing::field::display);
     let span = tracing::info_span!("request", request_id = id.0, peer, %method, path);
     request.extensions_mut().insert(id.clone());
 
-    let answered = AssertUnwindSafe(next.run(request).instrument(span.clone())).catch_unwind().await;
+    let answered = AssertUnwindSafe(next(request).instrument(span.clone())).catch_unwind().await;
     let mut response = answered.unwrap_or_else(|_| {
         Refusal::new(StatusCode::INTERNAL_SERVER_ERROR, "INTERNAL", &id, "internal error").into_response()
     });
 
     let status = response.status();
     let elapsed = start.elapsed();
-    span.in_scope(|| match status.is_server_error() {
+    // What goes wrong in a capsule is no failure of this server's.
+    let failed = status.is_server_error() && response.extensions().get::<FromCapsule>().is_none();
+    span.in_scope(|| match failed {
         true => tracing::error!(status = status.as_u16(), ?elapsed, "answered"),
         false => tracing::debug!(status = status.as_u16(), ?elapsed, "answered"),
     });
@@ -75,10 +88,8 @@ pub(super) async fn wrap(
     metrics::counter!("wrenn_http_requests_total", &labels).increment(1);
     metrics::histogram!("wrenn_http_request_seconds", &labels[..2]).record(elapsed);
 
-    let headers = response.headers_mut();
-    security.add_to(headers);
     if let Ok(value) = HeaderValue::from_str(&id.0) {
-        headers.insert(X_REQUEST_ID, value);
+        response.headers_mut().entry(X_REQUEST_ID).or_insert(value);
     }
     response
 }

@@ -17,11 +17,12 @@ use axum::{
 };
 use bytes::Bytes;
 use futures_util::{Stream, StreamExt, stream};
+use secrecy::SecretString;
 use serde::Deserialize;
 use wrenn_schema::{
     Error, FileEntry,
     access::{Caller, RequestId, authenticate},
-    transfer::{self, Place, Reading, WriteOptions},
+    transfer::{self, Direction, Place, Reading, WriteOptions},
 };
 
 use super::{
@@ -44,6 +45,8 @@ pub(super) struct Parameters {
     mode: Option<String>,
     /// Make missing directories above it; only of `PUT`.
     parents: Option<bool>,
+    /// Of a URL from `createFileUrl`; nothing that was not signed with it may stand beside it.
+    wrenn_token: Option<SecretString>,
 }
 
 /// Sends a file, or one range of it.
@@ -55,7 +58,7 @@ pub(super) async fn download(
     headers: HeaderMap,
 ) -> Result<Response, Refusal> {
     let refuse = |error: Error| Refusal::from_schema(&error, &id);
-    let (caller, place, _) = accept(&app, &id, &headers, capsule, parameters).await?;
+    let (caller, place, _) = accept(&app, &id, &headers, capsule, parameters, Direction::Read).await?;
     let open = async |first, length| {
         transfer::read(&app.services, &caller, &id, place.clone(), first, length).await.map_err(refuse)
     };
@@ -169,29 +172,55 @@ pub(super) async fn upload(
     headers: HeaderMap,
     body: Body,
 ) -> Result<Response, Refusal> {
-    let (caller, place, options) = accept(&app, &id, &headers, capsule, parameters).await?;
+    let (caller, place, options) = accept(&app, &id, &headers, capsule, parameters, Direction::Write).await?;
     let written = transfer::write(&app.services, &caller, &id, place, options, body.into_data_stream()).await;
     let entry = written.map_err(|error| Refusal::from_schema(&error, &id))?;
     Ok(Json(serde_json::json!({ "entry": entry })).into_response())
 }
 
-/// Who asks for what.
+/// Who asks for what. A signature stands for the key that made it, for this file and this direction alone.
 async fn accept(
     app: &App,
     id: &RequestId,
     headers: &HeaderMap,
     capsule: Result<Path<String>, PathRejection>,
     parameters: Result<Query<Parameters>, QueryRejection>,
+    direction: Direction,
 ) -> Result<(Caller, Place, WriteOptions), Refusal> {
     let refuse = |error: Error| Refusal::from_schema(&error, id);
-    let caller = authenticate(&app.services, &credentials::from_headers(headers)).await.map_err(refuse)?;
     let unreadable = |why: String| Refusal::invalid(StatusCode::BAD_REQUEST, id, why);
-    let Path(capsule) = capsule.map_err(|rejection| unreadable(rejection.body_text()))?;
-    let Query(parameters) = parameters.map_err(|rejection| unreadable(rejection.body_text()))?;
+    // Who asks is looked at first, but for a signature what is asked has to be known.
+    let asked = capsule.map_err(|rejection| rejection.body_text()).and_then(|Path(capsule)| {
+        let Query(parameters) = parameters.map_err(|rejection| rejection.body_text())?;
+        Ok((capsule, parameters))
+    });
+    let (asked, token) = match asked {
+        Ok((capsule, mut parameters)) => {
+            let token = parameters.wrenn_token.take();
+            (Ok((capsule, parameters)), token)
+        }
+        Err(why) => (Err(why), None),
+    };
+    let caller = match token {
+        Some(_) => None,
+        None => Some(authenticate(&app.services, &credentials::from_headers(headers)).await.map_err(refuse)?),
+    };
+    let (capsule, parameters) = asked.map_err(unreadable)?;
     let path = parameters.path.ok_or_else(|| refuse(Error::invalid("path", "`path` is missing")))?;
+    let place = Place { capsule, path, user: parameters.user };
     let mode = parameters.mode.as_deref().map(octal).transpose().map_err(refuse)?;
     let options = WriteOptions { mode, make_parents: parameters.parents.unwrap_or(false) };
-    Ok((caller, Place { capsule, path, user: parameters.user }, options))
+    let caller = match (caller, token) {
+        (Some(caller), _) => caller,
+        (None, Some(_)) if parameters.mode.is_some() || parameters.parents.is_some() => {
+            return Err(unreadable("a signed URL has neither `mode` nor `parents`".to_owned()));
+        }
+        (None, Some(token)) => {
+            transfer::signer(&app.services, &place, direction, &token).await.map_err(refuse)?
+        }
+        (None, None) => Caller::Anonymous,
+    };
+    Ok((caller, place, options))
 }
 
 fn octal(text: &str) -> Result<u32, Error> {

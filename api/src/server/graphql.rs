@@ -1,23 +1,37 @@
 //! `POST /graphql`, and its upgrade to a WebSocket.
 
-use std::{sync::Arc, time::Duration};
+use std::{
+    sync::Arc,
+    time::{Duration, Instant},
+};
 
-use async_graphql::Request;
+use async_graphql::{Request, Response as Answer, value};
 use axum::{
     Extension,
     body::{Body, Bytes, to_bytes},
     extract::{State, WebSocketUpgrade, ws::rejection::WebSocketUpgradeRejection},
-    http::{HeaderMap, StatusCode, header},
+    http::{HeaderMap, HeaderName, StatusCode, header},
     response::{IntoResponse, Response},
 };
 use tracing::Instrument;
-use wrenn_schema::access::{RequestId, authenticate, request_data};
+use wrenn_schema::{
+    Spent,
+    access::{RequestId, authenticate, request_data},
+};
 
-use super::{app::App, gate::SchemaGate, refusal::Refusal};
+use super::{
+    app::App,
+    gate::SchemaGate,
+    persisted::{Persisted, Unusable},
+    refusal::Refusal,
+};
 use crate::{credentials, origin, ws};
 
 /// How long a client may take to send its request.
 const BODY_TIMEOUT: Duration = Duration::from_secs(30);
+
+/// With it a client asks where the time goes.
+pub(super) const X_WRENN_TIMING: HeaderName = HeaderName::from_static("x-wrenn-timing");
 
 /// The media type of answers for clients that say they know it; plain JSON for the others.
 const GRAPHQL_RESPONSE: &str = "application/graphql-response+json";
@@ -36,10 +50,26 @@ pub(super) async fn execute(
         .await
         .map_err(|error| Refusal::from_schema(&error, &id))?;
     let body = read(body, &headers, app.max_body, &id).await?;
-    let request = parse(&body, &id)?;
-    let response = app.schema.execute(request_data(&app.services, request, caller, id)).await;
+    let request = parse(&body, &app.persisted, &id)?;
+    let work = app.schema.execute(request_data(&app.services, request, caller, id));
+    let response = if headers.contains_key(X_WRENN_TIMING) { timed(work).await } else { work.await };
     let body = serde_json::to_vec(&response).expect("GraphQL values are JSON, and memory takes all of it");
     Ok((response.http_headers, [(header::CONTENT_TYPE, answer_type(&headers))], body).into_response())
+}
+
+/// With `extensions.wrenn`, which says where the time went, in milliseconds.
+async fn timed(work: impl Future<Output = Answer>) -> Answer {
+    let (began, spent) = (Instant::now(), Arc::new(Spent::default()));
+    let response = spent.note(work).await;
+    let ms = |duration: Duration| (duration.as_secs_f64() * 1e6).round() / 1e3;
+    let timing = value!({
+        "totalMs": ms(began.elapsed()),
+        "databaseMs": ms(spent.database()),
+        "databaseStatements": spent.statements(),
+        "agentMs": ms(spent.agents()),
+        "agentCalls": spent.calls(),
+    });
+    response.extension("wrenn", timing)
 }
 
 /// Only JSON: every other type a page could send without being asked whether it may.
@@ -80,13 +110,18 @@ fn is_length_limit(error: &axum::Error) -> bool {
         .is_some_and(<dyn std::error::Error>::is::<http_body_util::LengthLimitError>)
 }
 
-fn parse(body: &[u8], id: &RequestId) -> Result<Request, Refusal> {
+fn parse(body: &[u8], persisted: &Persisted, id: &RequestId) -> Result<Request, Refusal> {
     let refuse = |message: String| Refusal::invalid(StatusCode::BAD_REQUEST, id, message);
     if body.trim_ascii_start().starts_with(b"[") {
         return Err(refuse("one request at a time: batches are not supported".to_owned()));
     }
-    let request: Request = serde_json::from_slice(body)
+    let mut request: Request = serde_json::from_slice(body)
         .map_err(|error| refuse(format!("the request is not a GraphQL request in JSON: {error}")))?;
+    persisted.resolve(&mut request).map_err(|unusable| match unusable {
+        // No failure: the client tries again with the document.
+        Unusable::NotFound => Refusal::new(StatusCode::OK, "NOT_FOUND", id, unusable.to_string()),
+        _ => refuse(unusable.to_string()),
+    })?;
     if request.query.is_empty() {
         return Err(refuse("`query` is missing".to_owned()));
     }

@@ -1,6 +1,6 @@
 //! The listening socket and its connections.
 
-use std::{io, net::SocketAddr, pin::pin, time::Duration};
+use std::{convert::Infallible, io, net::SocketAddr, pin::pin, time::Duration};
 
 use axum::{Router, body::Body, extract::ConnectInfo, http::Request};
 use hyper::{body::Incoming, server::conn::http1, service::service_fn};
@@ -9,11 +9,14 @@ use tokio::net::{TcpListener, TcpSocket, TcpStream};
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 use tower::ServiceExt;
 
+use super::patience::{Answer, Patient, Phases};
+
 /// Connections the kernel holds until they are accepted.
 const BACKLOG: u32 = 1024;
 
-/// The head of a request must arrive within this, also the next one's on a connection that is kept.
-const HEAD_TIMEOUT: Duration = Duration::from_secs(60);
+/// How long a connection may be kept without a request. Longer than the ten minutes of the usual load balancers, so that
+/// it is not this server that ends a connection on which one of them is just sending a request.
+const IDLE: Duration = Duration::from_secs(620);
 
 /// After a failure to accept (no file descriptors left), so that the loop does not spin.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(200);
@@ -59,13 +62,17 @@ async fn connection(stream: TcpStream, peer: SocketAddr, router: Router, stop: C
     if let Err(error) = stream.set_nodelay(true) {
         tracing::debug!(%error, "cannot set TCP_NODELAY");
     }
+    let phases = Phases::new();
+    let stream = Patient::new(stream, phases.clone());
     let service = service_fn(move |mut request: Request<Incoming>| {
+        let busy = phases.busy();
         request.extensions_mut().insert(ConnectInfo(peer));
-        router.clone().oneshot(request.map(Body::new))
+        let answered = router.clone().oneshot(request.map(Body::new));
+        async move { Ok::<_, Infallible>(Answer::to(answered.await?, busy)) }
     });
     let connection = http1::Builder::new()
         .timer(TokioTimer::new())
-        .header_read_timeout(HEAD_TIMEOUT)
+        .header_read_timeout(IDLE)
         .serve_connection(TokioIo::new(stream), service)
         .with_upgrades();
     let mut connection = pin!(connection);

@@ -1,12 +1,16 @@
 //! The running process: what is started, in which order, and how it ends.
 
 mod app;
+mod divert;
 mod envelope;
 mod files;
 mod gate;
+mod graphiql;
 mod graphql;
 mod listener;
 mod pages;
+mod patience;
+mod persisted;
 mod range;
 mod refusal;
 mod telemetry;
@@ -28,8 +32,10 @@ use wrenn_schema::{SchemaConfig, Services, jobs::Supervisor};
 use crate::{
     Config, database,
     extension::{Extension, ExtensionError, Worker},
+    proxy::Proxy,
 };
 use app::App;
+pub(crate) use envelope::X_REQUEST_ID;
 
 /// Why the server did not start.
 #[derive(Debug, thiserror::Error)]
@@ -97,7 +103,16 @@ impl ServerBuilder {
             routes = routes.merge(extension.routes(&services));
             workers.extend(extension.workers(&services));
         }
-        let router = layered(routes, &config);
+        let proxy = Arc::new(Proxy::new(
+            &services,
+            config.proxy_domain.clone(),
+            config.proxy_paths,
+            config.public_url.clone(),
+            stop_serving.clone(),
+            sockets.clone(),
+        ));
+        let router =
+            layered(routes, &config).layer(axum::middleware::from_fn_with_state(proxy, divert::divert));
         let serving = tokio::spawn(listener::serve(
             listener,
             router,
@@ -184,6 +199,8 @@ fn start_workers(workers: Vec<Worker>) -> (CancellationToken, TaskTracker) {
 
 fn schema_config(config: &Config) -> SchemaConfig {
     let mut schema = SchemaConfig::new(&config.dir);
+    schema.public_url = config.public_url.to_string();
+    schema.proxy_domain = config.proxy_domain.as_ref().map(ToString::to_string);
     schema.introspection = config.introspection;
     schema.depth_limit = config.depth_limit;
     schema.complexity_limit = config.complexity_limit;
@@ -197,6 +214,8 @@ fn routes(app: Arc<App>) -> Router {
     Router::new()
         .route("/graphql", routing::post(graphql::execute).get(graphql::upgrade))
         .route("/files/{capsule}", routing::get(files::download).put(files::upload))
+        .route("/graphiql", routing::get(graphiql::page))
+        .route("/graphiql/{asset}", routing::get(graphiql::asset))
         .route("/schema.graphql", routing::get(pages::sdl))
         .route("/health", routing::get(pages::health))
         .route("/health/jobs", routing::get(pages::jobs))
@@ -224,6 +243,7 @@ fn cors(config: &Config) -> CorsLayer {
             header::RANGE,
             axum::http::HeaderName::from_static("x-api-key"),
             envelope::X_REQUEST_ID,
+            graphql::X_WRENN_TIMING,
         ])
         .expose_headers([
             envelope::X_REQUEST_ID,

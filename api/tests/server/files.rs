@@ -246,3 +246,42 @@ async fn what_breaks_off_is_not_taken_for_whole() {
     }
     hosted.running.server.stop().await;
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_signed_url_needs_no_key_and_opens_one_file_one_way() {
+    let hosted = Hosted::start().await;
+    let sign = async |path: &str, method: &str| {
+        let query = "mutation($id: ID!, $path: String!, $method: FileMethod!) {
+            createFileUrl(capsuleId: $id, path: $path, method: $method) { url } }";
+        let variables = json!({ "id": hosted.capsule, "path": path, "method": method });
+        let made = hosted.running.post().json(&json!({ "query": query, "variables": variables }));
+        let made = made.header("x-api-key", &hosted.running.api_key).send().await.unwrap();
+        let made: Value = made.json().await.unwrap();
+        let url =
+            made["data"]["createFileUrl"]["url"].as_str().unwrap_or_else(|| panic!("{made}")).to_owned();
+        hosted.running.url(&url[url.find("/files/").expect("a path")..])
+    };
+    let http = &hosted.running.http;
+    let (read, write) = (sign("/a ä", "GET").await, sign("/a ä", "PUT").await);
+    assert_eq!(http.put(&write).body("signed").send().await.unwrap().status(), 200);
+    let part = http.get(&read).header("range", "bytes=0-2").send().await.unwrap();
+    assert_eq!((part.status().as_u16(), part.text().await.unwrap().as_str()), (206, "sig"));
+    assert_eq!(http.head(&read).send().await.unwrap().status(), 200);
+    hosted.agent.with_files(|files| assert_eq!(files.get("/a ä").as_deref(), Some(&b"signed"[..])));
+
+    for (request, status, code) in [
+        (http.put(&read).body("x"), 401, "UNAUTHENTICATED"),
+        (http.get(&write), 401, "UNAUTHENTICATED"),
+        (http.get(read.replace("path=/a", "path=/b")), 401, "UNAUTHENTICATED"),
+        (http.get(format!("{read}&user=root")), 401, "UNAUTHENTICATED"),
+        (http.get(format!("{read}x")), 401, "UNAUTHENTICATED"),
+        (http.put(format!("{write}&mode=4755")).body("x"), 400, "INVALID_INPUT"),
+        (http.put(format!("{write}&parents=true")).body("x"), 400, "INVALID_INPUT"),
+        // Who shows both is who signed.
+        (http.get(&write).header("x-api-key", &hosted.running.api_key), 401, "UNAUTHENTICATED"),
+    ] {
+        let (got, got_code, body) = refusal(request).await;
+        assert_eq!((got, got_code.as_str()), (status, code), "{body}");
+    }
+    hosted.running.server.stop().await;
+}

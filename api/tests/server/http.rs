@@ -116,8 +116,10 @@ async fn pages_tell_how_the_server_is() {
 #[tokio::test(flavor = "multi_thread")]
 async fn without_introspection_the_schema_is_not_shown() {
     let running = Running::start("WRENN_INTROSPECTION = false").await;
-    let (status, code, _) = refusal(running.get("/schema.graphql")).await;
-    assert_eq!((status, code), coded(404, "NOT_FOUND"));
+    for path in ["/schema.graphql", "/graphiql", "/graphiql/page.js"] {
+        let (status, code, _) = refusal(running.get(path)).await;
+        assert_eq!((status, code), coded(404, "NOT_FOUND"), "{path}");
+    }
     running.server.stop().await;
 }
 
@@ -137,5 +139,96 @@ async fn only_listed_origins_pass_the_preflight() {
     assert!(header(&listed, "access-control-allow-headers").contains("x-api-key"));
     let other = preflight("https://evil.example").send().await.unwrap();
     assert!(other.headers().get("access-control-allow-origin").is_none());
+    running.server.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_document_that_was_sent_once_is_known_by_its_digest() {
+    use sha2::{Digest, Sha256};
+    let running = Running::start("").await;
+    let hash: String = Sha256::digest(VIEWER).iter().map(|byte| format!("{byte:02x}")).collect();
+    let ask = |query: Option<&str>, hash: &str| {
+        let extensions = json!({ "persistedQuery": { "version": 1, "sha256Hash": hash } });
+        let body = match query {
+            Some(query) => json!({ "query": query, "extensions": extensions }),
+            None => json!({ "extensions": extensions }),
+        };
+        running.post().header("x-api-key", &running.api_key).json(&body)
+    };
+    let (status, code, body) = refusal(ask(None, &hash)).await;
+    assert_eq!((status, code), coded(200, "NOT_FOUND"));
+    assert_eq!(body["errors"][0]["message"], "PersistedQueryNotFound");
+    let (status, code, _) = refusal(ask(Some("{ viewer { __typename } }"), &hash)).await;
+    assert_eq!((status, code), coded(400, "INVALID_INPUT"));
+    for query in [Some(VIEWER), None, None] {
+        let body: serde_json::Value = ask(query, &hash).send().await.unwrap().json().await.unwrap();
+        assert_eq!(body["data"]["viewer"]["team"]["id"], running.team_id, "{body}");
+    }
+    running.server.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn who_asks_is_told_where_the_time_goes() {
+    let running = Running::start("").await;
+    let ask = || running.query(VIEWER).header("x-api-key", &running.api_key);
+    let body: serde_json::Value = ask().send().await.unwrap().json().await.unwrap();
+    assert!(body.get("extensions").is_none(), "{body}");
+    let body: serde_json::Value =
+        ask().header("x-wrenn-timing", "1").send().await.unwrap().json().await.unwrap();
+    let timing = &body["extensions"]["wrenn"];
+    assert_eq!((&timing["databaseStatements"], &timing["agentCalls"]), (&json!(1), &json!(0)), "{body}");
+    let (total, database) = (timing["totalMs"].as_f64().unwrap(), timing["databaseMs"].as_f64().unwrap());
+    assert!(total >= database && database > 0.0, "{timing}");
+    running.server.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_costs_too_much_is_refused_before_it_is_carried_out() {
+    let running = Running::start("").await;
+    let ask = |query: String| running.query(&query).header("x-api-key", &running.api_key);
+    let list = "capsules(first: 200) { nodes { id name state ports { number process since public } } }";
+    let (_, code, body) = refusal(ask(format!("{{ a: {list} b: {list} }}"))).await;
+    assert_eq!(code, "INVALID_INPUT", "lists multiply: {body}");
+    let many: String = (0..10_001).map(|number| format!("a{number}: viewer {{ __typename }} ")).collect();
+    let (_, code, body) = refusal(ask(format!("{{ {many} }}"))).await;
+    assert_eq!(code, "INVALID_INPUT", "{body}");
+    let deep = format!("{{ capsule(id: \"x\") {}{{ id }}{} }}", "{ parent ".repeat(25), "}".repeat(25));
+    let (_, code, body) = refusal(ask(deep)).await;
+    assert_eq!(code, "INVALID_INPUT", "{body}");
+    let nested = format!("{}{}", "{ a ".repeat(5000), "}".repeat(5000));
+    let (_, code, _) = refusal(ask(nested)).await;
+    assert_eq!(code, "INVALID_INPUT", "it is read without a stack to overflow");
+    running.server.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn graphiql_comes_whole_from_this_server() {
+    let running = Running::start("").await;
+    let page = running.get("/graphiql").send().await.unwrap();
+    assert_eq!(header(&page, "content-type"), "text/html; charset=utf-8");
+    let policy = header(&page, "content-security-policy");
+    assert!(policy.starts_with("default-src 'none'; script-src 'self';"), "{policy}");
+    assert!(
+        policy.ends_with(&format!("connect-src 'self' ws://{}", running.server.local_addr())),
+        "{policy}"
+    );
+    let page = page.text().await.unwrap();
+    assert!(
+        !page.contains("//") && !page.contains("<script>"),
+        "nothing from elsewhere, nothing inline: {page}"
+    );
+    let loaded: Vec<_> = page.split('"').filter(|text| text.starts_with("/graphiql/")).collect();
+    assert_eq!(loaded.len(), 6, "{loaded:?}");
+    for path in loaded {
+        let asset = running.get(path).header("accept-encoding", "gzip").send().await.unwrap();
+        assert_eq!(asset.status(), 200, "{path}");
+        let expected =
+            if path.ends_with(".css") { "text/css; charset=utf-8" } else { "text/javascript; charset=utf-8" };
+        assert_eq!(header(&asset, "content-type"), expected);
+        let gzip = asset.headers().contains_key("content-encoding");
+        assert_eq!(asset.bytes().await.unwrap().starts_with(&[0x1f, 0x8b]), gzip, "{path}");
+    }
+    assert_eq!(refusal(running.get("/graphiql/react.js")).await.0, 406);
+    assert_eq!(refusal(running.get("/graphiql/none.js")).await.0, 404);
     running.server.stop().await;
 }

@@ -5,7 +5,9 @@
 mod agent;
 mod extension;
 mod files;
+mod guest;
 mod harness;
 mod http;
 mod process;
+mod proxy;
 mod socket;

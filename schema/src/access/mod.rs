@@ -169,14 +169,14 @@ async fn authenticate_key(services: &Services, secret: &SecretString) -> Result<
 /// The key that a URL was signed with, which opens what its owner signed. `digest`: of the signature itself, under which
 /// the key is remembered for a moment.
 pub(crate) async fn signer(services: &Services, id: ApiKeyId, digest: [u8; 32]) -> Result<Caller, Error> {
-    if let Some(caller) = services.keys.get(&digest) {
+    if let Some(caller) = services.signers.get(&digest) {
         return Ok(Caller::Key(caller));
     }
     let row = good_keys().filter(api_key::Column::Id.eq(id)).one(&services.db).await?;
     let row = row.ok_or_else(|| Error::unauthenticated("the API key that signed the URL is gone"))?;
     let own = row.digest.try_into().map_err(|_| Error::Task("a key's digest is malformed".to_owned()))?;
     let caller = KeyCaller { id: row.id, team_id: row.team_id, digest: own };
-    services.keys.put(digest, caller.clone());
+    services.signers.put(digest, caller.clone());
     Ok(Caller::Key(caller))
 }
 

@@ -27,7 +27,7 @@ use wrenn_entities::{HostId, host};
 use wrenn_proto::{CONNECTION_WINDOW, LARGEST_LISTING, REQUEST_ID, STREAM_WINDOW, agent::v1::agent_client};
 
 use super::{Authority, AuthorityError, server_name};
-use crate::{Error, access::RequestId};
+use crate::{Error, access::RequestId, spent};
 
 /// A client of one host's agent. Cheap to clone; calls share one connection.
 pub(crate) type AgentClient = agent_client::AgentClient<Channel>;
@@ -182,7 +182,7 @@ pub(crate) async fn answer<T>(
     deadline: Duration,
     response: impl Future<Output = Result<tonic::Response<T>, Status>>,
 ) -> Result<T, Error> {
-    match tokio::time::timeout(deadline, response).await {
+    match spent::call(tokio::time::timeout(deadline, response)).await {
         Ok(Ok(response)) => Ok(response.into_inner()),
         Ok(Err(status)) => Err(Error::from_agent(call, status)),
         Err(_) => Err(Error::deadline_exceeded(format!(

@@ -25,6 +25,7 @@ on_both_databases!(
     who_is_asleep_behind_our_back_is_woken_too,
     a_preview_ends_with_the_key_that_made_it,
     labels_are_replaced,
+    hosts_are_dialled_apart_from_calls,
 );
 
 const SET: &str = "mutation($id: ID!, $port: Int!, $public: Boolean!) {
@@ -109,6 +110,8 @@ async fn visitors_are_let_in_by_what_they_show(world: &World) {
     let shown = preview(world, id, 81).await;
     assert!(matches!(admit(world, private, &shown).await.expect("is signed").by, Pass::Token(_)));
     assert_eq!(refused(admit(world, target(id, 82), &shown).await), Code::Unauthenticated);
+    let as_key = Shown { api_key: shown.token.clone(), token: None };
+    assert_eq!(refused(admit(world, private, &as_key).await), Code::Unauthenticated, "a signature is no key");
     let forked = world.ask(
         "mutation($id: ID!) { forkCapsule(id: $id) { capsules { id } } }",
         json!({"id": id.to_string()}),
@@ -252,4 +255,25 @@ async fn labels_are_replaced(world: &World) {
     assert_eq!(error.brief(), ("INVALID_INPUT", Some("labels")));
     let pausing = world.plant_held(CapsuleState::Pausing, None, None).await.to_string();
     assert_eq!(world.refused(set, json!({"id": pausing, "labels": {}})).await.code, "CONFLICT");
+}
+
+async fn hosts_are_dialled_apart_from_calls(world: &World) {
+    use tokio::io::{AsyncReadExt, AsyncWriteExt};
+    let agent = world.host("one").await;
+    let host = agent.host.to_string();
+    let (dialled, accepted) = tokio::join!(gateway::dial(&world.services, &host), agent.http_connection());
+    let (mut ours, mut theirs) = (dialled.expect("connects"), accepted.expect("arrives"));
+    ours.write_all(b"hello").await.expect("writes");
+    let mut heard = [0; 5];
+    theirs.read_exact(&mut heard).await.expect("reads");
+    assert_eq!((&heard, agent.calls("create")), (b"hello", 0));
+    let id = world.create().await.to_string();
+    assert_eq!(agent.state_of(&id), Some(wrenn_proto::agent::v1::CapsuleState::Running));
+    agent.kill();
+    let deadline = std::time::Instant::now() + crate::world::PATIENCE;
+    while gateway::dial(&world.services, &host).await.is_ok() {
+        assert!(std::time::Instant::now() < deadline, "the dead answer");
+    }
+    let lost = gateway::dial(&world.services, &host).await.expect_err("is gone");
+    assert_eq!((lost.code(), lost.cause()), (Code::Unavailable, Some("HOST_AGENT_LOST")));
 }

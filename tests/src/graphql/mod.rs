@@ -4,11 +4,13 @@ mod capsule;
 mod client;
 mod copies;
 mod files;
+mod ports;
 mod process;
 mod socket;
 
 pub use capsule::{Capsule, Cause, Named};
 pub use client::{Client, Failure, GraphqlError};
 pub use files::FileEntry;
+pub use ports::{DOMAIN, Form};
 pub use process::{Collected, Exec, ExecResult, OutputHash, ProcessEvent, ProcessStream};
 pub use socket::{Frame, Socket, Subscription};

@@ -26,7 +26,7 @@ pub use record::CapsuleRecord;
 pub(crate) use slots::block_number;
 
 use crate::daemon::{Daemon, DaemonSpec, tail};
-use crate::graphql::Client;
+use crate::graphql::{Client, DOMAIN};
 use crate::inventory::{HostInventory, Kind, Scope};
 use ports::Ports;
 
@@ -285,11 +285,12 @@ fn api_spec(root: &Path, base: &str, database: &Database<'_>) -> Result<DaemonSp
             cluster.create_database(&name)?
         }
     };
-    let environment: [(&str, OsString); 4] = [
+    let environment: [(&str, OsString); 5] = [
         ("WRENN_DIR", dir.into()),
         ("WRENN_API_LISTEN", listen.into()),
         ("WRENN_DATABASE_URL", url.into()),
         ("WRENN_LOG", log_level()),
+        ("WRENN_PROXY_DOMAIN", DOMAIN.into()),
     ];
     Ok(DaemonSpec {
         name: "wrenn-api".into(),

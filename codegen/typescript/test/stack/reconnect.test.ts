@@ -103,9 +103,11 @@ describe("over connections that break in random places", () => {
 
   it("a terminal echoes each key once", async () => {
     const next = numbers(9);
-    const pty = await through.pty({ command: "stty -echo raw; exec cat" });
+    const pty = await through.pty({ command: "stty -echo raw; echo ready; exec cat" });
     const typed = Array.from({ length: 300 }, (_, index) => `${index},`).join("");
-    const typing = (async () => {
+    let shown = "";
+    let typing: Promise<void> | undefined;
+    const type = async (): Promise<void> => {
       for (const key of typed) {
         const written = pty.write(key);
         if (next() < 0.05) {
@@ -113,10 +115,13 @@ describe("over connections that break in random places", () => {
           await written;
         }
       }
-    })();
-    let shown = "";
+    };
     for await (const data of pty) {
       shown += new TextDecoder().decode(data);
+      if (typing === undefined && shown.includes("ready\n")) {
+        shown = "";
+        typing = type();
+      }
       if (shown.length >= typed.length) {
         break;
       }

@@ -16,10 +16,10 @@ use rcgen::{CertificateParams, KeyPair};
 use secrecy::SecretString;
 use serde_json::json;
 use tokio::{
-    net::TcpListener,
-    sync::{Semaphore, broadcast},
+    net::{TcpListener, TcpStream},
+    sync::{Semaphore, broadcast, mpsc},
 };
-use tokio_rustls::TlsAcceptor;
+use tokio_rustls::{TlsAcceptor, server::TlsStream};
 use tokio_util::sync::CancellationToken;
 use tonic::Status;
 use wrenn_entities::{CapsuleId, HostId, TemplateId};
@@ -74,6 +74,7 @@ pub struct PlayedAgent {
     events: broadcast::Sender<Capsule>,
     port_events: broadcast::Sender<port_event::Event>,
     file_events: broadcast::Sender<file_event::Event>,
+    http: tokio::sync::Mutex<mpsc::Receiver<TlsStream<TcpStream>>>,
     stop: CancellationToken,
 }
 
@@ -131,7 +132,9 @@ impl PlayedAgent {
             port_events: port_events.clone(),
             file_events: file_events.clone(),
         };
-        tokio::spawn(serve(listener, TlsAcceptor::from(Arc::new(tls)), service, stop.clone()));
+        let (http_sender, http) = mpsc::channel(16);
+        let acceptor = TlsAcceptor::from(Arc::new(tls));
+        tokio::spawn(serve(listener, acceptor, service, http_sender, stop.clone()));
         Self {
             host: text("hostId").parse().expect("a host's id"),
             token: text("token").into(),
@@ -140,8 +143,19 @@ impl PlayedAgent {
             events,
             port_events,
             file_events,
+            http: http.into(),
             stop,
         }
+    }
+
+    /// The next connection that the control plane makes for HTTP/1.1 into capsules.
+    pub async fn http_connection(&self) -> Option<TlsStream<TcpStream>> {
+        self.http.lock().await.recv().await
+    }
+
+    /// How the host thinks a capsule is.
+    pub fn state_of(&self, id: &str) -> Option<CapsuleState> {
+        self.stage().capsules.get(id).map(Capsule::state)
     }
 
     fn stage(&self) -> std::sync::MutexGuard<'_, Stage> {

@@ -25,6 +25,9 @@ use wrenn_proto::agent::v1::agent_server::AgentServer;
 
 use super::service::Service;
 
+/// What a connection for the proxy agrees on.
+const HTTP_1: &[u8] = b"http/1.1";
+
 pub fn server_config(certificate: &str, ca: &str, key: &KeyPair) -> ServerConfig {
     let provider = Arc::new(rustls::crypto::ring::default_provider());
     let mut roots = RootCertStore::empty();
@@ -40,7 +43,7 @@ pub fn server_config(certificate: &str, ca: &str, key: &KeyPair) -> ServerConfig
         .with_client_cert_verifier(verifier)
         .with_single_cert(vec![certificate], key)
         .expect("the certificate fits the key");
-    config.alpn_protocols = vec![b"h2".to_vec()];
+    config.alpn_protocols = vec![b"h2".to_vec(), HTTP_1.to_vec()];
     config
 }
 
@@ -91,14 +94,27 @@ impl AsyncWrite for Connection {
     }
 }
 
-pub async fn serve(listener: TcpListener, tls: TlsAcceptor, service: Service, stop: CancellationToken) {
+/// `http`: where connections for the proxy go.
+pub async fn serve(
+    listener: TcpListener,
+    tls: TlsAcceptor,
+    service: Service,
+    http: mpsc::Sender<TlsStream<TcpStream>>,
+    stop: CancellationToken,
+) {
     let (sender, incoming) = mpsc::channel::<std::io::Result<Connection>>(16);
     let stopped = stop.clone();
     tokio::spawn(async move {
         while let Some(Ok((stream, _))) = stopped.run_until_cancelled(listener.accept()).await {
             let (tls, sender, stopped) = (tls.clone(), sender.clone(), stopped.clone());
+            let http = http.clone();
             tokio::spawn(async move {
                 if let Ok(inner) = tls.accept(stream).await {
+                    if inner.get_ref().1.alpn_protocol() == Some(HTTP_1) {
+                        // That nobody wants it ends it.
+                        let _ = http.send(inner).await;
+                        return;
+                    }
                     let killed = Box::pin(stopped.cancelled_owned());
                     let _ = sender.send(Ok(Connection { inner, killed })).await;
                 }

@@ -1,0 +1,34 @@
+//! What a request becomes that both sides agreed to go on with in another protocol: bytes, both ways.
+
+use hyper::upgrade::OnUpgrade;
+use hyper_util::rt::TokioIo;
+use tokio::io::copy_bidirectional_with_sizes;
+use tokio_util::sync::CancellationToken;
+
+use super::{
+    activity::{Activity, NotedIo},
+    pool::BUFFER,
+};
+
+/// Carries bytes until one side ends, neither says anything for long, or the server stops.
+pub(super) async fn tunnel(client: OnUpgrade, guest: OnUpgrade, stop: CancellationToken) {
+    let upgraded = tokio::select! {
+        upgraded = async { tokio::try_join!(client, guest) } => upgraded,
+        () = stop.cancelled() => return,
+    };
+    let (client, guest) = match upgraded {
+        Ok(both) => both,
+        Err(error) => return tracing::debug!(%error, "an upgrade was not gone through with"),
+    };
+    let activity = Activity::new();
+    let mut client = NotedIo::new(TokioIo::new(client), activity.clone());
+    let mut guest = NotedIo::new(TokioIo::new(guest), activity.clone());
+    tokio::select! {
+        // Either side may go whenever it likes.
+        copied = copy_bidirectional_with_sizes(&mut client, &mut guest, BUFFER, BUFFER) => {
+            tracing::debug!(?copied, "a tunnel ended");
+        }
+        () = activity.silence() => tracing::debug!("a tunnel was silent for too long"),
+        () = stop.cancelled() => {}
+    }
+}
