@@ -32,6 +32,9 @@ const LOW = 1024 * 1024;
 /** Bytes that an event takes besides its data, about. */
 const EVENT = 256;
 
+/** Bytes that may wait at most: each sign of life brings some more. */
+const MOST = 64 * 1024 * 1024;
+
 /** Milliseconds between signs of life of a reader that is behind; a process waits for 30 s. */
 const HOLD = 10_000;
 
@@ -164,14 +167,14 @@ export class Output {
     const { signal } = this.#abandoned;
     for (;;) {
       try {
-        const exit = await this.#attach((event) => {
+        const behind = (): boolean => {
           retry.succeeded();
-          return this.#take(event);
-        });
+          return this.#waitingBytes > HIGH;
+        };
+        const exit = (await this.#attach(behind)) ?? (await this.#parked());
         if (exit !== undefined) {
           return exit;
         }
-        await this.#parked();
       } catch (error) {
         this.#throwIfAbandoned();
         if (this.#source.mayGoOn?.(error)) {
@@ -194,50 +197,54 @@ export class Output {
     }
   }
 
-  /** Subscribes until the exit, or until `take` says that it is enough. */
-  #attach(take: (event: ProcessEvent) => Exit | "enough" | undefined): Promise<Exit | undefined> {
+  /** Subscribes until the exit, or until it is enough; what was under way then is taken all the same. */
+  #attach(isEnough: () => boolean): Promise<Exit | undefined> {
     const { query, variables } = this.#source.subscription(this.#cursor);
     const { signal } = this.#abandoned;
     return new Promise<Exit | undefined>((resolve, reject) => {
+      let finishing = false;
       const leave = (then: () => void): void => {
         signal.removeEventListener("abort", abort);
-        end();
+        operation.end();
         then();
       };
       const abort = (): void => leave(() => reject(signal.reason));
-      const end = this.#wrenn.sockets.subscribe(query, variables, {
+      const operation = this.#wrenn.sockets.subscribe(query, variables, {
         next: (data) => {
           try {
-            const answer = take((data as { event: ProcessEvent }).event);
-            if (answer !== undefined) {
-              leave(() => resolve(answer === "enough" ? undefined : answer));
+            const exit = this.#take((data as { event: ProcessEvent }).event);
+            if (exit !== undefined) {
+              leave(() => resolve(exit));
+            } else if (isEnough() && !finishing) {
+              finishing = true;
+              void operation.finish().then(() => leave(() => resolve(undefined)));
             }
           } catch (error) {
             leave(() => reject(error));
           }
         },
         error: (error) => leave(() => reject(error)),
-        complete: () => leave(() => reject(connectionLost("the stream ended before its process did"))),
+        complete: () =>
+          leave(() => (finishing ? resolve(undefined) : reject(connectionLost("the stream ended too early")))),
       });
       signal.aborted ? abort() : signal.addEventListener("abort", abort);
     });
   }
 
-  #take(event: ProcessEvent): Exit | "enough" | undefined {
+  #take(event: ProcessEvent): Exit | undefined {
     switch (event.__typename) {
       case "ProcessStarted":
         this.#source.started?.(event.pid, event.tag);
         return undefined;
       case "ProcessOutput":
         this.#takeOutput(NAMES[event.stream], Number(event.sequence), fromBase64(event.data));
-        break;
+        return undefined;
       case "ProcessGap":
         this.#takeGap(NAMES[event.stream], Number(event.from), Number(event.to));
-        break;
+        return undefined;
       case "ProcessExited":
         return exitOf(event);
     }
-    return this.#waitingBytes > HIGH ? "enough" : undefined;
   }
 
   #takeOutput(stream: StreamName, sequence: number, data: Uint8Array<ArrayBuffer>): void {
@@ -268,8 +275,8 @@ export class Output {
     this.#arrived();
   }
 
-  /** Until the reader has caught up. */
-  async #parked(): Promise<void> {
+  /** Until the reader has caught up, or the process has ended. */
+  async #parked(): Promise<Exit | undefined> {
     const { signal } = this.#abandoned;
     while (this.#waitingBytes > LOW && !signal.aborted) {
       const caughtUp = new AbortController();
@@ -280,11 +287,15 @@ export class Output {
       };
       await pause(HOLD, AbortSignal.any([caughtUp.signal, signal]));
       this.#taken = () => {};
-      if (this.#waitingBytes > LOW && !signal.aborted) {
-        // Whatever it says: the reader hears it when it goes on.
-        await this.#attach(() => "enough").catch(() => {});
+      if (this.#waitingBytes > LOW && this.#waitingBytes < MOST && !signal.aborted) {
+        // A failure is met again when the reader goes on.
+        const exit = await this.#attach(() => true).catch(() => undefined);
+        if (exit !== undefined) {
+          return exit;
+        }
       }
     }
+    return undefined;
   }
 }
 

@@ -109,10 +109,10 @@ function split(argv: string[], types: OptionTypes, count: number | undefined): [
     if (word === "--") {
       return [argv.slice(0, index), argv.slice(index + 1)];
     }
-    if (operands === count) {
-      return [argv.slice(0, index), argv.slice(index)];
-    }
     if (!word.startsWith("-") || word === "-") {
+      if (operands === count) {
+        return [argv.slice(0, index), argv.slice(index)];
+      }
       operands++;
     } else if (takesNext(word, types)) {
       index++;

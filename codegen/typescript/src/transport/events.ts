@@ -10,12 +10,12 @@ export async function* events<T>(sockets: Sockets, query: string, variables: unk
   let failure: { error: unknown } | undefined;
   let over = false;
   let wake = (): void => {};
-  const end = sockets.subscribe(query, variables, {
+  const operation = sockets.subscribe(query, variables, {
     next: (data) => {
       if (waiting.length >= MOST_WAITING) {
         failure = { error: new WrennError("RESOURCE_EXHAUSTED", `${MOST_WAITING} events wait for their reader`) };
         waiting.length = 0;
-        end();
+        operation.end();
       } else {
         waiting.push(data as T);
       }
@@ -46,6 +46,6 @@ export async function* events<T>(sockets: Sockets, query: string, variables: unk
       }
     }
   } finally {
-    end();
+    operation.end();
   }
 }

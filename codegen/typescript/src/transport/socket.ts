@@ -20,6 +20,17 @@ const ACKNOWLEDGEMENT = 15_000;
 /** Forbidden: the credentials were refused, or no longer stand. */
 const FORBIDDEN = 4403;
 
+/** Milliseconds to wait for the last of an operation that was given up. */
+const LAST_WORDS = 5_000;
+
+/** An operation that was begun. */
+export interface Operation {
+  /** Ends it; nothing is told after that. */
+  end(): void;
+  /** Asks the server to send no more, while what is under way still comes; resolves when nothing can come any more. */
+  finish(): Promise<void>;
+}
+
 /** Of what an operation is told. Exactly one of `complete` and `error` is the last. */
 export interface Sink {
   next(data: unknown): void;
@@ -44,8 +55,8 @@ export class Sockets {
     this.#parameters = parameters;
   }
 
-  /** Begins an operation; the answer ends it early, and nothing is told after that. */
-  subscribe(query: string, variables: unknown, sink: Sink): () => void {
+  /** Begins an operation. */
+  subscribe(query: string, variables: unknown, sink: Sink): Operation {
     if (this.#closed) {
       throw closed();
     }
@@ -62,11 +73,11 @@ export class Sockets {
   execute<T>(query: string, variables: unknown, signal?: AbortSignal): Promise<T> {
     return new Promise((resolve, reject) => {
       const abort = (): void => {
-        end();
+        operation.end();
         reject(signal?.reason);
       };
       const done = (): void => signal?.removeEventListener("abort", abort);
-      const end = this.subscribe(query, variables, {
+      const operation = this.subscribe(query, variables, {
         next: (data) => resolve(data as T),
         error: (error) => {
           done();
@@ -91,6 +102,11 @@ export class Sockets {
   }
 }
 
+interface Result {
+  data?: unknown;
+  errors?: readonly ServerError[];
+}
+
 /** One socket's life. The client below would open another one by itself and send operations twice: it gets no chance to. */
 class Link {
   readonly #client: Client;
@@ -98,6 +114,13 @@ class Link {
   lost: WrennError | undefined;
   operations = 0;
   #silence: ReturnType<typeof setTimeout> | undefined;
+  #socket: WebSocket | undefined;
+  #begun = 0;
+  #barriers = 0;
+  /** Who is told what still comes of operations that were given up. */
+  readonly #finishing = new Map<string, (result: Result) => void>();
+  /** Who waits for the answer to which ping. */
+  readonly #pings = new Map<number, () => void>();
 
   constructor(url: string, parameters: Record<string, unknown>) {
     if (SocketImplementation === undefined) {
@@ -111,21 +134,37 @@ class Link {
       lazyCloseTimeout: LINGER,
       keepAlive: KEEP_ALIVE,
       connectionAckWaitTimeout: ACKNOWLEDGEMENT,
+      generateID: () => String(this.#begun),
       on: {
+        connected: (socket) => {
+          this.#socket = socket as WebSocket;
+        },
+        pong: (received, payload) => {
+          if (received) {
+            this.#passed(payload?.["barrier"]);
+          }
+        },
         ping: (received) => {
           if (!received) {
             this.#expectAnswer();
           }
         },
-        message: () => this.#heard(),
+        message: (message) => {
+          this.#heard();
+          if (message.type === "next") {
+            this.#finishing.get(message.id)?.(message.payload as Result);
+          }
+        },
         error: (error) => this.#end(lossOf(error)),
         closed: (event) => this.#end(lossOf(event)),
       },
     });
   }
 
-  subscribe(query: string, variables: unknown, sink: Sink): () => void {
+  subscribe(query: string, variables: unknown, sink: Sink): Operation {
     this.operations++;
+    this.#begun++;
+    const id = String(this.#begun);
     let open = true;
     let settled = false;
     const last = (tell: () => void): void => {
@@ -143,20 +182,21 @@ class Link {
         }
       }, 0);
     };
+    const take = ({ data, errors }: Result): void => {
+      if (!open) {
+        return;
+      }
+      if (errors !== undefined && errors.length > 0) {
+        last(() => sink.error(fromServer(errors)));
+        leave();
+      } else {
+        sink.next(data);
+      }
+    };
     const end = this.#client.subscribe(
       { query, variables: variables as Record<string, unknown> },
       {
-        next: (result) => {
-          if (!open) {
-            return;
-          }
-          if (result.errors !== undefined && result.errors.length > 0) {
-            last(() => sink.error(fromServer(result.errors as readonly ServerError[])));
-            leave();
-          } else {
-            sink.next(result.data);
-          }
-        },
+        next: (result) => take(result as Result),
         error: (error) => {
           settled = true;
           last(() => sink.error(Array.isArray(error) ? fromServer(error) : lossOf(error)));
@@ -167,10 +207,51 @@ class Link {
         },
       },
     );
-    return () => {
-      last(() => {});
-      leave();
+    return {
+      end: () => {
+        last(() => {});
+        leave();
+      },
+      finish: async () => {
+        await new Promise((resolve) => setTimeout(resolve, 0));
+        if (!settled) {
+          // The client below forgets the operation now.
+          this.#finishing.set(id, take);
+          end();
+          await this.#barrier();
+          this.#finishing.delete(id);
+        }
+        last(() => {});
+      },
     };
+  }
+
+  /** Until everything that the server has sent so far is here: its answer to a ping comes after that. */
+  #barrier(): Promise<void> {
+    const number = ++this.#barriers;
+    return new Promise((resolve) => {
+      const over = (): void => {
+        clearTimeout(timer);
+        this.#pings.delete(number);
+        resolve();
+      };
+      // An answer may be left out for the one to a later ping.
+      const timer = setTimeout(over, LAST_WORDS);
+      this.#pings.set(number, over);
+      if (this.lost || this.#socket?.readyState !== this.#socket?.OPEN) {
+        over();
+      } else {
+        this.#socket?.send(JSON.stringify({ type: "ping", payload: { barrier: number } }));
+      }
+    });
+  }
+
+  #passed(barrier: unknown): void {
+    for (const [number, over] of this.#pings) {
+      if (typeof barrier === "number" && number <= barrier) {
+        over();
+      }
+    }
   }
 
   close(): void {
@@ -190,6 +271,7 @@ class Link {
   #end(why: WrennError): void {
     this.lost ??= why;
     this.#heard();
+    this.#passed(Number.POSITIVE_INFINITY);
     // Keeps the client from connecting again for what is under way.
     void Promise.resolve(this.#client.dispose()).catch(() => {});
   }

@@ -16,6 +16,8 @@ const LAUNCH = {
     "--disable-background-networking",
     "--disable-component-update",
     "--disable-sync",
+    // The page is made up below, so the browser does not know that it comes from where the server is.
+    "--disable-features=LocalNetworkAccessChecks",
   ],
 };
 

@@ -180,6 +180,7 @@ export class FakeServer {
         memoryMib: 256,
         diskMib: 1024,
         timeoutSec: 0,
+        autoResume: false,
         labels: {},
         createdAt: new Date().toISOString(),
         processes: () => [...this.processes.values()].map(infoOf),
