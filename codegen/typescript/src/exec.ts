@@ -106,7 +106,7 @@ export class Execution implements PromiseLike<ExecResult>, AsyncIterable<OutputE
     return this.#beginning.pid;
   }
 
-  // biome-ignore lint/suspicious/noThenProperty: to be awaited is what it is for
+  /** To be awaited is what it is for. */
   then<A = ExecResult, B = never>(
     onResult?: ((result: ExecResult) => A | PromiseLike<A>) | null,
     onError?: ((error: unknown) => B | PromiseLike<B>) | null,

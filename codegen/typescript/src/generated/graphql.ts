@@ -422,11 +422,14 @@ type ProcessEvent_ProcessOutput_Fragment = { __typename: 'ProcessOutput', stream
 
 type ProcessEvent_ProcessStarted_Fragment = { __typename: 'ProcessStarted', pid: number, tag: string };
 
+type ProcessEvent_PtyResized_Fragment = { __typename: 'PtyResized' };
+
 export type ProcessEventFragment =
   | ProcessEvent_ProcessExited_Fragment
   | ProcessEvent_ProcessGap_Fragment
   | ProcessEvent_ProcessOutput_Fragment
   | ProcessEvent_ProcessStarted_Fragment
+  | ProcessEvent_PtyResized_Fragment
 ;
 
 export type ProcessesQueryVariables = Exact<{
@@ -515,6 +518,7 @@ export type ExecSubscription = { __typename: 'Subscription', event:
     | { __typename: 'ProcessGap', stream: OutputStream, from: string, to: string }
     | { __typename: 'ProcessOutput', stream: OutputStream, sequence: string, data: string }
     | { __typename: 'ProcessStarted', pid: number, tag: string }
+    | { __typename: 'PtyResized' }
    };
 
 export type ProcessOutputSubscriptionVariables = Exact<{
@@ -529,6 +533,7 @@ export type ProcessOutputSubscription = { __typename: 'Subscription', event:
     | { __typename: 'ProcessGap', stream: OutputStream, from: string, to: string }
     | { __typename: 'ProcessOutput', stream: OutputStream, sequence: string, data: string }
     | { __typename: 'ProcessStarted', pid: number, tag: string }
+    | { __typename: 'PtyResized' }
    };
 
 export type PtyOutputSubscriptionVariables = Exact<{
@@ -543,6 +548,7 @@ export type PtyOutputSubscription = { __typename: 'Subscription', event:
     | { __typename: 'ProcessGap', stream: OutputStream, from: string, to: string }
     | { __typename: 'ProcessOutput', stream: OutputStream, sequence: string, data: string }
     | { __typename: 'ProcessStarted', pid: number, tag: string }
+    | { __typename: 'PtyResized' }
    };
 
 export const CapsuleFragmentDoc = gql`

@@ -83,7 +83,7 @@ describe("over connections that break in random places", () => {
     const process = await through.start("cat > /run/input");
     const written = random(4 * MIB);
     const writes: Promise<void>[] = [];
-    for (let at = 0; at < written.length; ) {
+    for (let at = 0; at < written.length;) {
       const end = at + 1 + Math.floor(next() * 60_000);
       const write = process.stdin.write(written.subarray(at, end));
       writes.push(write);

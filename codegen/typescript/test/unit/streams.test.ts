@@ -71,7 +71,7 @@ describe("streams over connections that break", () => {
     const process = await capsule.start("fake");
     const written = random(3 * MIB);
     const writes: Promise<void>[] = [];
-    for (let at = 0; at < written.length; ) {
+    for (let at = 0; at < written.length;) {
       const end = at + 1 + Math.floor(next() * 50_000);
       writes.push(process.stdin.write(written.subarray(at, end)));
       at = end;
