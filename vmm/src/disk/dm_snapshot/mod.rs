@@ -357,7 +357,7 @@ impl DiskStore for DmSnapshotStore {
     }
 
     async fn sweep(&self) -> Result<(), DiskError> {
-        self.run(|store| store.sweep()).await
+        self.run(Store::sweep).await
     }
 
     async fn clone_file(&self, from: &Path, to: &Path) -> Result<(), DiskError> {
