@@ -241,7 +241,10 @@ async fn a_larger_disk_is_a_larger_file_system() {
             let id = new_id();
             client.create_capsule(agent::CreateCapsuleRequest { disk_mib, ..create(&id) }).await.unwrap();
             let total = file_system_mib(&mut client, &id).await;
-            assert!(total > u64::from(disk_mib) * 8 / 10 && total <= disk_mib.into(), "{total} of {disk_mib} MiB");
+            assert!(
+                total > u64::from(disk_mib) * 8 / 10 && total <= disk_mib.into(),
+                "{total} of {disk_mib} MiB"
+            );
             sizes.push(total);
             if disk_mib == 3072 && sizes.len() == 4 {
                 holds_what_the_smaller_could_not(&mut client, &id).await;

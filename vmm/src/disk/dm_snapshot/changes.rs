@@ -114,21 +114,14 @@ impl Changes {
         disk_bytes: u64,
         mut change: impl FnMut(u64, u64) -> Result<(), Failure>,
     ) -> Result<(), ChangesError> {
-        let damaged = |what| ChangesError::Damaged { path: self.path.clone(), what };
-        let disk_chunks = disk_bytes.div_ceil(CHUNK);
-        let mut index = vec![0; CHUNK_BYTES];
         if !self.begun {
             return Ok(());
         }
+        let disk_chunks = disk_bytes.div_ceil(CHUNK);
+        let mut index = vec![0; CHUNK_BYTES];
         let mut number = 1;
         loop {
-            let read = self.file.read_exact_at(&mut index, number * CHUNK);
-            match read {
-                Err(error) if error.kind() == io::ErrorKind::UnexpectedEof => {
-                    return Err(damaged("its last index has no end"));
-                }
-                read => read.doing(|| format!("reading {}", self.path.display()))?,
-            }
+            self.read_index(number, &mut index)?;
             for pair in index.as_chunks::<PAIR_BYTES>().0 {
                 let (halves, _) = pair.as_chunks::<8>();
                 let [of_disk, of_file] = [0, 1].map(|half| u64::from_le_bytes(halves[half]));
@@ -136,15 +129,28 @@ impl Changes {
                     return Ok(());
                 }
                 if of_disk >= disk_chunks {
-                    return Err(damaged("it changes what is beyond the disk's end"));
+                    return Err(self.damaged("it changes what is beyond the disk's end"));
                 }
                 if of_file >= self.bytes / CHUNK || of_file % (PAIRS + 1) == 1 {
-                    return Err(damaged("it names a chunk that holds no content"));
+                    return Err(self.damaged("it names a chunk that holds no content"));
                 }
                 change(of_disk * CHUNK, of_file * CHUNK)?;
             }
             number += PAIRS + 1;
         }
+    }
+
+    fn read_index(&self, number: u64, index: &mut [u8]) -> Result<(), ChangesError> {
+        match self.file.read_exact_at(index, number * CHUNK) {
+            Err(error) if error.kind() == io::ErrorKind::UnexpectedEof => {
+                Err(self.damaged("its last index has no end"))
+            }
+            read => Ok(read.doing(|| format!("reading {}", self.path.display()))?),
+        }
+    }
+
+    fn damaged(&self, what: &'static str) -> ChangesError {
+        ChangesError::Damaged { path: self.path.clone(), what }
     }
 }
 
