@@ -49,8 +49,16 @@ pub const SETTINGS: &[Setting] = &[
     setting("WRENN_SLOTS", "1-999", "network slots this agent may use, within 1-32767"),
     setting("WRENN_SLOT_POOL", "2", "network slots kept ready"),
     setting("WRENN_DNS", "", "name servers of capsules, IPv4, by commas; the host's if empty"),
-    setting("WRENN_VMM", "auto", "auto (Firecracker where it is there and KVM is sound), qemu or firecracker"),
-    setting("WRENN_FIRECRACKER_BIN", "", "a static firecracker, 1.13 or later; from the search path if empty"),
+    setting(
+        "WRENN_VMM",
+        "auto",
+        "auto (Firecracker where it is there and KVM is sound), qemu or firecracker",
+    ),
+    setting(
+        "WRENN_FIRECRACKER_BIN",
+        "",
+        "a static firecracker, 1.13 or later; from the search path if empty",
+    ),
     setting(
         "WRENN_RESTORE",
         "auto",

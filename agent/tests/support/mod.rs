@@ -157,7 +157,8 @@ impl Site {
         ]);
         // So that these tests can be run by any VMM.
         let chosen = ["WRENN_VMM", "WRENN_KVM", "WRENN_FIRECRACKER_BIN", "WRENN_RESTORE"];
-        let chosen: Vec<_> = chosen.into_iter().filter_map(|name| Some((name, std::env::var(name).ok()?))).collect();
+        let chosen: Vec<_> =
+            chosen.into_iter().filter_map(|name| Some((name, std::env::var(name).ok()?))).collect();
         all.extend(chosen.iter().map(|(name, value)| (*name, value.as_str())));
         all.extend(settings.iter().copied());
         all.into_iter().map(|(name, value)| (name.to_owned(), value.to_owned())).collect()

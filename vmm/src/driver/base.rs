@@ -1,11 +1,6 @@
 //! Gives the memory of a snapshot names in a machine's home, so that the snapshot may be removed while the machine runs.
 
-use std::{
-    fs,
-    os::unix::fs::PermissionsExt as _,
-    path::Path,
-    sync::atomic::AtomicBool,
-};
+use std::{fs, os::unix::fs::PermissionsExt as _, path::Path, sync::atomic::AtomicBool};
 
 use super::DriverError;
 use crate::{

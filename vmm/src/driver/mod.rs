@@ -17,7 +17,9 @@ pub use self::{
 };
 use crate::{
     failure::{Failure, Failures},
-    firecracker::{self, FirecrackerDriver, FirecrackerMachine, PageServerCommand, RestoreChoice, api::ApiError},
+    firecracker::{
+        self, FirecrackerDriver, FirecrackerMachine, PageServerCommand, RestoreChoice, api::ApiError,
+    },
     kvm::{KvmCheck, KvmPolicy},
     memory::MemoryError,
     paths::CapsulePaths,
@@ -220,7 +222,10 @@ pub(crate) fn choose(
 }
 
 /// Takes up a machine, whatever driver started it: what is chosen today holds for machines that are started today.
-pub(crate) async fn adopt(record: &MachineRecord, cgroups: &Cgroups) -> Result<Box<dyn Machine>, DriverError> {
+pub(crate) async fn adopt(
+    record: &MachineRecord,
+    cgroups: &Cgroups,
+) -> Result<Box<dyn Machine>, DriverError> {
     let process = VmmProcess::adopt(&record.process)?;
     let cgroups = cgroups.clone();
     Ok(match &record.driver {

@@ -30,8 +30,8 @@ use crate::{
         DriverError,
         base::open_up,
         image::{
-            CHUNK, ChangedPages, SavedMemory, TakePages, save_generation, save_into_clone,
-            save_private, save_whole,
+            CHUNK, ChangedPages, SavedMemory, TakePages, save_generation, save_into_clone, save_private,
+            save_whole,
         },
     },
     failure::{Doing as _, Failure},
@@ -164,11 +164,7 @@ impl Base {
 }
 
 /// Of a machine that was booted the oldest changes are all of its memory.
-fn save_first(
-    all: &[(u64, PathBuf)],
-    bytes: u64,
-    into: &SnapshotFiles,
-) -> Result<SavedMemory, DriverError> {
+fn save_first(all: &[(u64, PathBuf)], bytes: u64, into: &SnapshotFiles) -> Result<SavedMemory, DriverError> {
     let [(_, oldest), later @ ..] = all else {
         return Err(DriverError::Memory("Firecracker has written nothing of it".to_owned()));
     };
@@ -195,8 +191,7 @@ fn advance(home: &CapsulePaths, saved: &SnapshotFiles, layout: &MemoryLayout) ->
             let aside = partial(&own);
             Generations::open(&saved.directory)?.link_into(&aside)?;
             let there = own.exists();
-            let flags =
-                if there { RenameFlags::RENAME_EXCHANGE } else { RenameFlags::RENAME_NOREPLACE };
+            let flags = if there { RenameFlags::RENAME_EXCHANGE } else { RenameFlags::RENAME_NOREPLACE };
             renameat2(AT_FDCWD, &aside, AT_FDCWD, &own, flags)
                 .doing(|| format!("renaming {}", aside.display()))?;
             remove_any(&aside).doing(|| format!("removing {}", aside.display()))?;
@@ -269,7 +264,9 @@ impl ChangedPages for Changes {
             while done < length {
                 let part = (length - done).min(CHUNK);
                 let pages = &mut buffer[..part as usize];
-                self.files[generation].read_exact_at(pages, offset + done).doing(|| "reading changed pages")?;
+                self.files[generation]
+                    .read_exact_at(pages, offset + done)
+                    .doing(|| "reading changed pages")?;
                 take(pages, run.first * BLOCK + done)?;
                 done += part;
             }
@@ -397,7 +394,10 @@ mod tests {
         take_in(&machine.home).unwrap();
         let into = machine.snapshot();
         let error = save(&machine.home, BYTES, &into, false).unwrap_err();
-        assert!(matches!(&error, DriverError::Io(failure) if failure.source.raw_os_error() == Some(libc::ELOOP)), "{error:?}");
+        assert!(
+            matches!(&error, DriverError::Io(failure) if failure.source.raw_os_error() == Some(libc::ELOOP)),
+            "{error:?}"
+        );
         let short = save(&machine.home, BYTES * 2, &into, false).unwrap_err();
         assert!(matches!(short, DriverError::Memory(_)), "{short}");
     }

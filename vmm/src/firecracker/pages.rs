@@ -19,9 +19,7 @@ use crate::{
     paths::{CapsulePaths, write_atomically},
     process::{VmmProcess, cgroup::Cgroups, launch::Launched},
     snapshot::Snapshot,
-    uffd::{
-        DEFAULT_WORKERS, MemorySource, PageServerConfig, PageServerHandle, PageServerRecord, Trouble,
-    },
+    uffd::{DEFAULT_WORKERS, MemorySource, PageServerConfig, PageServerHandle, PageServerRecord, Trouble},
 };
 
 /// How to start a page server: a program that calls [`uffd::run`](crate::uffd::run) with its last argument.
@@ -81,7 +79,8 @@ pub async fn spawn(
 
 /// Holds it to what its machine may take of the host.
 pub async fn confine(handle: &PageServerHandle, cgroups: &Cgroups, place: &Place) -> Result<(), DriverError> {
-    let (pid, cgroups, slot, config) = (handle.process().identity().pid, cgroups.clone(), place.slot, place.config);
+    let (pid, cgroups, slot, config) =
+        (handle.process().identity().pid, cgroups.clone(), place.slot, place.config);
     Ok(blocking(move || cgroups.create(slot, &config)?.map_or(Ok(()), |group| group.add(pid))).await?)
 }
 

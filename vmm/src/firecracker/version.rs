@@ -84,8 +84,7 @@ fn interpreted(file: &fs::File) -> io::Result<bool> {
     if &header[..5] != b"\x7fELF\x02" {
         return Err(io::Error::new(io::ErrorKind::InvalidData, "it is no 64-bit ELF program"));
     }
-    let (offset, size, count) =
-        (number(&header[32..40]), number(&header[54..56]), number(&header[56..58]));
+    let (offset, size, count) = (number(&header[32..40]), number(&header[54..56]), number(&header[56..58]));
     for index in 0..count {
         let mut kind = [0; 4];
         file.read_exact_at(&mut kind, offset.saturating_add(index * size))?;

@@ -20,6 +20,7 @@ use std::{
 
 use nftables::helper::NftablesError;
 
+pub(crate) use self::namespace::TAP;
 pub use self::{
     address::{
         GUEST_ADDRESS, GUEST_MAC, InvalidRange, InvalidSlot, NAMESPACE_ADDRESS, SlotNumber, SlotRange,
@@ -30,7 +31,6 @@ pub use self::{
         MAX_EGRESS_ENTRIES, NameVerdict,
     },
 };
-pub(crate) use self::namespace::TAP;
 use self::{names::NameForwarder, namespace::Enter as _};
 use crate::failure::{Failure, Failures, blocking};
 

@@ -319,7 +319,8 @@ mod tests {
         let mounts = || fs::read_to_string("/proc/self/mounts").unwrap();
         let before = mounts();
         let from = Arc::new(EmptyNamespace::make().unwrap());
-        let jails = (0..8).map(|_| run(Jail::new(from.clone(), USER), "grep -c . /proc/self/mounts; echo done"));
+        let jails =
+            (0..8).map(|_| run(Jail::new(from.clone(), USER), "grep -c . /proc/self/mounts; echo done"));
         for (said, exit) in futures_util::future::join_all(jails).await {
             // There is no /proc to look at.
             assert!(said.ends_with("done\n") && exit == ProcessExit::Code(0), "{said}");

@@ -252,8 +252,7 @@ impl FileActions {
         check(unsafe { libc::posix_spawn_file_actions_init(&mut actions.0) })?;
         // The numbers a program is given may be those of other descriptors here, that are yet to be
         // passed: first all go up beyond anything in use, then down to their places.
-        let sources: Vec<RawFd> =
-            standard.into_iter().chain(given).map(OwnedFd::as_raw_fd).collect();
+        let sources: Vec<RawFd> = standard.into_iter().chain(given).map(OwnedFd::as_raw_fd).collect();
         let above = sources.iter().copied().max().unwrap_or(0).max(sources.len() as RawFd) + 1;
         for (index, &source) in sources.iter().enumerate() {
             actions.duplicate(source, above + index as RawFd)?;

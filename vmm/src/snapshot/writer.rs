@@ -16,8 +16,7 @@ use std::{
 use nix::fcntl::{AT_FDCWD, RenameFlags, renameat2};
 
 use super::{
-    DISK, DiskEntry, FileDigest, MANIFEST, MEMORY, MemoryLayout, STATE, Snapshot, SnapshotError,
-    WORKING_SET,
+    DISK, DiskEntry, FileDigest, MANIFEST, MEMORY, MemoryLayout, STATE, Snapshot, SnapshotError, WORKING_SET,
 };
 use crate::{
     disk::clone_or_copy,

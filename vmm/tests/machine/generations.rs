@@ -25,8 +25,7 @@ use crate::{
 const ROUNDS: usize = MERGE_AT + 3;
 
 pub async fn pauses_without_cloning_write_what_changed_and_nothing_else(stage: Arc<Stage>) {
-    let host =
-        Host::start(&stage.host.vmm, "31280-31299", DiskStoreChoice::Only(DiskStoreKind::Copy)).await;
+    let host = Host::start(&stage.host.vmm, "31280-31299", DiskStoreChoice::Only(DiskStoreKind::Copy)).await;
     let golden = host.golden().await;
     assert!(matches!(golden.manifest().memory, MemoryLayout::Flat { digest: Some(_), .. }));
     golden.verify().await.unwrap();

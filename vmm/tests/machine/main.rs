@@ -17,9 +17,7 @@ use std::{process::ExitCode, sync::Arc};
 
 use libtest_mimic::{Arguments, Conclusion, Failed, Trial};
 use tokio::runtime::Runtime;
-use wrenn_vmm::{
-    disk::DiskStoreChoice, driver::VmmChoice, firecracker::RestoreChoice, snapshot::Snapshot,
-};
+use wrenn_vmm::{disk::DiskStoreChoice, driver::VmmChoice, firecracker::RestoreChoice, snapshot::Snapshot};
 
 use host::{Host, Vmm};
 
@@ -55,7 +53,9 @@ fn main() -> ExitCode {
             match Vmm::firecracker(restore, Some(pages::server())) {
                 Ok(vmm) => failed |= test(&arguments, &name, &vmm).has_failed(),
                 Err(why) => {
-                    eprintln!("\nDID NOT RUN: machines by {name}: {why}; `make test-host` has what it takes\n");
+                    eprintln!(
+                        "\nDID NOT RUN: machines by {name}: {why}; `make test-host` has what it takes\n"
+                    );
                     failed |= vmm == VmmChoice::Firecracker || setting("WRENN_TEST_HOST").is_some();
                 }
             }
