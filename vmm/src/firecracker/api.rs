@@ -17,6 +17,8 @@ use tokio::{net::UnixStream, time::timeout};
 
 /// For requests that change a setting: they take milliseconds.
 const PROMPT: Duration = Duration::from_secs(10);
+/// For a start, in which the kernel is read and unpacked into the guest's memory.
+const START: Duration = Duration::from_secs(60);
 /// No answer to a request here is longer.
 const LONGEST_ANSWER: usize = 1 << 20;
 
@@ -277,7 +279,8 @@ impl Firecracker {
 
     /// Boots what was configured.
     pub async fn start(&self) -> Result<(), ApiError> {
-        self.put("/actions", &serde_json::json!({ "action_type": "InstanceStart" })).await
+        let action = serde_json::json!({ "action_type": "InstanceStart" });
+        self.change(Method::PUT, "/actions", &action, START).await
     }
 
     /// Stops the vCPUs.

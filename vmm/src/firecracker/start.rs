@@ -305,3 +305,81 @@ fn is_of_pages(error: &DriverError) -> bool {
             | DriverError::Firecracker { source: ApiError::Deadline { .. }, .. }
     )
 }
+
+#[cfg(test)]
+mod tests {
+    use std::{fs, path::PathBuf, sync::Arc};
+
+    use super::*;
+    use crate::{
+        disk::{self, DiskOptions, DiskStoreChoice, DiskStoreKind, DiskView},
+        driver::MachineConfig,
+        firecracker::version::Version,
+        network::{NetworkOptions, SlotAllocator},
+        paths::HostPaths,
+        process::{cgroup::Cgroups, jail::EmptyNamespace},
+    };
+
+    /// All of a start that needs no KVM: the program runs in its jail, finds what it was given, and takes the machine.
+    #[tokio::test(flavor = "multi_thread")]
+    async fn a_jailed_firecracker_takes_the_machine_it_is_told() {
+        let Some(program) = std::env::var_os("WRENN_FIRECRACKER_BIN").map(PathBuf::from) else {
+            assert!(std::env::var_os("WRENN_TEST_HOST").is_none(), "WRENN_FIRECRACKER_BIN is not set");
+            eprintln!("\nDID NOT RUN: a jailed Firecracker: WRENN_FIRECRACKER_BIN is not set\n");
+            return;
+        };
+        let directory = tempfile::tempdir_in("/var/tmp").unwrap();
+        let paths = HostPaths::new(directory.path()).unwrap();
+        let choice = DiskStoreChoice::Only(DiskStoreKind::Copy);
+        let store = disk::prepare(&paths, &DiskOptions { choice, data_size_bytes: None }).await.unwrap();
+        paths.create_all().unwrap();
+        let slots = "31195-31196".parse().unwrap();
+        let options = NetworkOptions { slots, pool: 0, name_servers: Vec::new() };
+        let slots = SlotAllocator::start(options, &Default::default()).await.unwrap();
+        let slot = slots.acquire().await.unwrap();
+        let home = paths.capsule(&"jailed".parse().unwrap());
+        home.create().unwrap();
+        let file = |name: &str, bytes: u64| {
+            let path = directory.path().join(name);
+            fs::File::create(&path).unwrap().set_len(bytes).unwrap();
+            path
+        };
+        let kernel = KernelImage {
+            version: "none".to_owned(),
+            vmlinux: file("vmlinux", 4096),
+            initrd: file("initrd", 4096),
+        };
+        fs::rename(file("disk", 1 << 20), home.disk()).unwrap();
+        let disk = store.attach(&DiskView { path: home.disk() }).await.unwrap();
+
+        let config = MachineConfig { vcpus: 1, memory_mib: 128 };
+        let mounts = Arc::new(EmptyNamespace::make().unwrap());
+        let version = Version::of(&program).unwrap().to_string();
+        let launcher = Launcher { program, mounts, cgroups: Cgroups::none() };
+        let place = Place::new(config, &disk, &slot, &home).unwrap();
+        place.prepare().unwrap();
+        let output = Place::output().unwrap();
+        let origin = Origin::Boot(kernel);
+        let launched = place.start(&launcher, &origin, &output).unwrap();
+        let process = launched.process().clone();
+        let told = async {
+            let api = connect(&home).await?;
+            configure(&api, config).await?;
+            api.mmds(&metadata("jailed", None)).await?;
+            api.instance_info().await
+        };
+        let told =
+            supervise(&process, &output.log, "being told", Duration::from_secs(60), told).await.unwrap();
+        assert_eq!(told.vmm_version, version);
+        let again = place.start(&launcher, &origin, &output);
+        assert!(matches!(again, Err(DriverError::DiskInUse(_))), "the disk is this machine's");
+        process.kill().await.unwrap();
+        place.clear(&Cgroups::none()).unwrap();
+        for path in home.of_machine() {
+            assert!(!path.exists(), "{} is left", path.display());
+        }
+        slots.release(slot).await.unwrap();
+        slots.shutdown().await.unwrap();
+        fs::remove_dir_all(paths.run()).unwrap();
+    }
+}

@@ -27,7 +27,7 @@ const GUEST_PORT: u16 = 49983;
 pub const CONFIG: MachineConfig = MachineConfig { vcpus: 1, memory_mib: 256 };
 const DISK_MIB: u32 = 512;
 /// For anything that a guest under emulation does on a busy machine.
-pub const PATIENCE: Duration = Duration::from_secs(60);
+pub const PATIENCE: Duration = Duration::from_secs(180);
 
 /// A host with a golden disk.
 pub struct Host {
