@@ -219,8 +219,8 @@ mod tests {
         }
         let slowly = async |server: &mut Patient<_>, client: &mut tokio::io::DuplexStream| {
             client.write_all(b"G").await.unwrap();
-            server.read_exact(&mut [0]).await.unwrap();
             let mut byte = [0];
+            server.read_exact(&mut byte).await.unwrap();
             let (read, ()) = tokio::join!(server.read_exact(&mut byte), async {
                 tokio::time::sleep(HEAD * 2).await;
                 client.write_all(b"E").await.unwrap();

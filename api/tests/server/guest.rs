@@ -28,14 +28,21 @@ pub const CLOSED: &str = "81";
 pub fn serve(agent: Arc<PlayedAgent>, more: Arc<Semaphore>) {
     tokio::spawn(async move {
         while let Some(connection) = agent.http_connection().await {
-            let (agent, more) = (agent.clone(), more.clone());
+            let (playing, more) = (agent.clone(), more.clone());
             let service = service_fn(move |request| {
-                let (agent, more) = (agent.clone(), more.clone());
+                let (agent, more) = (playing.clone(), more.clone());
                 async move { Ok::<_, Infallible>(answer(&agent, more, request).await) }
             });
-            tokio::spawn(
-                http1::Builder::new().serve_connection(TokioIo::new(connection), service).with_upgrades(),
-            );
+            let agent = agent.clone();
+            tokio::spawn(async move {
+                let served =
+                    http1::Builder::new().serve_connection(TokioIo::new(connection), service).with_upgrades();
+                tokio::select! {
+                    // However it ends.
+                    _ = served => {}
+                    () = agent.killed() => {}
+                }
+            });
         }
     });
 }

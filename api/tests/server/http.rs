@@ -176,7 +176,8 @@ async fn who_asks_is_told_where_the_time_goes() {
     let body: serde_json::Value =
         ask().header("x-wrenn-timing", "1").send().await.unwrap().json().await.unwrap();
     let timing = &body["extensions"]["wrenn"];
-    assert_eq!((&timing["databaseStatements"], &timing["agentCalls"]), (&json!(1), &json!(0)), "{body}");
+    assert!(timing["databaseStatements"].as_u64().is_some_and(|statements| statements > 0), "{body}");
+    assert_eq!((&timing["agentCalls"], &timing["agentMs"]), (&json!(0), &json!(0.0)), "{body}");
     let (total, database) = (timing["totalMs"].as_f64().unwrap(), timing["databaseMs"].as_f64().unwrap());
     assert!(total >= database && database > 0.0, "{timing}");
     running.server.stop().await;

@@ -270,6 +270,7 @@ async fn hosts_are_dialled_apart_from_calls(world: &World) {
     let id = world.create().await.to_string();
     assert_eq!(agent.state_of(&id), Some(wrenn_proto::agent::v1::CapsuleState::Running));
     agent.kill();
+    agent.killed().await;
     let deadline = std::time::Instant::now() + crate::world::PATIENCE;
     while gateway::dial(&world.services, &host).await.is_ok() {
         assert!(std::time::Instant::now() < deadline, "the dead answer");

@@ -167,6 +167,11 @@ impl PlayedAgent {
         self.stop.cancel();
     }
 
+    /// Until [`Self::kill`]: whatever plays a part of the machine ends with it.
+    pub async fn killed(&self) {
+        self.stop.cancelled().await;
+    }
+
     pub fn refuse_next(&self, call: &'static str, status: Status) {
         self.stage().refusals.insert(call, status);
     }
