@@ -16,6 +16,7 @@ mod leftovers;
 pub mod outside;
 pub mod postgres;
 pub mod procfs;
+pub mod redis;
 pub mod runner;
 pub mod stack;
 pub mod stats;
