@@ -19,6 +19,7 @@ mod proxy;
 mod sdk;
 mod streams;
 mod subscriptions;
+mod terminals;
 
 use std::pin::Pin;
 use std::process::ExitCode;
@@ -105,6 +106,13 @@ const ONCE: &[(&str, Test)] = tests![
     streams::every_reader_gets_everything,
     streams::streams_end_with_their_capsule,
     streams::output_goes_on_over_a_pause,
+    terminals::a_terminal_is_one,
+    terminals::bytes_of_every_kind_come_back,
+    terminals::what_is_typed_at_once_keeps_its_order,
+    terminals::eight_sessions_at_once,
+    terminals::a_long_listing_is_complete,
+    subscriptions::ports_that_open_and_close_are_changes,
+    subscriptions::the_client_from_npm_is_served,
     streams::one_flood_starves_nobody_on_its_socket,
 ];
 

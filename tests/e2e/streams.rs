@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, Result, bail, ensure};
 use serde_json::json;
 use sha2::{Digest, Sha256};
-use wrenn_tests::graphql::{Client, Collected, Exec, Frame, OutputHash, ProcessEvent, Socket};
+use wrenn_tests::graphql::{Client, Collected, Exec, Failure, Frame, OutputHash, ProcessEvent, Socket};
 use wrenn_tests::procfs;
 use wrenn_tests::stack::Stack;
 use wrenn_tests::wait;
@@ -213,9 +213,30 @@ pub async fn streams_end_with_their_capsule(stack: Arc<Stack>) -> Result<()> {
     let (_, tag) = exec.started().await?;
     let mut follow = client.process_output(&id, &tag, None).await?;
     follow.started().await?;
+    let pty = client.open_pty(&id, "exec sleep 1000").await?;
+    let mut terminal = client.pty_output(&id, &pty, None).await?;
+    terminal.started().await?;
+    let files = "subscription($id: ID!) { watchDirectory(capsuleId: $id, path: \"/root\") { __typename } }";
+    let metrics = "subscription($id: ID!) { capsuleMetrics(id: $id, range: M5) { at } }";
+    let mut others = Vec::new();
+    for (name, query) in [("watchDirectory", files), ("capsuleMetrics", metrics)] {
+        let mut other = client.subscribe(query, json!({ "id": id })).await?;
+        other.next_within(SILENCE).await?.with_context(|| format!("{name} ended at once"))?;
+        others.push((name, other));
+    }
     client.destroy(&id).await?;
-    for stream in [&mut exec, &mut follow] {
+    for stream in [&mut exec, &mut follow, &mut terminal] {
         stream.broken_off(&mut Collected::default(), Duration::from_secs(10)).await?;
+    }
+    for (name, other) in &mut others {
+        let failure = loop {
+            match other.next_within(Duration::from_secs(10)).await {
+                Ok(Some(_)) => {}
+                Ok(None) => bail!("{name} ended without a word"),
+                Err(error) => break error.downcast::<Failure>()?,
+            }
+        };
+        ensure!(failure.first().cause().is_some(), "{name} names no cause: {failure}");
     }
     Ok(())
 }

@@ -1,11 +1,13 @@
 //! What is watched is shown as it is, then as it changes.
 
+use std::path::Path;
+use std::process::Stdio;
 use std::sync::Arc;
 use std::time::Duration;
 
 use anyhow::{Context, Result, bail, ensure};
 use serde_json::{Value, json};
-use wrenn_tests::graphql::{Capsule, Frame, Socket, Subscription};
+use wrenn_tests::graphql::{Capsule, Exec, Frame, Socket, Subscription};
 use wrenn_tests::stack::Stack;
 
 const SOON: Duration = Duration::from_secs(20);
@@ -145,4 +147,53 @@ async fn closed(socket: &mut Socket) -> Result<u16> {
             Frame::Error { failure, .. } => bail!("{failure} where the socket should be closed"),
         }
     }
+}
+
+/// `capsule` and `capsules` show ports as they open and close, to those who ask for them.
+pub async fn ports_that_open_and_close_are_changes(stack: Arc<Stack>) -> Result<()> {
+    let client = stack.client();
+    let id = client.create(json!({ "labels": { "test": "ports-watched" } })).await?.id;
+    let of_one = "subscription($id: ID!) { capsule(id: $id) { ports { number } } }";
+    let of_many =
+        "subscription($filter: CapsuleFilter) { capsules(filter: $filter) { capsule { ports { number } } } }";
+    let filter = json!({ "labels": { "test": "ports-watched" } });
+    let mut one = client.subscribe(of_one, json!({ "id": id })).await?;
+    let mut many = client.subscribe(of_many, json!({ "filter": filter })).await?;
+    let mut both = async |wanted: Value| -> Result<()> {
+        while one.next_within(SOON).await?.context("the subscription ended")?["capsule"]["ports"] != wanted {}
+        while change(&mut many).await?["capsule"]["ports"] != wanted {}
+        Ok(())
+    };
+    both(json!([])).await?;
+    let listener = "use IO::Socket::INET; my $s = IO::Socket::INET->new(LocalPort => 8125, Listen => 5) or die; sleep 1000";
+    let (_, tag) = client.start(Exec::argv(&id, &["perl", "-e", listener])).await?;
+    both(json!([{ "number": 8125 }])).await?;
+    client.signal(&id, &tag, "SIGKILL").await?;
+    both(json!([])).await?;
+    client.destroy(&id).await?;
+    Ok(())
+}
+
+/// The client that most programs use: `tests/graphql-ws` says what it is asked to do.
+pub async fn the_client_from_npm_is_served(stack: Arc<Stack>) -> Result<()> {
+    let package = Path::new(env!("CARGO_MANIFEST_DIR")).join("graphql-ws");
+    ensure!(package.join("node_modules").is_dir(), "run `npm ci` in {} first", package.display());
+    let client = stack.client();
+    let id = client.create(json!({})).await?.id;
+    let flood = 64 * 1024 * 1024;
+    let output = tokio::process::Command::new("node")
+        .args(["--test", "--test-concurrency=1", "client.test.mjs"])
+        .current_dir(&package)
+        .env("WRENN_URL", client.websocket_url().replacen("ws", "http", 1).trim_end_matches("/graphql"))
+        .env("WRENN_API_KEY", client.key().context("a key")?)
+        .env("WRENN_CAPSULE", &id)
+        .env("WRENN_FLOOD", format!("head -c {flood} /dev/zero"))
+        .env("WRENN_FLOOD_BYTES", flood.to_string())
+        .stdin(Stdio::null())
+        .kill_on_drop(true)
+        .output();
+    let output = tokio::time::timeout(10 * SOON, output).await.context("it does not end")?.context("node")?;
+    ensure!(output.status.success(), "{}", String::from_utf8_lossy(&output.stdout));
+    client.destroy(&id).await?;
+    Ok(())
 }

@@ -4,16 +4,20 @@ mod agent;
 mod api;
 mod churn;
 mod hosts;
+mod replicas;
 mod sdk;
+mod streams;
 mod vmm;
 mod walk;
 
 use std::path::Path;
 use std::pin::Pin;
 use std::process::ExitCode;
+use std::sync::Arc;
 
 use anyhow::{Context, Result, ensure};
 use wrenn_tests::postgres::Cluster;
+use wrenn_tests::redis::RedisServer;
 use wrenn_tests::runner;
 use wrenn_tests::stack::{Database, OnStop, Stack, StackOptions};
 
@@ -28,10 +32,19 @@ struct Wanted {
     failpoints: bool,
     /// The store of the agents' disks, instead of the best there is.
     disk_store: Option<&'static str>,
+    /// A second control plane, on Postgres and joined by Redis.
+    replica: bool,
 }
 
-const ONE: Wanted =
-    Wanted { postgres: false, hosts: 1, on_stop: OnStop::Keep, failpoints: false, disk_store: None };
+const ONE: Wanted = Wanted {
+    postgres: false,
+    hosts: 1,
+    on_stop: OnStop::Keep,
+    failpoints: false,
+    disk_store: None,
+    replica: false,
+};
+const TWO_REPLICAS: Wanted = Wanted { postgres: true, replica: true, ..ONE };
 const TWO_HOSTS: Wanted = Wanted { hosts: 2, ..ONE };
 const FAILING: Wanted = Wanted { failpoints: true, ..ONE };
 const FAILING_ON_COPIES: Wanted = Wanted { disk_store: Some("copy"), ..FAILING };
@@ -63,6 +76,10 @@ const TESTS: &[(&str, Wanted, Test)] = tests![
     FAILING_ON_POSTGRES api::killed_amid_changes_on_postgres,
     ONE sdk::streams_go_on_over_restarts,
     TWO_HOSTS hosts::two_on_one_machine,
+    TWO_REPLICAS replicas::either_will_do,
+    TWO_REPLICAS replicas::redis_is_lost,
+    TWO_REPLICAS streams::a_client_killed_a_hundred_times_misses_nothing,
+    ONE streams::a_flow_goes_on_over_kills_of_api_and_agent,
     ONE churn::fifty_capsules_leave_nothing,
 ];
 
@@ -93,9 +110,20 @@ async fn with_stack(wanted: Wanted, test: Test) -> Result<()> {
     }
     let cluster = if wanted.postgres { Some(Cluster::start().await?) } else { None };
     let database = cluster.as_ref().map_or(Database::Sqlite, Database::Postgres);
-    let Wanted { hosts, on_stop, failpoints, disk_store, .. } = wanted;
+    let redis = if wanted.replica { Some(Arc::new(RedisServer::start().await?)) } else { None };
+    let Wanted { hosts, on_stop, failpoints, disk_store, replica, .. } = wanted;
+    let replicas = usize::from(replica);
     let settings = disk_store.map(|store| ("WRENN_DISK_STORE", store.to_owned())).into_iter().collect();
-    let options = StackOptions { database, hosts, on_stop, failpoints, settings, ..StackOptions::default() };
+    let options = StackOptions {
+        database,
+        redis,
+        replicas,
+        hosts,
+        on_stop,
+        failpoints,
+        settings,
+        ..StackOptions::default()
+    };
     let stack = Stack::start(options).await?;
     let outcome = stack.explain(test(&stack)).await;
     let clean = stack.teardown().await.context("teardown");

@@ -1,4 +1,4 @@
-//! Removing by force what is a stack's or a cluster's own: after a failed teardown, and after a test run that was
+//! Removing by force what is a stack's or a server's own: after a failed teardown, and after a test run that was
 //! killed.
 
 use std::fs;
@@ -13,9 +13,10 @@ use crate::inventory::{Scope, mount_points};
 use crate::procfs;
 use crate::stack::run;
 
-/// What the folders of stacks and of clusters begin with.
+/// What the folders of stacks, and of the servers they use, begin with.
 pub(crate) const STACK: &str = "wrenn-stack-";
 pub(crate) const CLUSTER: &str = "wrenn-postgres-";
+pub(crate) const REDIS: &str = "wrenn-redis-";
 
 /// In each of them: whose it is.
 const OWNER: &str = "owner.json";
@@ -48,7 +49,7 @@ pub(crate) fn sign(scope: &Scope) -> Result<()> {
 pub(crate) fn orphans() -> Result<()> {
     for entry in fs::read_dir(std::env::temp_dir())?.flatten() {
         let name = entry.file_name().to_string_lossy().into_owned();
-        let ours = [STACK, CLUSTER].iter().any(|prefix| name.starts_with(prefix));
+        let ours = [STACK, CLUSTER, REDIS].iter().any(|prefix| name.starts_with(prefix));
         let Ok(text) = fs::read(entry.path().join(OWNER)) else { continue };
         let Ok(owner) = serde_json::from_slice::<Owner>(&text) else { continue };
         if ours && owner.scope.directory == entry.path() && !owner.is_alive() {

@@ -17,6 +17,7 @@ pub mod node;
 pub mod outside;
 pub mod postgres;
 pub mod procfs;
+pub mod redis;
 pub mod runner;
 pub mod stack;
 pub mod stats;

@@ -3,7 +3,11 @@
 use sea_orm::{ActiveModelTrait, EntityTrait, IntoActiveModel, Set};
 use secrecy::SecretString;
 use serde_json::json;
-use wrenn_entities::{api_key, time::now};
+use wrenn_entities::{
+    api_key,
+    time::now,
+    user::{self, UserStatus},
+};
 use wrenn_schema::{
     Code,
     access::{Caller, Credentials, authenticate},
@@ -11,13 +15,14 @@ use wrenn_schema::{
 
 use crate::{
     on_both_databases,
-    world::{CREATE, World, refused},
+    world::{CREATE, Refused, World, next, next_data, refused},
 };
 
 on_both_databases!(
     fields_are_guarded,
     wrong_keys_are_refused,
     a_revoked_key_is_noticed,
+    subscriptions_end_with_their_key,
     use_is_noted_once_a_minute,
     the_viewer_is_shown,
     nodes_are_found_by_their_ids,
@@ -80,6 +85,37 @@ async fn a_revoked_key_is_noticed(world: &World) {
     assert_eq!(error.code(), Code::Unauthenticated);
     api_key::Entity::delete_by_id(row.id).exec(&world.db).await.expect("revokes");
     assert_eq!(caller.recheck(&world.services).await.expect_err("is gone").code(), Code::Unauthenticated);
+}
+
+async fn subscriptions_end_with_their_key(world: &World) {
+    let _agent = world.host("one").await;
+    let id = world.create().await.to_string();
+    let query = "subscription($id: ID!) { capsule(id: $id) { state } }";
+    let mut seen = Vec::new();
+    for _ in 0..50 {
+        let mut one = Box::pin(world.subscribe(query, json!({"id": id})).await);
+        assert_eq!(next_data(&mut one).await["capsule"]["state"], "RUNNING");
+        seen.push(one);
+    }
+    world.reads();
+    let user = user::Entity::find().one(&world.db).await.expect("reads").expect("is there");
+    let mut user = user.into_active_model();
+    user.status = Set(UserStatus::Disabled);
+    let user = user.update(&world.db).await.expect("is disabled");
+    for one in &mut seen {
+        let error = Refused::of(&next(one).await.expect("a last word").errors[0]);
+        assert_eq!(error.code, "UNAUTHENTICATED");
+        assert!(next(one).await.is_none(), "it was the last");
+    }
+    let looks = world.reads().into_iter().filter(|sql| sql.contains("\"api_keys\"")).count();
+    assert!((1..=3).contains(&looks), "one look for all of them, not {looks}");
+
+    // Who is let in again is not reminded of it.
+    let mut user = user.into_active_model();
+    user.status = Set(UserStatus::Active);
+    user.update(&world.db).await.expect("is enabled");
+    let mut again = Box::pin(world.subscribe(query, json!({"id": id})).await);
+    assert_eq!(next_data(&mut again).await["capsule"]["state"], "RUNNING");
 }
 
 async fn use_is_noted_once_a_minute(world: &World) {

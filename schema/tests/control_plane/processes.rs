@@ -139,6 +139,32 @@ async fn terminals_are_opened_and_closed(world: &World) {
         format!("subscription($id: ID!) {{ ptyOutput(capsuleId: $id, tag: \"sh\", after: \"3\") {EVENTS} }}");
     let mut events = Box::pin(world.subscribe(&query, json!({"id": id})).await);
     assert_eq!(next_data(&mut events).await["ptyOutput"]["__typename"], "ProcessGap");
+    let watch = |tag: &str| {
+        format!(
+            "subscription($id: ID!) {{
+                ptyOutput(capsuleId: $id, tag: \"{tag}\", after: \"3\") {{ ... on PtyResized {{ columns rows }} }}
+            }}"
+        )
+    };
+    let mut watched = Vec::new();
+    for tag in ["proc-0000abcd", "proc-0000abcd", "other"] {
+        let mut one = Box::pin(world.subscribe(&watch(tag), json!({"id": id})).await);
+        assert_eq!(next_data(&mut one).await["ptyOutput"], json!({}));
+        watched.push(one);
+    }
+    for rows in [40, 41] {
+        let query = "mutation($id: ID!, $rows: Int!) {
+            resizePty(capsuleId: $id, tag: \"proc-0000abcd\", columns: 120, rows: $rows) { pty { pid } }
+        }";
+        world.ask(query, json!({"id": id, "rows": rows})).await;
+    }
+    for one in &mut watched[..2] {
+        for rows in [40, 41] {
+            assert_eq!(next_data(one).await["ptyOutput"], json!({"columns": 120, "rows": rows}));
+        }
+    }
+    let other = tokio::time::timeout(std::time::Duration::from_millis(200), watched[2].next()).await;
+    assert!(other.is_err(), "of another terminal: {other:?}");
     for (call, code, field) in [
         ("closePty(capsuleId: $id, tag: \"none\") { pty { pid } }", "NOT_FOUND", "tag"),
         ("closePty(capsuleId: $id, tag: \"7\") { pty { pid } }", "INVALID_INPUT", "tag"),

@@ -6,6 +6,7 @@ mod copies;
 mod files;
 mod ports;
 mod process;
+mod pty;
 mod socket;
 
 pub use capsule::{Capsule, Cause, Named};
@@ -13,4 +14,5 @@ pub use client::{Client, Failure, GraphqlError};
 pub use files::FileEntry;
 pub use ports::{DOMAIN, Form};
 pub use process::{Collected, Exec, ExecResult, OutputHash, ProcessEvent, ProcessStream};
+pub use pty::{Screen, WRITE_PTY, pty_output_query, write_pty_variables};
 pub use socket::{Frame, Socket, Subscription};

@@ -82,10 +82,11 @@ pub enum ProcessEvent {
     Started { pid: i64, tag: String },
     Output { stream: String, sequence: u64, data: Vec<u8> },
     Gap { stream: String, from: u64, to: u64 },
+    Resized { columns: i64, rows: i64 },
     Exited { exit_code: Option<i64>, signal: Option<String>, cause: Option<Cause> },
 }
 
-const EVENT_FIELDS: &str = "__typename
+pub(super) const EVENT_FIELDS: &str = "__typename
     ... on ProcessStarted { pid tag }
     ... on ProcessOutput { stream sequence data }
     ... on ProcessGap { stream from to }
@@ -107,6 +108,10 @@ impl ProcessEvent {
                 data: STANDARD.decode(text("data")?).context("data that is not base64")?,
             },
             "ProcessGap" => Self::Gap { stream: text("stream")?, from: offset("from")?, to: offset("to")? },
+            "PtyResized" => Self::Resized {
+                columns: event["columns"].as_i64().context("columns")?,
+                rows: event["rows"].as_i64().context("rows")?,
+            },
             "ProcessExited" => Self::Exited {
                 exit_code: event["exitCode"].as_i64(),
                 signal: event["signal"].as_str().map(str::to_owned),
@@ -124,6 +129,10 @@ pub struct ProcessStream {
 }
 
 impl ProcessStream {
+    pub(super) fn new(subscription: Subscription, field: &'static str) -> Self {
+        Self { subscription, field }
+    }
+
     /// Nothing once the stream is complete.
     pub async fn next(&mut self) -> Result<Option<ProcessEvent>> {
         match self.subscription.next().await? {
@@ -202,6 +211,7 @@ impl Collected {
                 self.stdout.extend(data);
             }
             ProcessEvent::Output { data, .. } => self.stderr.extend(data),
+            resized @ ProcessEvent::Resized { .. } => bail!("{resized:?} of a process without a terminal"),
             ProcessEvent::Gap { stream, from, to } => self.gaps.push((stream, from, to)),
             exited @ ProcessEvent::Exited { .. } => self.exit = Some(exited),
         }

@@ -106,18 +106,30 @@ impl Socket {
     /// The next word about any operation, for as long as it takes.
     pub async fn next(&mut self) -> Result<Frame> {
         loop {
+            if let Some(frame) = self.next_or_pong().await? {
+                return Ok(frame);
+            }
+        }
+    }
+
+    /// The same, or nothing if one of the protocol's pings was answered before it.
+    pub async fn next_or_pong(&mut self) -> Result<Option<Frame>> {
+        loop {
             let mut message = match self.message().await? {
                 Ok(message) => message,
-                Err(Closing { code, reason }) => return Ok(Frame::Closed { code, reason }),
+                Err(Closing { code, reason }) => return Ok(Some(Frame::Closed { code, reason })),
             };
             let id = message["id"].as_str().unwrap_or_default().to_owned();
             let payload = message["payload"].take();
             match message["type"].as_str() {
-                Some("next") => return next_frame(id, payload),
-                Some("error") => return Ok(Frame::Error { id, failure: failure(payload)? }),
-                Some("complete") => return Ok(Frame::Complete { id }),
+                Some("next") => return next_frame(id, payload).map(Some),
+                Some("error") => return Ok(Some(Frame::Error { id, failure: failure(payload)? })),
+                Some("complete") => return Ok(Some(Frame::Complete { id })),
                 Some("ping") => self.send(json!({ "type": "pong" })).await?,
-                Some("pong") => self.pongs += 1,
+                Some("pong") => {
+                    self.pongs += 1;
+                    return Ok(None);
+                }
                 Some("connection_ack") => {}
                 _ => bail!("a message no client expects: {message}"),
             }

@@ -1,5 +1,6 @@
 //! A whole installation of its own: directory, database, control plane, one host or several.
 
+mod control;
 mod host;
 mod options;
 mod ports;
@@ -12,7 +13,7 @@ use std::os::unix::fs::PermissionsExt;
 use std::panic::AssertUnwindSafe;
 use std::path::{Path, PathBuf};
 use std::process::Command;
-use std::sync::Mutex;
+use std::sync::Arc;
 use std::time::Duration;
 
 use anyhow::{Context, Result, anyhow, bail, ensure};
@@ -20,17 +21,19 @@ use futures_util::FutureExt;
 use serde::Deserialize;
 use serde_json::{Value, json};
 
+pub use control::ControlPlane;
 pub use host::{Failpoint, Host};
 pub use options::{Database, OnStop, StackOptions};
 pub use record::CapsuleRecord;
 pub(crate) use slots::block_number;
 
-use crate::daemon::{Daemon, DaemonSpec, tail};
+use crate::daemon::{DaemonSpec, tail};
 use crate::graphql::{Client, DOMAIN};
 use crate::inventory::{HostInventory, Kind, Scope};
 use ports::Ports;
 
 use crate::leftovers;
+use crate::redis::RedisServer;
 use crate::runner::panic_message;
 use crate::{assets, binaries, procfs, wait};
 
@@ -49,12 +52,11 @@ const CONTROL: &str = "control";
 /// A running installation. End it with [`Stack::teardown`], which proves that nothing is left.
 pub struct Stack {
     root: PathBuf,
-    /// Only in the state between a kill and the next start is there none.
-    api: Mutex<Option<Daemon>>,
-    api_spec: DaemonSpec,
+    /// The first one is what hosts report to.
+    apis: Vec<ControlPlane>,
     hosts: Vec<Host>,
-    client: Client,
     platform: Client,
+    redis: Option<Arc<RedisServer>>,
     before: HostInventory,
     scope: Scope,
 }
@@ -84,20 +86,19 @@ impl Stack {
 
         let mut ports = Ports::of_slots(*slots.start());
         let base = format!("http://127.0.0.1:{}", ports.take()?);
-        let api_spec = api_spec(&root, &base, &options.database)?;
-        let keys = bootstrap(&api_spec).await?;
-        let api = Daemon::start(api_spec.clone())?;
+        let settings = ApiSettings::new(&root, &options)?;
+        let spec = settings.spec(&base, "api")?;
+        let keys = bootstrap(&spec).await?;
         let client = Client::new(&base, Some(&keys.api_key))?;
-        let mut stack = Self {
-            root,
-            api: Mutex::new(Some(api)),
-            api_spec,
-            hosts: Vec::new(),
-            platform: client.with_key(Some(&keys.admin_key)),
-            client,
-            before,
-            scope,
-        };
+        let platform = client.with_key(Some(&keys.admin_key));
+        let mut apis = vec![ControlPlane::new(spec, client)];
+        for number in 1..=options.replicas {
+            let base = format!("http://127.0.0.1:{}", ports.take()?);
+            let spec = settings.spec(&base, &format!("api-{number}"))?;
+            apis.push(ControlPlane::new(spec, Client::new(&base, Some(&keys.api_key))?));
+        }
+        let mut stack =
+            Self { root, apis, hosts: Vec::new(), platform, redis: options.redis.clone(), before, scope };
         if let Err(error) = stack.complete(&options, *slots.start(), &mut ports, &base).await {
             let log = stack.log_tail();
             let swept = stack.teardown().await;
@@ -113,7 +114,9 @@ impl Stack {
         ports: &mut Ports,
         base: &str,
     ) -> Result<()> {
-        self.api_ready().await?;
+        for api in &self.apis {
+            api.start().await?;
+        }
         let assets = options.assets.clone().map_or_else(assets::directory, Ok)?;
         for index in 0..options.hosts {
             let first = first_slot + u16::try_from(index)? * SLOTS_PER_HOST;
@@ -131,7 +134,12 @@ impl Stack {
 
     /// The key of the team that the tests act for.
     pub fn client(&self) -> &Client {
-        &self.client
+        self.apis[0].client()
+    }
+
+    /// The control planes: the first one, which [`Self::client`] talks to, then the further ones.
+    pub fn apis(&self) -> &[ControlPlane] {
+        &self.apis
     }
 
     /// The key of the platform's team: another team than the client's, and the hosts' administrator.
@@ -153,31 +161,21 @@ impl Stack {
     }
 
     pub fn api_pid(&self) -> Result<u32> {
-        let api = self.api.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
-        Ok(api.as_ref().context("the api is not running")?.pid())
+        self.apis[0].pid()
     }
 
     pub async fn kill9_api(&self) -> Result<()> {
-        self.take_api()?.kill9().await
+        self.apis[0].kill9().await
     }
 
     /// Starts the api that was killed again: same port, same database.
     pub async fn start_api(&self) -> Result<()> {
-        let api = Daemon::start(self.api_spec.clone())?;
-        *self.api.lock().unwrap_or_else(std::sync::PoisonError::into_inner) = Some(api);
-        self.api_ready().await
+        self.apis[0].start().await
     }
 
-    fn take_api(&self) -> Result<Daemon> {
-        let mut api = self.api.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
-        api.take().context("the api is not running")
-    }
-
-    async fn api_ready(&self) -> Result<()> {
-        wait::until_true("the api answering", PATIENCE, async || {
-            Ok(self.client.run("{ __typename }", json!({})).await?["__typename"] == "Query")
-        })
-        .await
+    /// Where the control planes hear of each other's changes.
+    pub fn redis(&self) -> Result<&RedisServer> {
+        self.redis.as_deref().context("this stack has no Redis")
     }
 
     async fn register_host(&self, name: &str) -> Result<(String, String)> {
@@ -229,7 +227,7 @@ impl Stack {
     /// The last lines of every log, for the message of a failed test.
     pub fn log_tail(&self) -> String {
         let hosts = self.hosts.iter().map(|host| tail(host.log(), TAIL_LINES));
-        std::iter::once(tail(&self.api_spec.log, TAIL_LINES)).chain(hosts).collect()
+        self.apis.iter().map(|api| tail(api.log(), TAIL_LINES)).chain(hosts).collect()
     }
 
     /// The outcome of a test, with the last lines of the logs where it failed.
@@ -249,7 +247,7 @@ impl Stack {
     }
 
     async fn teardown_in_order(&self) -> Result<()> {
-        for client in [&self.client, &self.platform] {
+        for client in [self.client(), &self.platform] {
             for capsule in client.capsules(json!({})).await.context("listing what is to be destroyed")? {
                 if capsule.state != "STOPPED" {
                     client.destroy(&capsule.id).await?;
@@ -261,7 +259,9 @@ impl Stack {
                 host.terminate(PATIENCE).await?;
             }
         }
-        self.take_api()?.terminate(PATIENCE).await?;
+        for api in self.apis.iter().rev().filter(|api| api.is_started()) {
+            api.terminate(PATIENCE).await?;
+        }
         for host in &self.hosts {
             host.unmount()?;
         }
@@ -274,31 +274,43 @@ fn host_directory(root: &Path, index: usize) -> PathBuf {
     root.join(format!("host-{index}"))
 }
 
-fn api_spec(root: &Path, base: &str, database: &Database<'_>) -> Result<DaemonSpec> {
-    let dir = root.join(CONTROL);
-    fs::create_dir_all(&dir)?;
-    let listen = base.trim_start_matches("http://");
-    let url = match database {
-        Database::Sqlite => format!("sqlite://{}", dir.join("wrenn.db").display()),
-        Database::Postgres(cluster) => {
-            let name = root.file_name().context("a directory has a name")?.to_string_lossy();
-            cluster.create_database(&name)?
-        }
-    };
-    let environment: [(&str, OsString); 5] = [
-        ("WRENN_DIR", dir.into()),
-        ("WRENN_API_LISTEN", listen.into()),
-        ("WRENN_DATABASE_URL", url.into()),
-        ("WRENN_LOG", log_level()),
-        ("WRENN_PROXY_DOMAIN", DOMAIN.into()),
-    ];
-    Ok(DaemonSpec {
-        name: "wrenn-api".into(),
-        program: binaries::find("wrenn-api")?,
-        arguments: vec!["serve".into()],
-        environment: environment.map(|(name, value)| (name.to_owned(), value)).to_vec(),
-        log: root.join("api.log"),
-    })
+/// What the control planes of a stack have in common.
+struct ApiSettings {
+    root: PathBuf,
+    environment: Vec<(String, OsString)>,
+}
+
+impl ApiSettings {
+    fn new(root: &Path, options: &StackOptions<'_>) -> Result<Self> {
+        let dir = root.join(CONTROL);
+        fs::create_dir_all(&dir)?;
+        let url = match options.database {
+            Database::Sqlite => format!("sqlite://{}", dir.join("wrenn.db").display()),
+            Database::Postgres(cluster) => {
+                let name = root.file_name().context("a directory has a name")?.to_string_lossy();
+                cluster.create_database(&name)?
+            }
+        };
+        let mut environment: Vec<(&str, OsString)> =
+            vec![("WRENN_DIR", dir.into()), ("WRENN_DATABASE_URL", url.into()), ("WRENN_LOG", log_level())];
+        environment.push(("WRENN_PROXY_DOMAIN", DOMAIN.into()));
+        environment.extend(options.redis.as_ref().map(|redis| ("WRENN_REDIS_URL", redis.url().into())));
+        let environment = environment.into_iter().map(|(name, value)| (name.to_owned(), value)).collect();
+        Ok(Self { root: root.to_owned(), environment })
+    }
+
+    fn spec(&self, base: &str, name: &str) -> Result<DaemonSpec> {
+        let listen = base.trim_start_matches("http://");
+        let mut environment = self.environment.clone();
+        environment.push(("WRENN_API_LISTEN".to_owned(), listen.into()));
+        Ok(DaemonSpec {
+            name: "wrenn-api".into(),
+            program: binaries::find("wrenn-api")?,
+            arguments: vec!["serve".into()],
+            environment,
+            log: self.root.join(format!("{name}.log")),
+        })
+    }
 }
 
 /// What the daemons log; `WRENN_TEST_LOG` makes them say more.

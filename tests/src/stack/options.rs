@@ -1,8 +1,10 @@
 //! What kind of stack a test wants.
 
 use std::path::PathBuf;
+use std::sync::Arc;
 
 use crate::postgres::Cluster;
+use crate::redis::RedisServer;
 
 /// Where the control plane keeps its rows.
 pub enum Database<'a> {
@@ -29,6 +31,10 @@ impl OnStop {
 
 pub struct StackOptions<'a> {
     pub database: Database<'a>,
+    /// Where several control planes hear of each other's changes.
+    pub redis: Option<Arc<RedisServer>>,
+    /// Control planes besides the first one, on the same database.
+    pub replicas: usize,
     pub hosts: usize,
     pub on_stop: OnStop,
     /// Where kernels and images are; what `WRENN_TEST_ASSETS` names if none.
@@ -43,6 +49,8 @@ impl Default for StackOptions<'_> {
     fn default() -> Self {
         Self {
             database: Database::Sqlite,
+            redis: None,
+            replicas: 0,
             hosts: 1,
             on_stop: OnStop::Keep,
             assets: None,

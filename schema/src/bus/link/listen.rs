@@ -37,6 +37,8 @@ pub(super) struct Listener {
     pub(super) hub: Arc<Hub>,
     pub(super) peers: Peers,
     pub(super) refreshed: Instant,
+    /// Said once, not with every try.
+    pub(super) complained: bool,
 }
 
 impl Listener {
@@ -49,7 +51,11 @@ impl Listener {
                 };
                 metrics::gauge!("wrenn_bus_connected").set(0.0);
                 let cause = std::error::Error::source(&deaf).map(ToString::to_string);
-                tracing::warn!(error = %deaf, cause, "other replicas are not heard");
+                if std::mem::replace(&mut self.complained, true) {
+                    tracing::debug!(error = %deaf, cause, "other replicas are still not heard");
+                } else {
+                    tracing::warn!(error = %deaf, cause, "other replicas are not heard");
+                }
                 self.refresh_if_due(self.pace.refresh);
                 sleep(self.pace.retry).await;
             }
@@ -68,6 +74,7 @@ impl Listener {
 
     async fn listen(&mut self, mut words: PubSubStream) -> Deaf {
         tracing::info!("other replicas are heard");
+        self.complained = false;
         metrics::gauge!("wrenn_bus_connected").set(1.0);
         // What was told before is not told again.
         self.refresh();

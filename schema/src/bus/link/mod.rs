@@ -108,10 +108,19 @@ impl RedisBus {
         let (sender, changes) = mpsc::channel(WAITING);
         let dropped = Arc::<AtomicU64>::default();
         let (stop, tasks) = (CancellationToken::new(), TaskTracker::new());
-        let talker = Talker { ends: ends.clone(), pace, me, changes, dropped: dropped.clone(), told: 0 };
+        let talker = Talker {
+            ends: ends.clone(),
+            pace,
+            me,
+            changes,
+            dropped: dropped.clone(),
+            told: 0,
+            complained: false,
+        };
         tasks.spawn(talker.run(stop.clone()));
         let peers = Peers::new(pace.silence, pace.forget);
-        let listener = Listener { ends, pace, me, hub: hub.clone(), peers, refreshed: Instant::now() };
+        let refreshed = Instant::now();
+        let listener = Listener { ends, pace, me, hub: hub.clone(), peers, refreshed, complained: false };
         tasks.spawn(listener.run(stop.clone()));
         tasks.close();
         Ok(Self { hub, changes: sender, dropped, stop, tasks })

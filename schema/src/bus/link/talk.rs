@@ -35,6 +35,8 @@ pub(super) struct Talker {
     /// Those that found no room in the queue.
     pub(super) dropped: Arc<AtomicU64>,
     pub(super) told: u64,
+    /// Said once, not with every try.
+    pub(super) complained: bool,
 }
 
 impl Talker {
@@ -68,10 +70,16 @@ impl Talker {
         }
         let began = Instant::now();
         if let Err(error) = self.attempt(connection, &words).await {
-            tracing::warn!(%error, changes = words.len(), "other replicas could not be told of changes");
+            if std::mem::replace(&mut self.complained, true) {
+                tracing::debug!(%error, words = words.len(), "other replicas can still not be told");
+            } else {
+                tracing::warn!(%error, words = words.len(), "other replicas can not be told of changes");
+            }
             *connection = None;
             // Not as fast as changes come, if each try fails at once.
             sleep(self.pace.retry.saturating_sub(began.elapsed())).await;
+        } else {
+            self.complained = false;
         }
     }
 

@@ -243,6 +243,10 @@ impl Agent for Service {
         tokio::spawn(async move {
             let gap = envd::ProcessGap { stream: envd::OutputStream::Stdout.into(), from, to: from + 5 };
             let gap = envd::ProcessEvent { event: Some(process_event::Event::Gap(gap)) };
+            // Terminals say nothing more, and stay open.
+            if after.pty.is_some() && sender.send(Ok(gap.clone())).await.is_ok() {
+                return sender.closed().await;
+            }
             let events =
                 [gap, output(envd::OutputStream::Stdout, from + 5, b"tail".to_vec()), exited(Some(0), None)];
             for event in events {

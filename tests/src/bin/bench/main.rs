@@ -2,6 +2,8 @@
 
 mod bare;
 mod copies;
+mod echo;
+mod fanout;
 mod pauses;
 mod rounds;
 mod steps;
@@ -64,6 +66,10 @@ enum Group {
     Bytes,
     /// A hundred pauses of one capsule.
     Pauses,
+    /// Keystrokes and their echo, alone and beside a flood.
+    Echo,
+    /// One change of a capsule that a thousand watch.
+    Fanout,
 }
 
 /// What was measured. A group that fails takes nothing from the others.
@@ -184,6 +190,14 @@ async fn measure_on(stack: &Stack, arguments: &Arguments) -> Result<Table> {
     }
     if arguments.wants(Group::Pauses) {
         table.add("a hundred pauses", pauses::many(stack, arguments.quick).await);
+    }
+    if arguments.wants(Group::Echo) {
+        eprintln!("keystrokes");
+        rows.extend(echo::measure(stack, samples).await?);
+    }
+    if arguments.wants(Group::Fanout) {
+        eprintln!("fan-out");
+        rows.extend(fanout::measure(stack, samples, arguments.quick).await?);
     }
     let log = std::fs::read_to_string(stack.host().log()).context("reading the agent's log")?;
     table.steps = steps::of_log(&log);
