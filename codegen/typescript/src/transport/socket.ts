@@ -21,7 +21,7 @@ const ACKNOWLEDGEMENT = 15_000;
 const FORBIDDEN = 4403;
 
 /** Milliseconds to wait for the last of an operation that was given up. */
-const LAST_WORDS = 5_000;
+const LAST_WORDS = 30_000;
 
 /** An operation that was begun. */
 export interface Operation {
