@@ -1,6 +1,7 @@
 //! Running things in capsules.
 
 use base64::{Engine, engine::general_purpose::STANDARD};
+use futures_util::StreamExt;
 use serde_json::json;
 use wrenn_entities::capsule::CapsuleState;
 

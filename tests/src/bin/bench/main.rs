@@ -192,12 +192,10 @@ async fn measure_on(stack: &Stack, arguments: &Arguments) -> Result<Table> {
         table.add("a hundred pauses", pauses::many(stack, arguments.quick).await);
     }
     if arguments.wants(Group::Echo) {
-        eprintln!("keystrokes");
-        rows.extend(echo::measure(stack, samples).await?);
+        table.add("echoes", echo::measure(stack, samples).await);
     }
     if arguments.wants(Group::Fanout) {
-        eprintln!("fan-out");
-        rows.extend(fanout::measure(stack, samples, arguments.quick).await?);
+        table.add("fan-out", fanout::measure(stack, samples, arguments.quick).await);
     }
     let log = std::fs::read_to_string(stack.host().log()).context("reading the agent's log")?;
     table.steps = steps::of_log(&log);
