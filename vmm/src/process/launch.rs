@@ -14,6 +14,7 @@ use std::{
     },
     path::{Path, PathBuf},
     ptr, thread,
+    time::{Duration, Instant},
 };
 
 use nix::{
@@ -26,7 +27,7 @@ use nix::{
     unistd::Pid,
 };
 
-use super::{ProcessError, VmmProcess, cgroup::Group, jail::Jail};
+use super::{ProcessError, ProcessIdentity, VmmProcess, cgroup::Group, jail::Jail};
 use crate::failure::{Doing as _, Failure};
 
 /// A program to start.
@@ -54,6 +55,8 @@ pub struct Launch {
 /// Far more than a VMM's own threads and files come to.
 pub const MOST_THREADS: u64 = 512;
 pub const MOST_FILES: u64 = 1024;
+/// For a program that is loaded already to be the process's.
+const EXECUTION: Duration = Duration::from_secs(10);
 /// First descriptor a program is given.
 pub const FIRST_DESCRIPTOR: RawFd = 3;
 /// A machine that eats the host's memory goes before what the host itself needs.
@@ -64,7 +67,8 @@ impl Launch {
     pub fn start(self) -> Result<Launched, ProcessError> {
         let (pid, group) = self.spawn()?;
         let confined = expose(pid).and_then(|()| group.map_or(Ok(()), |group| group.add(pid)));
-        let watched = confined.map_err(ProcessError::from).and_then(|()| VmmProcess::of_child(pid));
+        let executed = confined.map_err(ProcessError::from).and_then(|()| await_program(pid));
+        let watched = executed.and_then(|()| VmmProcess::of_child(pid));
         if watched.is_err() {
             end_child(pid);
         }
@@ -122,6 +126,21 @@ impl Launch {
         }
         limited.map(|()| pid)
     }
+}
+
+/// `posix_spawn` answers when the child has let go of this process's memory, a moment before it is the new program that
+/// `/proc` shows; a process that was recorded in that moment would not be known again.
+fn await_program(pid: i32) -> Result<(), ProcessError> {
+    let this = ProcessIdentity::of(std::process::id().cast_signed())?.executable;
+    let begun = Instant::now();
+    while ProcessIdentity::of(pid)?.executable == this {
+        if begun.elapsed() > EXECUTION {
+            let late = io::Error::from(io::ErrorKind::TimedOut);
+            return Err(Failure::new("waiting for a VMM's program to begin", late).into());
+        }
+        thread::sleep(Duration::from_micros(100));
+    }
+    Ok(())
 }
 
 /// A process that nobody has taken charge of yet: it ends with this value, as when whoever wanted it has

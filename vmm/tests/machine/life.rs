@@ -152,6 +152,7 @@ pub async fn a_vmm_has_no_privileges(stage: Arc<Stage>) {
             "pipe:",
             // Of a jail.
             "/capsule/rootfs",
+            "/capsule/memory",
         ];
         let own = target.starts_with(&*running.home.directory.to_string_lossy())
             || target.starts_with(&*golden.directory().to_string_lossy());
