@@ -101,7 +101,7 @@ impl Flow {
 
 /// A hundred times the client is gone without a word, and another reads on, through one control plane or the other.
 pub async fn a_client_killed_a_hundred_times_misses_nothing(stack: &Stack) -> Result<()> {
-    let clients: Vec<&Client> = stack.apis().iter().map(|api| api.client()).collect();
+    let clients: Vec<&Client> = stack.apis().iter().map(wrenn_tests::stack::ControlPlane::client).collect();
     let mut flow = Flow::start(clients[0]).await?;
     let mut stream = flow.follow(clients[0]).await?;
     clients[0].write_stdin(&flow.id, &flow.tag, 0, b"go\n").await?;

@@ -84,6 +84,11 @@ mod tests {
     #[test]
     fn finds_a_process_by_its_arguments() {
         let mut child = std::process::Command::new("sleep").arg("61.125").spawn().expect("sleep");
+        // It may be seen a moment before it has become the program.
+        let deadline = std::time::Instant::now() + std::time::Duration::from_secs(10);
+        while !processes_of("61.125").contains(&child.id()) && std::time::Instant::now() < deadline {
+            std::thread::yield_now();
+        }
         assert!(processes_of("61.125").contains(&child.id()));
         child.kill().expect("kill");
         child.wait().expect("wait");

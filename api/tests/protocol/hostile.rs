@@ -116,7 +116,7 @@ async fn who_asks_without_end_and_reads_nothing_is_stopped() {
     let mut deaf = Client::connect(server.address).await;
     let long = "x".repeat(200);
     let asking = async {
-        for number in 0..1_000_000 {
+        for number in 0_u64.. {
             let subscribe = json!({ "type": "subscribe", "id": format!("{long}{number}"),
                                     "payload": { "query": "subscription { silence }" } });
             let sent =
@@ -125,7 +125,6 @@ async fn who_asks_without_end_and_reads_nothing_is_stopped() {
                 return;
             }
         }
-        panic!("a million were taken");
     };
     tokio::time::timeout(crate::DEADLINE * 3, asking).await.expect("it is stopped");
     eventually("all are gone", || server.probe.alive() == 0).await;

@@ -177,11 +177,10 @@ async fn both_streams_with_their_own_offsets() {
 async fn background_programs_do_not_hold_an_exec() {
     let mut client = Stand::start().await.client().await;
     // It keeps both pipes open, writes on, and must live on with them.
-    let line = "(while :; do echo late; sleep 0.05; done) & echo $!; exit 4";
+    let line = "(while :; do echo late; sleep 0.05; done) & echo $! >&2; exit 4";
     let told = client.exec(shell(line)).await.expect("exec").rest().await;
     assert_eq!(told.code(), Some(4));
-    let first = told.stdout.split(|&it| it == b'\n').next().expect("a line");
-    let pid: u32 = String::from_utf8_lossy(first).parse().expect("a pid");
+    let pid: u32 = String::from_utf8_lossy(&told.stderr).trim().parse().expect("a pid");
     assert!(crate::stand::lives(pid), "it was not killed by a closed pipe");
     let whole_group = nix::unistd::Pid::from_raw(told.started.expect("started").pid as i32);
     nix::sys::signal::killpg(whole_group, nix::sys::signal::Signal::SIGKILL).expect("kill");
