@@ -143,14 +143,14 @@ async fn terminals_are_opened_and_closed(world: &World) {
     let watch = |tag: &str| {
         format!(
             "subscription($id: ID!) {{
-                ptyOutput(capsuleId: $id, tag: \"{tag}\", after: \"3\") {{ ... on PtyResized {{ columns rows }} }}
+                ptyOutput(capsuleId: $id, tag: \"{tag}\", after: \"3\") {{ __typename ... on PtyResized {{ columns rows }} }}
             }}"
         )
     };
     let mut watched = Vec::new();
     for tag in ["proc-0000abcd", "proc-0000abcd", "other"] {
         let mut one = Box::pin(world.subscribe(&watch(tag), json!({"id": id})).await);
-        assert_eq!(next_data(&mut one).await["ptyOutput"], json!({}));
+        assert_eq!(next_data(&mut one).await["ptyOutput"], json!({"__typename": "ProcessGap"}));
         watched.push(one);
     }
     for rows in [40, 41] {
@@ -161,7 +161,7 @@ async fn terminals_are_opened_and_closed(world: &World) {
     }
     for one in &mut watched[..2] {
         for rows in [40, 41] {
-            assert_eq!(next_data(one).await["ptyOutput"], json!({"columns": 120, "rows": rows}));
+            assert_eq!(next_data(one).await["ptyOutput"], json!({"__typename": "PtyResized", "columns": 120, "rows": rows}));
         }
     }
     let other = tokio::time::timeout(std::time::Duration::from_millis(200), watched[2].next()).await;

@@ -112,7 +112,7 @@ impl PageServer {
 
     /// Serves one VMM until it ends.
     pub fn serve(mut self) -> Result<(), PageServerError> {
-        self.enter_record_directory()?;
+        self.enter_record_directory();
         let prefetch =
             self.config.prefetch.as_deref().map_or_else(Vec::new, |path| plan(path, &*self.source));
         // Everything that only root may open is open.
@@ -128,14 +128,16 @@ impl PageServer {
     }
 
     /// What is recorded is named from within its directory: the user this becomes may not get into those above it.
-    fn enter_record_directory(&mut self) -> Result<(), Failure> {
+    /// A directory that cannot be entered is found out again by who records, and reported then.
+    fn enter_record_directory(&mut self) {
         if let Some(record) = &mut self.config.record
             && let (Some(directory), Some(name)) = (record.parent(), record.file_name())
         {
-            env::set_current_dir(directory).doing(|| format!("entering {}", directory.display()))?;
-            *record = Path::new(".").join(name);
+            match env::set_current_dir(directory) {
+                Ok(()) => *record = Path::new(".").join(name),
+                Err(error) => tracing::warn!(%error, directory = %directory.display(), "entering a directory"),
+            }
         }
-        Ok(())
     }
 
     fn wait_for_vmm(&self) -> Result<UnixStream, PageServerError> {
