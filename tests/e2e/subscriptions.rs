@@ -182,7 +182,7 @@ pub async fn the_client_from_npm_is_served(stack: Arc<Stack>) -> Result<()> {
     let id = client.create(json!({})).await?.id;
     let flood = 64 * 1024 * 1024;
     let output = tokio::process::Command::new("node")
-        .args(["--test", "--test-concurrency=1", "client.test.mjs"])
+        .args(["--test", "--test-concurrency=1", "--test-reporter=spec", "client.test.mjs"])
         .current_dir(&package)
         .env("WRENN_URL", client.websocket_url().replacen("ws", "http", 1).trim_end_matches("/graphql"))
         .env("WRENN_API_KEY", client.key().context("a key")?)

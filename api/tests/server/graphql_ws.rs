@@ -35,7 +35,7 @@ async fn the_client_from_npm_is_served() {
     let capsule = &made["data"]["createCapsule"]["capsule"];
     assert_eq!(capsule["state"], "RUNNING", "{made}");
     let client = Command::new("node")
-        .args(["--test", "--test-concurrency=1", "client.test.mjs"])
+        .args(["--test", "--test-concurrency=1", "--test-reporter=spec", "client.test.mjs"])
         .current_dir(&package)
         .env("WRENN_URL", running.url(""))
         .env("WRENN_API_KEY", &running.api_key)
