@@ -161,7 +161,10 @@ async fn terminals_are_opened_and_closed(world: &World) {
     }
     for one in &mut watched[..2] {
         for rows in [40, 41] {
-            assert_eq!(next_data(one).await["ptyOutput"], json!({"__typename": "PtyResized", "columns": 120, "rows": rows}));
+            assert_eq!(
+                next_data(one).await["ptyOutput"],
+                json!({"__typename": "PtyResized", "columns": 120, "rows": rows})
+            );
         }
     }
     let other = tokio::time::timeout(std::time::Duration::from_millis(200), watched[2].next()).await;
