@@ -55,11 +55,16 @@ it("works in a page", async () => {
         const { size } = await capsule.files.write("/srv/page", stream, { parents: true });
         const content = await capsule.files.readText("/srv/page");
         const large = await capsule.exec("head -c 3000000 /dev/zero");
-        const pty = await capsule.pty({ command: "stty -echo; read x; echo got-$x" });
-        await pty.write("key\n");
+        const pty = await capsule.pty({ command: "stty -echo; echo ready; read x; echo got-$x" });
         let shown = "";
+        let typed = false;
         for await (const data of pty) {
           shown += new TextDecoder().decode(data);
+          // What is typed before the echo is off is shown.
+          if (!typed && shown.includes("ready")) {
+            typed = true;
+            await pty.write("key\n");
+          }
         }
         const failure = await capsule.files.read("/missing").catch((error: unknown) => error as { code: string });
         const code = "code" in failure ? failure.code : "none";
@@ -78,7 +83,7 @@ it("works in a page", async () => {
     size: 18,
     content: "a stream of a page",
     large: 3_000_000,
-    shown: "got-key",
+    shown: "ready\r\ngot-key",
     code: "NOT_FOUND",
   });
   assert.deepEqual(failures, []);
