@@ -6,6 +6,7 @@ use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
+use futures_util::future::BoxFuture;
 use metrics_exporter_prometheus::PrometheusHandle;
 use secrecy::SecretString;
 use tokio::net::TcpListener;
@@ -102,7 +103,15 @@ pub struct Agent {
 
 impl Agent {
     /// Starts to serve. When this returns, what an earlier agent left is settled and calls are accepted.
-    pub async fn start(config: Config, register: Option<SecretString>) -> Result<Self, AgentError> {
+    // Boxed: its code is then made with this crate, once, and not with each program that calls it.
+    pub fn start(
+        config: Config,
+        register: Option<SecretString>,
+    ) -> BoxFuture<'static, Result<Self, AgentError>> {
+        Box::pin(Self::begin(config, register))
+    }
+
+    async fn begin(config: Config, register: Option<SecretString>) -> Result<Self, AgentError> {
         // An error means that it is installed already.
         let _installed = rustls::crypto::ring::default_provider().install_default();
         let recorder = http::recorder()?;

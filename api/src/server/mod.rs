@@ -22,6 +22,7 @@ use axum::{
     http::{Method, header},
     routing,
 };
+use futures_util::future::BoxFuture;
 use sea_orm::DbErr;
 use secrecy::ExposeSecret;
 use tokio::task::JoinHandle;
@@ -78,7 +79,12 @@ impl ServerBuilder {
     ///
     /// # Errors
     /// The first step that fails; nothing goes on running then.
-    pub async fn start(self, config: Config) -> Result<Server, StartError> {
+    // Boxed: its code is then made with this crate, once, and not with each program that calls it.
+    pub fn start(self, config: Config) -> BoxFuture<'static, Result<Server, StartError>> {
+        Box::pin(self.begin(config))
+    }
+
+    async fn begin(self, config: Config) -> Result<Server, StartError> {
         let telemetry = telemetry::start().map_err(StartError::Metrics)?;
         let listener = listener::bind(config.listen, config.send_buffer)
             .map_err(|source| StartError::Listen { listen: config.listen, source })?;

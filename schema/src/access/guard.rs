@@ -8,6 +8,7 @@ use crate::Error;
 /// Whoever belongs to a team: an API key.
 pub(crate) struct Member;
 
+#[async_trait::async_trait]
 impl Guard for Member {
     async fn check(&self, ctx: &Context<'_>) -> Result<()> {
         key_caller(ctx)?;
@@ -18,6 +19,7 @@ impl Guard for Member {
 /// An API key of the platform's own team.
 pub(crate) struct PlatformAdmin;
 
+#[async_trait::async_trait]
 impl Guard for PlatformAdmin {
     async fn check(&self, ctx: &Context<'_>) -> Result<()> {
         if key_caller(ctx)?.is_platform_admin() {
@@ -31,6 +33,7 @@ impl Guard for PlatformAdmin {
 /// The agent of a registered host.
 pub(crate) struct HostAgent;
 
+#[async_trait::async_trait]
 impl Guard for HostAgent {
     async fn check(&self, ctx: &Context<'_>) -> Result<()> {
         match caller(ctx)? {
