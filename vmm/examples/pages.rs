@@ -17,7 +17,10 @@ use std::{
     time::{Duration, Instant},
 };
 
-use nix::sys::mman::{MapFlags, ProtFlags, mmap};
+use nix::{
+    fcntl::{PosixFadviseAdvice, posix_fadvise},
+    sys::mman::{MapFlags, ProtFlags, mmap},
+};
 use region::{Kind, Region, memory_file, shuffled};
 use serde::Serialize;
 use wrenn_vmm::uffd::{DEFAULT_WORKERS, MemorySource, PAGE, PageServerConfig, PageServerHandle};
@@ -72,15 +75,22 @@ struct Measured {
     served_to_one: Vec<f64>,
     served_to_two: Vec<f64>,
     served_and_prefetched: Vec<f64>,
-    /// Of the working set alone, in the order in which it was recorded.
+    /// Of the working set alone, in the order in which it was recorded, which is not that of the memory.
     first_use: Vec<f64>,
     first_use_prefetched: Vec<f64>,
+    /// The same with a memory file that the host has not cached.
+    first_use_from_disk: Vec<f64>,
+    first_use_prefetched_from_disk: Vec<f64>,
 }
 
 async fn measure(rounds: usize) -> Measured {
     let directory = tempfile::tempdir().unwrap();
     let memory = directory.path().join("memory");
     memory_file(&memory, PAGES, |_| false);
+    let file = File::open(&memory).unwrap();
+    // Only what is on the disk can be dropped from the cache.
+    file.sync_all().unwrap();
+    let drop_cache = || posix_fadvise(&file, 0, 0, PosixFadviseAdvice::POSIX_FADV_DONTNEED).unwrap();
     let whole = directory.path().join("all-of-it");
     let mut measured = Measured { bytes: PAGES * PAGE, ..Measured::default() };
     // In turns, so that what else the machine does is spread over all.
@@ -97,6 +107,10 @@ async fn measure(rounds: usize) -> Measured {
         let order = working_set(round as u64);
         measured.first_use.push(serve(&order, 1, WorkingSet::Recorded(&set)).await);
         measured.first_use_prefetched.push(serve(&order, 1, WorkingSet::Prefetched(&set)).await);
+        drop_cache();
+        measured.first_use_from_disk.push(serve(&order, 1, WorkingSet::Recorded(&set)).await);
+        drop_cache();
+        measured.first_use_prefetched_from_disk.push(serve(&order, 1, WorkingSet::Prefetched(&set)).await);
     }
     measured
 }

@@ -126,7 +126,7 @@ pub async fn measure(stack: &Stack, samples: usize, quick: bool) -> Result<Vec<R
     let (id, loud) = (client.create(json!({})).await?.id, client.create(json!({})).await?.id);
     let ways = Ways::open(stack, &loud).await?;
     let mut rows = http(&ways, samples, quick).await?;
-    rows.extend(terminal(stack, &id, &ways.proxied, samples).await?);
+    rows.extend(terminal(stack, &id, &ways, samples).await?);
     client.destroy(&id).await?;
     client.destroy(&loud).await?;
     Ok(rows)
@@ -154,31 +154,43 @@ async fn http(ways: &Ways, samples: usize, quick: bool) -> Result<Vec<Row>> {
     Ok(vec![latency, rate])
 }
 
-/// Keystrokes in one capsule, while another one's port is downloaded from.
-async fn terminal(stack: &Stack, id: &str, loud: &Way, samples: usize) -> Result<Vec<Row>> {
-    let mut echo =
-        Row::new("echo of a keystroke beside a proxied flood", "without the flood", Promise::Times(2.0));
-    let mut tail = Row::new("p99 of that echo", "without the flood", Promise::None);
+/// Keystrokes in one capsule, while another one's port is downloaded from in either way.
+async fn terminal(stack: &Stack, id: &str, loud: &Ways, samples: usize) -> Result<Vec<Row>> {
+    let (alone, direct) = ("without the flood", "beside the same flood from the guest's address");
+    let mut echo = Row::new("echo of a keystroke beside a proxied flood", alone, Promise::Times(2.0));
+    let mut tail = Row::new("p99 of that echo", alone, Promise::None);
+    let mut machine = Row::new("that echo, for what the machine has left", direct, Promise::None);
     for round in 0..samples {
         eprint!("\rround {} of {samples}", round + 1);
         let mut terminal = Terminal::open(stack, id).await?;
-        for flooded in [false, true] {
-            let flood = if flooded { Some(loud.flood().await?) } else { None };
-            let mut echoes = Vec::new();
-            for _ in 0..KEYSTROKES {
-                echoes.push(terminal.echo(b"x").await?);
-            }
-            if let Some(flood) = flood {
-                ensure!(!flood.is_finished(), "the flood ended before the echoes");
-                flood.abort();
-            }
-            let of = |row: &mut Row, took| {
-                if flooded { row.wrenn.push(took) } else { row.baseline.push(took) }
-            };
-            echoes.iter().for_each(|took| of(&mut echo, *took));
-            of(&mut tail, p99(&mut echoes)?);
+        let mut quiet = echoes(&mut terminal, None).await?;
+        let past = echoes(&mut terminal, Some(&loud.direct)).await?;
+        let mut beside = echoes(&mut terminal, Some(&loud.proxied)).await?;
+        quiet.iter().for_each(|took| echo.baseline.push(*took));
+        past.iter().for_each(|took| machine.baseline.push(*took));
+        for took in &beside {
+            echo.wrenn.push(*took);
+            machine.wrenn.push(*took);
         }
+        tail.baseline.push(p99(&mut quiet)?);
+        tail.wrenn.push(p99(&mut beside)?);
     }
     eprintln!();
-    Ok(vec![echo, tail])
+    Ok(vec![echo, tail, machine])
+}
+
+async fn echoes(terminal: &mut Terminal, beside: Option<&Way>) -> Result<Vec<Duration>> {
+    let flood = match beside {
+        Some(way) => Some(way.flood().await?),
+        None => None,
+    };
+    let mut echoes = Vec::new();
+    for _ in 0..KEYSTROKES {
+        echoes.push(terminal.echo(b"x").await?);
+    }
+    if let Some(flood) = flood {
+        ensure!(!flood.is_finished(), "the flood ended before the echoes");
+        flood.abort();
+    }
+    Ok(echoes)
 }
