@@ -35,6 +35,9 @@ const COLD_BOOTS: usize = 3;
 /// Samples of a quick run.
 const QUICK: usize = 3;
 
+/// Changes of a quick run.
+const QUICK_CHANGES: u64 = 50;
+
 /// Measures Wrenn against a bare VMM and prints a table in Markdown. Needs root and built binaries.
 #[derive(Parser)]
 struct Arguments {
@@ -44,6 +47,9 @@ struct Arguments {
     /// How often everything is measured.
     #[arg(long, default_value_t = 20)]
     samples: usize,
+    /// Changes of a capsule that a thousand watch: ten thousand take some minutes.
+    #[arg(long, default_value_t = 1000)]
+    changes: u64,
     /// Three samples of each, and fewer of what takes long: to see whether it works.
     #[arg(long)]
     quick: bool,
@@ -116,6 +122,10 @@ impl Arguments {
         if self.quick { self.samples.min(QUICK) } else { self.samples }
     }
 
+    fn changes(&self) -> u64 {
+        if self.quick { self.changes.min(QUICK_CHANGES) } else { self.changes }
+    }
+
     fn stack(&self) -> StackOptions<'static> {
         StackOptions { assets: Some(self.dir.clone()), ..StackOptions::default() }
     }
@@ -179,7 +189,7 @@ async fn measure_on(stack: &Stack, arguments: &Arguments) -> Result<Table> {
         table.add("echoes", echo::measure(stack, samples).await);
     }
     if arguments.wants(Group::Fanout) {
-        table.add("fan-out", fanout::measure(stack, samples, quick).await);
+        table.add("fan-out", fanout::measure(stack, samples, arguments.changes()).await);
     }
     if arguments.wants(Group::Proxy) {
         table.add("services", proxy::measure(stack, samples, quick).await);
