@@ -16,7 +16,7 @@ use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 use tonic::transport::Server;
 use wrenn_proto::agent::v1::agent_server::AgentServer;
-use wrenn_proto::{CONNECTION_WINDOW, STREAM_WINDOW};
+use wrenn_proto::{CONNECTION_WINDOW, CONTENT_WINDOW, FRAME};
 use wrenn_vmm::disk::{self, DiskError, DiskOptions};
 use wrenn_vmm::driver::{self, DriverError, DriverOptions};
 use wrenn_vmm::firecracker::PageServerCommand;
@@ -332,7 +332,8 @@ async fn serve_grpc(
 ) {
     let service = AgentServer::new(service).max_decoding_message_size(LARGEST_REQUEST);
     let served = Server::builder()
-        .initial_stream_window_size(STREAM_WINDOW)
+        .initial_stream_window_size(CONTENT_WINDOW)
+        .max_frame_size(FRAME)
         .initial_connection_window_size(CONNECTION_WINDOW)
         .http2_keepalive_interval(Some(KEEPALIVE))
         .add_service(service)

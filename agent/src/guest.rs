@@ -1,4 +1,5 @@
-//! The way into a guest: one HTTP/2 connection to its envd, with the capsule's token on every call.
+//! The way into a guest: one HTTP/2 connection to its envd, with the capsule's token on every call, and a second one
+//! for the content of files once that is asked for.
 
 use std::net::{Ipv4Addr, SocketAddr};
 use std::time::Duration;
@@ -20,7 +21,9 @@ use wrenn_proto::envd::v1::{
     ConfigureRequest, HealthRequest, HealthResponse, PostRestoreRequest, PostRestoreResponse,
     PrepareSnapshotRequest,
 };
-use wrenn_proto::{CONNECTION_WINDOW, ENVD_PORT, LARGEST_LISTING, STREAM_WINDOW, TOKEN};
+use wrenn_proto::{
+    CONNECTION_WINDOW, CONTENT_WINDOW, ENVD_PORT, FRAME, LARGEST_LISTING, STREAM_WINDOW, TOKEN,
+};
 
 use crate::request_id::RequestId;
 use crate::token::Token;
@@ -49,11 +52,12 @@ pub enum GuestError {
     NotReseeded,
 }
 
-/// Envd of one machine, for one life of it. Cheap to clone; every clone uses the same connection.
+/// Envd of one machine, for one life of it. Cheap to clone; every clone uses the same connections.
 #[derive(Debug, Clone)]
 pub struct Guest {
     address: Ipv4Addr,
     channel: Channel,
+    content: Channel,
     token: Option<MetadataValue<Ascii>>,
 }
 
@@ -75,23 +79,19 @@ impl Guest {
         let connector = service_fn(move |_: Uri| {
             let ready = first.take();
             async move {
-                let socket = match ready {
-                    Some(socket) => socket,
-                    // A later connection of the same life: the guest is there, or it is not.
-                    None => reach(address, Instant::now() + LONGEST_ATTEMPT)
-                        .await
-                        .ok_or_else(|| std::io::Error::from(std::io::ErrorKind::TimedOut))?,
-                };
-                Ok::<_, std::io::Error>(TokioIo::new(socket))
+                match ready {
+                    Some(socket) => Ok(TokioIo::new(socket)),
+                    None => reach_again(address).await,
+                }
             }
         });
-        let channel = Endpoint::from_static("http://envd")
-            .initial_stream_window_size(STREAM_WINDOW)
-            .initial_connection_window_size(CONNECTION_WINDOW)
+        let channel = endpoint(STREAM_WINDOW)
             .connect_with_connector(connector)
             .await
             .map_err(GuestError::Connect)?;
-        Ok(Self { address: guest, channel, token: token.and_then(Token::metadata) })
+        let again = service_fn(move |_: Uri| reach_again(address));
+        let content = endpoint(CONTENT_WINDOW).connect_with_connector_lazy(again);
+        Ok(Self { address: guest, channel, content, token: token.and_then(Token::metadata) })
     }
 
     /// The same guest once it was given another token.
@@ -116,6 +116,11 @@ impl Guest {
 
     pub fn files(&self) -> FilesClient<Channel> {
         FilesClient::new(self.channel.clone()).max_decoding_message_size(LARGEST_LISTING)
+    }
+
+    /// For what a file contains.
+    pub fn content(&self) -> FilesClient<Channel> {
+        FilesClient::new(self.content.clone())
     }
 
     pub fn ports(&self) -> PortsClient<Channel> {
@@ -169,6 +174,19 @@ async fn bounded<T>(
         Ok(Err(status)) => Err(GuestError::Refused(Box::new(status))),
         Err(_) => Err(GuestError::Timeout(within)),
     }
+}
+
+fn endpoint(stream_window: u32) -> Endpoint {
+    Endpoint::from_static("http://envd")
+        .initial_stream_window_size(stream_window)
+        .initial_connection_window_size(CONNECTION_WINDOW)
+        .max_frame_size(FRAME)
+}
+
+/// A later connection of the same life: the guest is there, or it is not.
+async fn reach_again(address: SocketAddr) -> std::io::Result<TokioIo<TcpStream>> {
+    let socket = reach(address, Instant::now() + LONGEST_ATTEMPT).await;
+    socket.map(TokioIo::new).ok_or_else(|| std::io::ErrorKind::TimedOut.into())
 }
 
 /// A connection to a guest that may not be listening yet. An attempt that hears nothing goes on beside the

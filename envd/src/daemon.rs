@@ -33,6 +33,8 @@ use crate::spawn;
 use crate::system::System;
 use crate::table::Table;
 
+/// The call that reads a file.
+const READ: &str = "/wrenn.envd.v1.Files/Read";
 /// Calls that may be under way on one connection: the host has a single one for a capsule, and every
 /// followed process is a call.
 const CALLS: u32 = 4096;
@@ -127,7 +129,8 @@ impl Daemon {
         let calls = service_fn(move |request| Arc::clone(&self).call(id, request));
         // The peer learns of an error on its own side; here it only means that the connection is over.
         let _ = http2::Builder::new(TokioExecutor::new())
-            .initial_stream_window_size(wrenn_proto::STREAM_WINDOW)
+            .initial_stream_window_size(wrenn_proto::CONTENT_WINDOW)
+            .max_frame_size(wrenn_proto::FRAME)
             .initial_connection_window_size(wrenn_proto::CONNECTION_WINDOW)
             .max_concurrent_streams(CALLS)
             .max_send_buf_size(SEND_BUFFER)
@@ -150,7 +153,12 @@ impl Daemon {
         let service = path.trim_start_matches('/').split('/').next().unwrap_or_default();
         match service {
             "wrenn.envd.v1.Processes" => self.processes.clone().call(request).await,
-            "wrenn.envd.v1.Files" => self.files.clone().call(request).await,
+            "wrenn.envd.v1.Files" => {
+                if path == READ {
+                    self.connections.carries_content(connection);
+                }
+                self.files.clone().call(request).await
+            }
             "wrenn.envd.v1.Ports" => self.ports.clone().call(request).await,
             "wrenn.envd.v1.Guest" => {
                 request.extensions_mut().insert(connection);

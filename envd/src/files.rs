@@ -32,7 +32,7 @@ use crate::guest::Configuration;
 use crate::launch::Invalid;
 use crate::status::field_error;
 
-/// The largest message of a write, in bytes; that of a host has 64 KiB of data.
+/// The largest message of a write, in bytes; that of a host has 128 KiB of data.
 pub const LARGEST_MESSAGE: usize = 1 << 20;
 
 type Answer<T> = Result<Response<T>, Status>;

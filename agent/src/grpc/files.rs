@@ -81,7 +81,8 @@ pub async fn read_file(
     request: Request<agent::ReadFileRequest>,
 ) -> Result<Response<BoxStream<envd::ReadResponse>>, Status> {
     let Call { message, id, .. } = Call::of("ReadFile", request);
-    let (running, mut files, read) = open(service, &message.capsule_id, message.file, "file", &id)?;
+    let (running, _, read) = open(service, &message.capsule_id, message.file, "file", &id)?;
+    let mut files = running.handle.guest.content();
     let parts = within_life(&running, files.read(read)).await?.into_inner();
     Ok(Response::new(Box::pin(pass_on(running, parts))))
 }
@@ -110,7 +111,7 @@ pub async fn write_file(
     let (broken, mut why) = oneshot::channel();
     let parts = tokio_stream::once(start).chain(parts(messages, broken));
     let write = running.handle.guest.request(parts, &id);
-    let mut files = running.handle.guest.files();
+    let mut files = running.handle.guest.content();
     match within_life(&running, files.write(write)).await {
         Ok(written) => Ok(Response::new(written.into_inner())),
         // The guest only knows that the stream broke off; here it is known why.

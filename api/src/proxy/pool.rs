@@ -21,13 +21,12 @@ use hyper_util::{
     },
     rt::{TokioExecutor, TokioIo, TokioTimer},
 };
-use tokio::{
-    io::{AsyncRead, AsyncWrite, ReadBuf},
-    net::TcpStream,
-};
-use tokio_rustls::client::TlsStream;
+use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tower::Service;
-use wrenn_schema::{Services, gateway};
+use wrenn_schema::{
+    Services,
+    gateway::{self, HostStream},
+};
 
 /// Connections that are kept per host, and for how long: a little less than the host keeps them.
 const IDLE_CONNECTIONS: usize = 64;
@@ -111,7 +110,7 @@ impl Service<Uri> for Dialer {
     }
 }
 
-struct HostConnection(TlsStream<TcpStream>);
+struct HostConnection(HostStream);
 
 impl Connection for HostConnection {
     fn connected(&self) -> Connected {

@@ -47,5 +47,14 @@ pub const ENVD_PORT: u16 = 49983;
 pub const STREAM_WINDOW: u32 = 128 * 1024;
 pub const CONNECTION_WINDOW: u32 = (1 << 31) - 1;
 
+/// The stream window of connections for the content of files, which nobody has to be able to repeat; and of every
+/// server, as what flows towards a guest is not repeated either. In bytes.
+pub const CONTENT_WINDOW: u32 = 1 << 20;
+/// The largest HTTP/2 frame that is taken on any hop, in bytes: each costs a system call or two, which the protocol's
+/// 16 KiB make many of. What waits behind one on a shared connection waits for this much.
+pub const FRAME: u32 = 64 * 1024;
+/// Bytes of a file in one message, either way.
+pub const PIECE: usize = 128 * 1024;
+
 /// The largest message of a file listing on any hop, in bytes: ten thousand entries with long names and links.
 pub const LARGEST_LISTING: usize = 16 << 20;

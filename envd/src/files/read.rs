@@ -20,7 +20,7 @@ use crate::files::entry::kind;
 use crate::files::error::{FileError, Problem, Target};
 
 /// Bytes of one message.
-const PIECE: u64 = 64 * 1024;
+const PIECE: u64 = wrenn_proto::PIECE as u64;
 
 /// Opens a regular file for reading. Anything else is only looked at, never opened: that alone can wait for ever
 /// (a pipe) or do something (a device).

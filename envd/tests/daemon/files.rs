@@ -76,7 +76,7 @@ impl Client {
             match message.part.expect("a part") {
                 Told::Entry(it) => assert!(entry.replace(it).is_none() && content.is_empty(), "entry first"),
                 Told::Data(data) => {
-                    assert!((1..=64 * 1024).contains(&data.len()));
+                    assert!((1..=wrenn_proto::PIECE).contains(&data.len()));
                     content.extend_from_slice(&data);
                 }
             }

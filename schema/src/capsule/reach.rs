@@ -43,3 +43,13 @@ pub(crate) async fn agent_of(
     let row = find(&services.db, actor.team_id, id).await?;
     services.hosts.get(running_on(&row)?).await
 }
+
+/// The same for the content of files.
+pub(crate) async fn content_of(
+    services: &Services,
+    actor: &Actor,
+    id: CapsuleId,
+) -> Result<AgentClient, Error> {
+    let row = find(&services.db, actor.team_id, id).await?;
+    services.hosts.content(running_on(&row)?).await
+}

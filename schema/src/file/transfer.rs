@@ -22,15 +22,13 @@ use super::{CALL, FileEntry, input};
 use crate::{
     Error, Services,
     access::{Actor, Caller, RequestId},
-    capsule::reach::agent_of,
+    capsule::reach::content_of,
     error::parse_id,
     host::{answer, requested},
     port::gateway,
     signing::Grant,
 };
 
-/// Bytes of one message on the way into a capsule.
-const CHUNK: usize = 64 * 1024;
 /// How long a client may send nothing in the middle of a file.
 const SILENCE: Duration = Duration::from_secs(60);
 
@@ -104,7 +102,7 @@ pub async fn read(
     let id = parse_id("capsule", &place.capsule)?;
     let path = input::Path::checked("path", place.path)?.0;
     let file = envd::ReadRequest { path, user: input::user(place.user)?, offset, length };
-    let mut client = agent_of(services, &actor, id).await?;
+    let mut client = content_of(services, &actor, id).await?;
     let message = agent::ReadFileRequest { capsule_id: id.to_string(), file: Some(file) };
     let opened = async {
         let response = client.read_file(requested(message, &actor.request_id)).await?;
@@ -154,7 +152,7 @@ pub async fn write<E: Display + Send>(
         mode: options.mode,
         make_parents: options.make_parents,
     };
-    let mut client = agent_of(services, &actor, id).await?;
+    let mut client = content_of(services, &actor, id).await?;
     let broken = Arc::new(Mutex::new(None));
     let parts = parts(start, body, broken.clone());
     let messages = parts.map(move |part| agent::WriteFileRequest {
@@ -184,7 +182,7 @@ fn parts<E: Display + Send>(
             let error = match tokio::time::timeout(SILENCE, body.next()).await {
                 Ok(Some(Ok(mut data))) => {
                     while !data.is_empty() {
-                        yield Part::Data(data.split_to(data.len().min(CHUNK)));
+                        yield Part::Data(data.split_to(data.len().min(wrenn_proto::PIECE)));
                     }
                     continue;
                 }

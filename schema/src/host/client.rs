@@ -16,7 +16,7 @@ use rustls::{
     sign::CertifiedKey,
 };
 use sea_orm::{DatabaseConnection, EntityTrait};
-use tokio::net::TcpStream;
+use tokio::{io::BufReader, net::TcpStream};
 use tokio_rustls::{TlsConnector, client::TlsStream};
 use tonic::{
     Request, Status,
@@ -24,22 +24,32 @@ use tonic::{
     transport::{Channel, Endpoint, Uri},
 };
 use wrenn_entities::{HostId, host};
-use wrenn_proto::{CONNECTION_WINDOW, LARGEST_LISTING, REQUEST_ID, STREAM_WINDOW, agent::v1::agent_client};
+use wrenn_proto::{
+    CONNECTION_WINDOW, CONTENT_WINDOW, FRAME, LARGEST_LISTING, REQUEST_ID, STREAM_WINDOW,
+    agent::v1::agent_client,
+};
 
 use super::{Authority, AuthorityError, server_name};
 use crate::{Error, access::RequestId, spent};
 
 /// A client of one host's agent. Cheap to clone; calls share one connection.
 pub(crate) type AgentClient = agent_client::AgentClient<Channel>;
+/// An encrypted connection to a host.
+pub type HostStream = TlsStream<BufReader<TcpStream>>;
 
 /// How long reaching a host may take, the TLS handshake included.
 const CONNECT: Duration = Duration::from_secs(5);
 /// A connection on which nothing arrives is asked for a sign of life this often, and given up after the same time.
 const KEEP_ALIVE: Duration = Duration::from_secs(10);
 
+/// Bytes of a connection that are read before they are decrypted: TLS alone would ask the kernel for 4 KiB at a time.
+const READ_AHEAD: usize = 64 * 1024;
+
 struct KnownHost {
     address: String,
     client: AgentClient,
+    /// For the content of files, over a connection of its own.
+    content: AgentClient,
 }
 
 /// The agents of all hosts.
@@ -78,8 +88,13 @@ impl HostClients {
         self.look_up(id, |known| known.client.clone()).await
     }
 
+    /// The same for the content of files.
+    pub(crate) async fn content(&self, id: HostId) -> Result<AgentClient, Error> {
+        self.look_up(id, |known| known.content.clone()).await
+    }
+
     /// A new connection to a host's proxy into its capsules, which speaks HTTP/1.1.
-    pub(crate) async fn dial(&self, id: HostId) -> Result<TlsStream<TcpStream>, Error> {
+    pub(crate) async fn dial(&self, id: HostId) -> Result<HostStream, Error> {
         let address = self.look_up(id, |known| known.address.clone()).await?;
         let name = ServerName::try_from(server_name(id)).map_err(|error| Error::Task(error.to_string()))?;
         connect(self.proxy_tls.clone(), name, &address).await.map_err(|error| {
@@ -107,18 +122,21 @@ impl HostClients {
         {
             return Ok(());
         }
-        let client = AgentClient::new(self.channel(id, address)?).max_decoding_message_size(LARGEST_LISTING);
-        all.insert(id, KnownHost { address: address.to_owned(), client });
+        let client = AgentClient::new(self.channel(id, address, STREAM_WINDOW)?)
+            .max_decoding_message_size(LARGEST_LISTING);
+        let content = AgentClient::new(self.channel(id, address, CONTENT_WINDOW)?);
+        all.insert(id, KnownHost { address: address.to_owned(), client, content });
         Ok(())
     }
 
     /// A channel that connects when it is first used and again whenever the connection was lost.
-    fn channel(&self, id: HostId, address: &str) -> Result<Channel, Error> {
+    fn channel(&self, id: HostId, address: &str, stream_window: u32) -> Result<Channel, Error> {
         // Plain `http` for the transport: TLS is what the connector below puts under it.
         let endpoint = Endpoint::from_shared(format!("http://{address}"))
             .map_err(|error| Error::invalid("address", format!("`{address}` is no address: {error}")))?
-            .initial_stream_window_size(STREAM_WINDOW)
+            .initial_stream_window_size(stream_window)
             .initial_connection_window_size(CONNECTION_WINDOW)
+            .max_frame_size(FRAME)
             .http2_keep_alive_interval(KEEP_ALIVE)
             .keep_alive_timeout(KEEP_ALIVE)
             .keep_alive_while_idle(true);
@@ -132,15 +150,11 @@ impl HostClients {
     }
 }
 
-async fn connect(
-    tls: TlsConnector,
-    name: ServerName<'static>,
-    address: &str,
-) -> io::Result<TlsStream<TcpStream>> {
+async fn connect(tls: TlsConnector, name: ServerName<'static>, address: &str) -> io::Result<HostStream> {
     let connecting = async {
         let stream = TcpStream::connect(address).await?;
         stream.set_nodelay(true)?;
-        tls.connect(name, stream).await
+        tls.connect(name, BufReader::with_capacity(READ_AHEAD, stream)).await
     };
     tokio::time::timeout(CONNECT, connecting)
         .await

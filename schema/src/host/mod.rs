@@ -17,7 +17,7 @@ pub(crate) use self::{
     credential::{authenticate, recheck},
     each::{Placed, each},
 };
-pub use self::{authority::AuthorityError, mutation::HostMutation};
+pub use self::{authority::AuthorityError, client::HostStream, mutation::HostMutation};
 
 /// The name that a host's server certificate carries.
 pub(crate) fn server_name(id: HostId) -> String {

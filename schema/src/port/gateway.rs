@@ -6,12 +6,11 @@ use std::{sync::Arc, time::Duration};
 
 use chrono::{DateTime, Utc};
 use secrecy::{ExposeSecret, SecretString};
-use tokio::net::TcpStream;
-use tokio_rustls::client::TlsStream;
 use wrenn_entities::{CapsuleId, HostId, capsule::CapsuleState};
 
 pub use super::url::TOKEN;
 use super::{route::Route, url, wake::wake};
+pub use crate::host::HostStream;
 use crate::{
     Error, Services,
     access::{Actor, Caller, Credentials, RequestId, authenticate, signer},
@@ -200,7 +199,7 @@ pub fn forget(services: &Services, target: Target) {
 ///
 /// # Errors
 /// `UNAVAILABLE` where the host is out of reach.
-pub async fn dial(services: &Services, host: &str) -> Result<TlsStream<TcpStream>, Error> {
+pub async fn dial(services: &Services, host: &str) -> Result<HostStream, Error> {
     let host: HostId = parse_id("host", host)?;
     services.hosts.dial(host).await
 }

@@ -46,8 +46,13 @@ impl Client {
                 let host = format!("{port}-{capsule}.{DOMAIN}");
                 http.request(method, format!("{}{path}", self.base())).header("Host", host)
             }
-            Form::Path => http.request(method, format!("{}/proxy/{capsule}/{port}{path}", self.base())),
+            Form::Path => http.request(method, self.port_url(capsule, port, path)),
         })
+    }
+
+    /// Where a port is by path.
+    pub fn port_url(&self, capsule: &str, port: u16, path: &str) -> String {
+        format!("{}/proxy/{capsule}/{port}{path}", self.base())
     }
 
     /// `GET` with this caller's key.

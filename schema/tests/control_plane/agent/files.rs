@@ -19,7 +19,7 @@ pub const NULL: &str = "/null";
 /// Reading it breaks off in the middle.
 pub const BROKEN: &str = "/broken";
 
-const CHUNK: usize = 64 * 1024;
+const CHUNK: usize = wrenn_proto::PIECE;
 
 #[derive(Default)]
 pub struct Files {

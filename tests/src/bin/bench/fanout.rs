@@ -4,7 +4,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
-use anyhow::{Context, Result, bail};
+use anyhow::{Context, Result, bail, ensure};
 use serde_json::json;
 use tokio::sync::Notify;
 use tokio::task::JoinSet;
@@ -17,9 +17,6 @@ use crate::table::{Promise, Row};
 const SOCKETS: u64 = 200;
 const SUBSCRIPTIONS: u64 = 1000;
 
-/// Changes over which memory is to stay as it is, and those of a quick run.
-const CHANGES: u64 = 1000;
-const QUICK_CHANGES: u64 = 50;
 /// Changes before memory is first looked at: buffers fill at first.
 const SETTLED: u64 = 20;
 
@@ -71,7 +68,9 @@ async fn watch(mut socket: Socket, id: String, arrived: Arc<Arrived>) -> Result<
     }
 }
 
-pub async fn measure(stack: &Stack, samples: usize, quick: bool) -> Result<Vec<Row>> {
+/// `changes` are those over which memory is to stay as it is.
+pub async fn measure(stack: &Stack, samples: usize, changes: u64) -> Result<Vec<Row>> {
+    ensure!(changes >= SETTLED, "at least {SETTLED} changes are wanted");
     let mut reach =
         Row::new("a change reaches 1,000 subscriptions on 200 sockets", "–", Promise::Within(200.0));
     let mut memory = Row::of_sizes(
@@ -87,7 +86,6 @@ pub async fn measure(stack: &Stack, samples: usize, quick: bool) -> Result<Vec<R
         watching.spawn(watch(Socket::connect(client).await?, id.clone(), arrived.clone()));
     }
     arrived.wait_for(SUBSCRIPTIONS).await?;
-    let changes = if quick { QUICK_CHANGES } else { CHANGES };
     for change in 1..=changes {
         let begun = Instant::now();
         // Every one is another value, so each is a change.

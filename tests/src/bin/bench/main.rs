@@ -4,15 +4,19 @@ mod bare;
 mod copies;
 mod echo;
 mod fanout;
+mod files;
+mod pages;
 mod pauses;
+mod proxy;
 mod rounds;
 mod steps;
 mod table;
+mod terminal;
 mod warm;
 
 use std::path::PathBuf;
 use std::process::ExitCode;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, ensure};
 use clap::{Parser, ValueEnum};
@@ -31,6 +35,9 @@ const COLD_BOOTS: usize = 3;
 /// Samples of a quick run.
 const QUICK: usize = 3;
 
+/// Changes of a quick run.
+const QUICK_CHANGES: u64 = 50;
+
 /// Measures Wrenn against a bare VMM and prints a table in Markdown. Needs root and built binaries.
 #[derive(Parser)]
 struct Arguments {
@@ -40,6 +47,9 @@ struct Arguments {
     /// How often everything is measured.
     #[arg(long, default_value_t = 20)]
     samples: usize,
+    /// Changes of a capsule that a thousand watch: ten thousand take some minutes.
+    #[arg(long, default_value_t = 1000)]
+    changes: u64,
     /// Three samples of each, and fewer of what takes long: to see whether it works.
     #[arg(long)]
     quick: bool,
@@ -70,6 +80,19 @@ enum Group {
     Echo,
     /// One change of a capsule that a thousand watch.
     Fanout,
+    /// HTTP to a port of a capsule, and a terminal beside it.
+    Proxy,
+    /// Files in and out.
+    Files,
+    /// The page server, alone.
+    Pages,
+}
+
+impl Group {
+    /// Whether it has rows beside a bare VMM.
+    fn has_bare_vmm(self) -> bool {
+        matches!(self, Self::Life | Self::Warm | Self::Fork | Self::Checkpoint)
+    }
 }
 
 /// What was measured. A group that fails takes nothing from the others.
@@ -97,6 +120,10 @@ impl Arguments {
 
     fn samples(&self) -> usize {
         if self.quick { self.samples.min(QUICK) } else { self.samples }
+    }
+
+    fn changes(&self) -> u64 {
+        if self.quick { self.changes.min(QUICK_CHANGES) } else { self.changes }
     }
 
     fn stack(&self) -> StackOptions<'static> {
@@ -140,27 +167,67 @@ async fn measure(arguments: &Arguments) -> Result<Table> {
 }
 
 async fn measure_on(stack: &Stack, arguments: &Arguments) -> Result<Table> {
+    let begun = Instant::now();
+    let first = stack.client().create(json!({})).await?.id;
+    let created = begun.elapsed();
+    eprintln!("first capsule of the template after {created:?} (boot, golden snapshot, restore)");
+    let tsc_khz = CapsuleRecord::read(&stack.host_of(&first)?.record_path(&first))?.tsc_khz();
+    stack.client().destroy(&first).await?;
+    let mut table = Table::default();
+    if Group::value_variants().iter().any(|group| group.has_bare_vmm() && arguments.wants(*group)) {
+        beside_bare_vmm(stack, arguments, tsc_khz, created, &mut table).await?;
+    }
+
+    let (samples, quick) = (arguments.samples(), arguments.quick);
+    if arguments.wants(Group::Bytes) {
+        table.add("bytes of pauses", pauses::bytes(stack, samples).await);
+    }
+    if arguments.wants(Group::Pauses) {
+        table.add("a hundred pauses", pauses::many(stack, quick).await);
+    }
+    if arguments.wants(Group::Echo) {
+        table.add("echoes", echo::measure(stack, samples).await);
+    }
+    if arguments.wants(Group::Fanout) {
+        table.add("fan-out", fanout::measure(stack, samples, arguments.changes()).await);
+    }
+    if arguments.wants(Group::Proxy) {
+        table.add("services", proxy::measure(stack, samples, quick).await);
+    }
+    if arguments.wants(Group::Files) {
+        table.add("files", files::measure(stack, samples, quick).await);
+    }
+    if arguments.wants(Group::Pages) {
+        table.add("pages", pages::measure(samples).await);
+    }
+    let log = std::fs::read_to_string(stack.host().log()).context("reading the agent's log")?;
+    table.steps = steps::of_log(&log);
+    Ok(table)
+}
+
+/// The groups that have a bare VMM for their baseline; `created` is how long the first capsule took.
+async fn beside_bare_vmm(
+    stack: &Stack,
+    arguments: &Arguments,
+    tsc_khz: u64,
+    created: Duration,
+    table: &mut Table,
+) -> Result<()> {
     let mut cold = Row::new(
         "cold boot; first `createCapsule` of a template",
         "bare cold boot to first TCP answer",
         Promise::None,
     );
-    let begun = Instant::now();
-    let first = stack.client().create(json!({})).await?.id;
-    cold.wrenn.push(begun.elapsed());
-    eprintln!("first capsule of the template after {:?} (boot, golden snapshot, restore)", begun.elapsed());
-
-    let record = CapsuleRecord::read(&stack.host_of(&first)?.record_path(&first))?;
+    cold.wrenn.push(created);
     let (kernel, initrd) = assets::kernel(&arguments.dir)?;
-    let directory = stack.host_of(&first)?.dir().join("data/bare");
+    let directory = stack.host().dir().join("data/bare");
     let bench = Workbench::prepare(Ingredients {
         kernel,
         initrd,
         image: assets::image(&arguments.dir)?,
-        tsc_khz: record.tsc_khz(),
+        tsc_khz,
         directory,
     })?;
-    stack.client().destroy(&first).await?;
     let mut template = None;
     for _ in 0..COLD_BOOTS {
         let (machine, answered) = bench.boot()?;
@@ -170,7 +237,6 @@ async fn measure_on(stack: &Stack, arguments: &Arguments) -> Result<Table> {
     let template = template.context("a template")?;
 
     let samples = arguments.samples();
-    let mut table = Table::default();
     if arguments.wants(Group::Life) {
         table.add("lives", lives(stack, &bench, &template, samples).await);
         table.rows.push(cold);
@@ -185,21 +251,7 @@ async fn measure_on(stack: &Stack, arguments: &Arguments) -> Result<Table> {
     if arguments.wants(Group::Checkpoint) {
         table.add("checkpoints", copies::checkpoints(stack, &bench, &template, samples).await);
     }
-    if arguments.wants(Group::Bytes) {
-        table.add("bytes of pauses", pauses::bytes(stack, samples).await);
-    }
-    if arguments.wants(Group::Pauses) {
-        table.add("a hundred pauses", pauses::many(stack, arguments.quick).await);
-    }
-    if arguments.wants(Group::Echo) {
-        table.add("echoes", echo::measure(stack, samples).await);
-    }
-    if arguments.wants(Group::Fanout) {
-        table.add("fan-out", fanout::measure(stack, samples, arguments.quick).await);
-    }
-    let log = std::fs::read_to_string(stack.host().log()).context("reading the agent's log")?;
-    table.steps = steps::of_log(&log);
-    Ok(table)
+    Ok(())
 }
 
 /// Whole lives of a bare machine and of a capsule, taking turns.

@@ -11,6 +11,8 @@ use wrenn_tests::stats::{Summary, summarize_values};
 pub enum Promise {
     /// At most this many times the baseline.
     Times(f64),
+    /// At least this many times the baseline: of rates, of which more is better.
+    Share(f64),
     /// At most this many milliseconds more than the baseline.
     Plus(f64),
     /// At most this many milliseconds, whatever the baseline takes.
@@ -24,6 +26,7 @@ pub enum Promise {
 pub enum Unit {
     Milliseconds,
     Kibibytes,
+    MebibytesPerSecond,
 }
 
 impl Unit {
@@ -31,6 +34,7 @@ impl Unit {
         match self {
             Self::Milliseconds => "ms",
             Self::Kibibytes => "KiB",
+            Self::MebibytesPerSecond => "MiB/s",
         }
     }
 }
@@ -46,6 +50,10 @@ impl Samples {
 
     pub fn push_bytes(&mut self, bytes: u64) {
         self.0.push(bytes as f64 / 1024.0);
+    }
+
+    pub fn push_rate(&mut self, bytes: u64, took: Duration) {
+        self.0.push(bytes as f64 / f64::from(1 << 20) / took.as_secs_f64());
     }
 
     fn summary(&self) -> Option<Summary> {
@@ -73,6 +81,11 @@ impl Row {
     /// Its samples are sizes.
     pub fn of_sizes(what: &'static str, baseline_is: &'static str, promise: Promise) -> Self {
         Self { unit: Unit::Kibibytes, ..Self::new(what, baseline_is, promise) }
+    }
+
+    /// Its samples are rates.
+    pub fn of_rates(what: &'static str, baseline_is: &'static str, promise: Promise) -> Self {
+        Self { unit: Unit::MebibytesPerSecond, ..Self::new(what, baseline_is, promise) }
     }
 
     fn compared(&self) -> Option<Compared> {
@@ -146,6 +159,11 @@ impl Compared {
                 difference: format!("{times:.2}×"),
                 promise: format!("≤ {limit}×"),
                 verdict: judged(times <= limit),
+            },
+            Promise::Share(limit) => Self {
+                difference: format!("{times:.2}×"),
+                promise: format!("≥ {limit}×"),
+                verdict: judged(times >= limit),
             },
             Promise::Plus(limit) => Self {
                 difference: format!("{plus:+.2} {unit}"),
@@ -232,5 +250,17 @@ mod tests {
             sizes.line().expect("a line"),
             "| what | baseline | 1024.0 (1024.0–1024.0) KiB | 1088.0 (1088.0–1088.0) KiB | 1.06× | ≤ 1.1× | PASS |"
         );
+    }
+
+    #[test]
+    fn of_rates_more_is_better() {
+        let mut rates = Row::of_rates("what", "baseline", Promise::Share(0.9));
+        rates.baseline.push_rate(100 << 20, Duration::from_secs(1));
+        rates.wrenn.push_rate(95 << 20, Duration::from_secs(1));
+        assert_eq!(
+            rates.line().expect("a line"),
+            "| what | baseline | 100.0 (100.0–100.0) MiB/s | 95.0 (95.0–95.0) MiB/s | 0.95× | ≥ 0.9× | PASS |"
+        );
+        assert_eq!(Row { promise: Promise::Share(0.96), ..rates }.verdict(), Some("MISS"));
     }
 }
