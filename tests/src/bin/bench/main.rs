@@ -156,7 +156,7 @@ async fn measure_on(stack: &Stack, arguments: &Arguments) -> Result<Table> {
     let bench = Workbench::prepare(Ingredients {
         kernel,
         initrd,
-        image: assets::image(&arguments.dir)?,
+        image: assets::image(&arguments.dir, assets::MINIMAL)?.disk(&arguments.dir),
         tsc_khz: record.tsc_khz(),
         directory,
     })?;
