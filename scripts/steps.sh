@@ -95,10 +95,13 @@ build() {
     return "$result"
 }
 
-# The guest kernel and the `minimal` image, both cached by their inputs.
+# image NAME: of a built-in template, cached by its inputs.
+image() { step "image $1" "$BIN/wrenn-rootfs" build "$1" --envd "$GUEST_BIN/wrenn-envd" --init "$GUEST_BIN/wrenn-init"; }
+
+# What every capsule needs, cached likewise.
 guest_files() {
     step "guest kernel" "$BIN/wrenn-rootfs" kernel --init "$GUEST_BIN/wrenn-init"
-    step "image minimal" "$BIN/wrenn-rootfs" build minimal --envd "$GUEST_BIN/wrenn-envd" --init "$GUEST_BIN/wrenn-init"
+    image minimal
 }
 
 prepare() {

@@ -168,6 +168,13 @@ impl TeamId {
 impl TemplateId {
     /// The built-in `minimal` template.
     pub const MINIMAL: Self = Self(Uuid::nil());
+
+    /// Whether it is one of those that `wrenn-rootfs` makes images of. They have the lowest numbers, which no new id
+    /// ever has: that begins with the time.
+    #[must_use]
+    pub fn is_built_in(self) -> bool {
+        self.0.as_u128() <= 0xff
+    }
 }
 
 #[cfg(test)]
@@ -181,6 +188,13 @@ mod tests {
         assert_eq!(CapsuleId(Uuid::nil()).to_string(), "cl-0000000000000000000000000");
         assert_eq!(TeamId(Uuid::max()).to_string(), "team-f5lxx1zz5pnorynqglhzmsp33");
         assert_eq!("team-f5lxx1zz5pnorynqglhzmsp33".parse(), Ok(TeamId(Uuid::max())));
+    }
+
+    #[test]
+    fn no_new_template_is_built_in() {
+        assert!(TemplateId::MINIMAL.is_built_in());
+        assert!("tpl-0000000000000000000000002".parse::<TemplateId>().unwrap().is_built_in());
+        assert!(!TemplateId::generate().is_built_in());
     }
 
     #[test]

@@ -14,6 +14,7 @@ mod m20261101_000006_idempotency_keys;
 mod m20261101_000007_platform;
 mod m20261101_000008_snapshots_and_forks;
 mod m20261101_000009_public_ports;
+mod m20261101_000010_built_in_templates;
 
 /// All steps, in order.
 pub struct Migrator;
@@ -31,6 +32,7 @@ impl MigratorTrait for Migrator {
             Box::new(m20261101_000007_platform::Migration),
             Box::new(m20261101_000008_snapshots_and_forks::Migration),
             Box::new(m20261101_000009_public_ports::Migration),
+            Box::new(m20261101_000010_built_in_templates::Migration),
         ]
     }
 }

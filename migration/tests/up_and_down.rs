@@ -47,7 +47,7 @@ async fn up_down_up(db: &DatabaseConnection) {
     Migrator::up(db, None).await.expect("goes up");
     assert_eq!(present(db).await, TABLES);
     assert_eq!(count(db, "teams").await, 1, "the platform's team is seeded");
-    assert_eq!(count(db, "templates").await, 1, "the built-in template is seeded");
+    assert_eq!(count(db, "templates").await, 3, "the built-in templates are seeded");
 
     for step in 0..steps {
         Migrator::down(db, Some(1))
@@ -59,7 +59,14 @@ async fn up_down_up(db: &DatabaseConnection) {
     Migrator::up(db, None).await.expect("goes up again");
     assert_eq!(present(db).await, TABLES);
     Migrator::up(db, None).await.expect("going up once more changes nothing");
-    assert_eq!(count(db, "templates").await, 1);
+    assert_eq!(count(db, "templates").await, 3);
+
+    // The platform's administrators may have called one of their own like a template that comes later.
+    Migrator::down(db, Some(1)).await.expect("goes down");
+    db.execute_unprepared("UPDATE templates SET name = 'python'").await.expect("renames");
+    Migrator::up(db, None).await.expect("goes up beside it");
+    assert_eq!(count(db, "templates WHERE name = 'python'").await, 1, "theirs keeps its name");
+    assert_eq!(count(db, "templates").await, 2);
 }
 
 #[tokio::test]

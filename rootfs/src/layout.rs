@@ -7,10 +7,12 @@ use std::{
 
 use crate::error::{At, Result};
 
-/// The platform's own team and the built-in `minimal` template: the all-zeros id in its wire form, 16 bytes
-/// as 25 digits of base 36.
+/// The platform's own team and the built-in templates: the lowest ids in their wire form, 16 bytes as 25 digits of
+/// base 36. The control plane has rows for the same ids.
 pub const PLATFORM_TEAM: &str = "team-0000000000000000000000000";
 pub const MINIMAL_TEMPLATE: &str = "tpl-0000000000000000000000000";
+pub const PYTHON_TEMPLATE: &str = "tpl-0000000000000000000000001";
+pub const CODE_INTERPRETER_TEMPLATE: &str = "tpl-0000000000000000000000002";
 
 pub struct Layout {
     root: PathBuf,
@@ -66,11 +68,16 @@ mod tests {
     use super::*;
 
     #[test]
-    fn the_platforms_ids_are_sixteen_zero_bytes_in_base_36() {
+    fn the_platforms_ids_are_the_lowest_numbers_of_sixteen_bytes_in_base_36() {
         // 36²⁵ is the first power of 36 above 2¹²⁸.
         assert!(25.0 * 36_f64.log2() > 128.0 && 24.0 * 36_f64.log2() < 128.0);
-        for (id, prefix) in [(PLATFORM_TEAM, "team-"), (MINIMAL_TEMPLATE, "tpl-")] {
-            assert_eq!(id.strip_prefix(prefix), Some("0".repeat(25).as_str()));
+        for (id, prefix, number) in [
+            (PLATFORM_TEAM, "team-", 0),
+            (MINIMAL_TEMPLATE, "tpl-", 0),
+            (PYTHON_TEMPLATE, "tpl-", 1),
+            (CODE_INTERPRETER_TEMPLATE, "tpl-", 2),
+        ] {
+            assert_eq!(id.strip_prefix(prefix), Some(format!("{number:025}").as_str()));
         }
     }
 }

@@ -18,14 +18,14 @@ pub fn list(layout: &Layout) -> Result<String> {
     for dir in visible_dirs(&layout.kernels())? {
         if let Some(kernel) = kernel::read_manifest(&dir)? {
             // Writing to a string cannot fail.
-            _ = writeln!(text, "kernel  {:<24} {}", kernel.version, dir.display());
+            _ = writeln!(text, "kernel  {:<25} {}", kernel.version, dir.display());
         }
     }
     for team in visible_dirs(&layout.teams())? {
         for dir in visible_dirs(&team)? {
             if let Some(image) = image::read_manifest(&dir)? {
                 let mib = image.allocated_bytes >> 20;
-                _ = writeln!(text, "image   {:<15} {mib:>4} MiB {}", image.name, dir.display());
+                _ = writeln!(text, "image   {:<16} {mib:>4} MiB {}", image.name, dir.display());
             }
         }
     }

@@ -32,7 +32,7 @@ pub async fn bad_input_changes_nothing(stack: Arc<Stack>) -> Result<()> {
     let mark = json!({ "test": "bad-input" });
     let cases: [(Value, &str, Option<&str>); 14] = [
         (json!({ "template": "no-such-template" }), "NOT_FOUND", Some("template")),
-        (json!({ "template": "tpl-0000000000000000000000001" }), "NOT_FOUND", Some("template")),
+        (json!({ "template": "tpl-000000000000000000000zzzz" }), "NOT_FOUND", Some("template")),
         (json!({ "template": "../../etc" }), "NOT_FOUND", Some("template")),
         (json!({ "template": NOBODY }), "INVALID_INPUT", Some("template")),
         (json!({ "vcpus": 0 }), "INVALID_INPUT", Some("vcpus")),
@@ -86,6 +86,21 @@ pub async fn bad_input_changes_nothing(stack: Arc<Stack>) -> Result<()> {
         "{before:?} became {after:?}"
     );
     client.destroy(&id).await?;
+    Ok(())
+}
+
+pub async fn templates_without_an_image_say_what_to_do(stack: Arc<Stack>) -> Result<()> {
+    let client = stack.client();
+    let mark = json!({ "test": "no-image" });
+    // Among the assets there may be an image of it, on the hosts of a stack there is none.
+    let input = json!({ "template": "python", "labels": mark });
+    let refused = client.refused(CREATE, json!({ "input": input })).await?;
+    expect(&refused, "FAILED_PRECONDITION", Some("template"))?;
+    let error = refused.first();
+    ensure!(error.cause() == Some("IMAGE_MISSING"), "{error}");
+    ensure!(error.message.contains("`wrenn-rootfs build python`"), "{error}");
+    let left = client.capsules(json!({ "labels": mark })).await?;
+    ensure!(left.is_empty(), "a refused request left rows behind: {left:?}");
     Ok(())
 }
 

@@ -16,6 +16,7 @@ mod neighbours;
 mod ports;
 mod process;
 mod proxy;
+mod python;
 mod sdk;
 mod streams;
 mod subscriptions;
@@ -28,8 +29,8 @@ use std::sync::Arc;
 use anyhow::{Result, anyhow};
 use tokio::sync::OnceCell;
 use wrenn_tests::postgres::Cluster;
-use wrenn_tests::runner;
 use wrenn_tests::stack::{Database, Stack, StackOptions};
+use wrenn_tests::{assets, runner};
 
 type Test = fn(Arc<Stack>) -> Pin<Box<dyn Future<Output = Result<()>>>>;
 
@@ -48,6 +49,7 @@ const BOTH: &[(&str, Test)] = tests![
     lifecycle::stays_awake_while_used,
     lifecycle::changes_of_state_are_repeatable,
     errors::bad_input_changes_nothing,
+    errors::templates_without_an_image_say_what_to_do,
     errors::ids_of_other_kinds_are_refused,
     errors::paused_capsules_run_nothing,
     errors::unknown_processes_and_programs,
@@ -93,6 +95,8 @@ const ONCE: &[(&str, Test)] = tests![
     proxy::sockets_and_events_flow,
     proxy::only_those_who_may_reach_a_service,
     proxy::a_request_wakes_a_capsule_that_was_made_so,
+    python::its_own_server_is_reached_by_name_and_by_path,
+    python::jupyter_runs_cells,
     metrics::load_shows,
     egress::the_outside_is_reached_as_the_policy_says,
     egress::a_policy_that_makes_no_sense_is_refused,
@@ -198,7 +202,8 @@ impl Stacks {
 }
 
 async fn start_sqlite() -> Result<Arc<Stack>> {
-    Ok(Arc::new(Stack::start(StackOptions::default()).await?))
+    let images = vec![assets::MINIMAL, assets::CODE_INTERPRETER];
+    Ok(Arc::new(Stack::start(StackOptions { images, ..StackOptions::default() }).await?))
 }
 
 async fn start_postgres() -> Result<(Arc<Stack>, Cluster)> {

@@ -64,11 +64,22 @@ async fn serve(client: &Client, id: &str, port: u16) -> Result<()> {
     Ok(())
 }
 
-/// Starts the server and waits until it answers. Until then nothing else is said than that nobody listens.
+/// Starts the server and waits until it answers.
 async fn served(client: &Client, id: &str, port: u16) -> Result<()> {
     serve(client, id, port).await?;
-    wait::until_true("the server in the guest", PATIENCE, async || {
-        let answer = client.port_get(Form::Path, id, port, "/").await?;
+    until_served(client, id, port, "/", PATIENCE).await
+}
+
+/// Waits until a server in the guest answers. Until then nothing else is said than that nobody listens.
+pub async fn until_served(
+    client: &Client,
+    id: &str,
+    port: u16,
+    path: &str,
+    patience: Duration,
+) -> Result<()> {
+    wait::until_true("the server in the guest", patience, async || {
+        let answer = client.port_get(Form::Path, id, port, path).await?;
         if answer.status() == StatusCode::OK {
             return Ok(true);
         }
@@ -78,11 +89,20 @@ async fn served(client: &Client, id: &str, port: u16) -> Result<()> {
     .await
 }
 
-fn said(answer: &Response) -> Option<&str> {
+/// What the proxy says went wrong, if it was the proxy that answered.
+pub fn said(answer: &Response) -> Option<&str> {
     answer.headers().get("x-wrenn-error").and_then(|value| value.to_str().ok())
 }
 
-fn header(answer: &Response, name: &str) -> Result<String> {
+/// What paths begin with for who sees them from outside.
+pub fn prefix(form: Form, id: &str, port: u16) -> String {
+    match form {
+        Form::Path => format!("/proxy/{id}/{port}"),
+        Form::Name => String::new(),
+    }
+}
+
+pub fn header(answer: &Response, name: &str) -> Result<String> {
     let value = answer.headers().get(name).with_context(|| format!("no {name} in {answer:?}"))?;
     Ok(value.to_str()?.to_owned())
 }
@@ -107,7 +127,7 @@ pub async fn services_are_reached_by_name_and_by_path(stack: Arc<Stack>) -> Resu
         let back = post.body(large.clone()).send().await?.text().await?;
         ensure!(back.ends_with(&large), "{form:?}: {} bytes came back", back.len());
 
-        let prefix = if form == Form::Path { format!("/proxy/{id}/8000") } else { String::new() };
+        let prefix = prefix(form, &id, 8000);
         for place in ["/x/?y", "http://localhost:8000/x/?y", "http://127.0.0.1:8000/x/?y"] {
             let redirect = client.port_get(form, &id, 8000, &format!("/redirect?{place}")).await?;
             ensure!(

@@ -1,30 +1,38 @@
 //! The guest kernel and the images that stacks start from.
 
-use std::ffi::OsStr;
 use std::fs::{self, DirEntry};
 use std::os::unix::fs::symlink;
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result, ensure};
+use serde::Deserialize;
 
-/// Folders of a `WRENN_DIR` that are made once and shared by every stack.
-const SHARED: [&str; 2] = ["kernels", "images"];
+const KERNELS: &str = "kernels";
+const IMAGES: &str = "images";
+
+/// The image that everything starts from unless it says otherwise.
+pub const MINIMAL: &str = "minimal";
+/// The one with Python and Jupyter.
+pub const CODE_INTERPRETER: &str = "code-interpreter";
 
 /// The `WRENN_DIR` that holds `kernels/` and `images/`, named by `WRENN_TEST_ASSETS`.
 pub fn directory() -> Result<PathBuf> {
     let dir = std::env::var_os("WRENN_TEST_ASSETS").map(PathBuf::from).context(
         "WRENN_TEST_ASSETS must name a directory with kernels/ and images/, as `make up` makes it",
     )?;
-    for folder in SHARED {
+    for folder in [KERNELS, IMAGES] {
         ensure!(dir.join(folder).is_dir(), "{} has no {folder}/", dir.display());
     }
     dir.canonicalize().with_context(|| format!("resolving {}", dir.display()))
 }
 
-/// Puts kernels and images into a stack's own directory: hard links where the file system allows, else copies.
-pub fn link_into(assets: &Path, stack: &Path) -> Result<()> {
-    for folder in SHARED {
-        link_tree(&assets.join(folder), &stack.join(folder))?;
+/// Puts kernels and the images of these names into a stack's own directory: hard links where the file system allows,
+/// else copies. Of images that were not made the stack itself says so when one is wanted.
+pub fn link_into(assets: &Path, stack: &Path, names: &[&str]) -> Result<()> {
+    link_tree(&assets.join(KERNELS), &stack.join(KERNELS))?;
+    fs::create_dir_all(stack.join(IMAGES)).with_context(|| format!("making {}", stack.display()))?;
+    for image in images(assets)?.into_iter().filter(|image| names.contains(&image.name.as_str())) {
+        link_tree(&assets.join(&image.directory), &stack.join(&image.directory))?;
     }
     Ok(())
 }
@@ -61,29 +69,85 @@ pub fn kernel(assets: &Path) -> Result<(PathBuf, PathBuf)> {
     Ok((dir.join("vmlinux"), dir.join("initrd.cpio")))
 }
 
-/// The disk image of the platform's `minimal` template: the only one a fresh installation has.
-pub fn image(assets: &Path) -> Result<PathBuf> {
-    let mut found = Vec::new();
-    find(&assets.join("images"), OsStr::new("rootfs.ext4"), &mut found)?;
-    ensure!(found.len() == 1, "one image is wanted under {}, not {found:?}", assets.display());
-    Ok(found.remove(0))
+/// An image that `wrenn-rootfs` made.
+#[derive(Debug)]
+pub struct Image {
+    /// Of its template.
+    pub name: String,
+    /// Below the `WRENN_DIR`.
+    pub directory: PathBuf,
 }
 
-fn find(dir: &Path, name: &OsStr, found: &mut Vec<PathBuf>) -> Result<()> {
-    for entry in fs::read_dir(dir).with_context(|| format!("reading {}", dir.display()))? {
-        let path = entry?.path();
-        if path.is_dir() && !path.is_symlink() {
-            find(&path, name, found)?;
-        } else if path.file_name() == Some(name) {
-            found.push(path);
+impl Image {
+    pub fn disk(&self, assets: &Path) -> PathBuf {
+        assets.join(&self.directory).join("rootfs.ext4")
+    }
+}
+
+/// The image of one of the platform's templates.
+pub fn image(assets: &Path, name: &str) -> Result<Image> {
+    let found = images(assets)?.into_iter().find(|image| image.name == name);
+    found.with_context(|| {
+        format!("no image `{name}` in {}: `wrenn-rootfs build {name}` makes it", assets.display())
+    })
+}
+
+/// Every image there is, by what its `image.json` says.
+fn images(assets: &Path) -> Result<Vec<Image>> {
+    #[derive(Deserialize)]
+    struct Manifest {
+        name: String,
+        team: String,
+        template: String,
+    }
+    let mut found = Vec::new();
+    for team in directories(&assets.join(IMAGES).join("teams"))? {
+        for directory in directories(&team)? {
+            let manifest = directory.join("image.json");
+            let text = fs::read(&manifest).with_context(|| format!("reading {}", manifest.display()))?;
+            let Manifest { name, team, template } =
+                serde_json::from_slice(&text).with_context(|| format!("parsing {}", manifest.display()))?;
+            found.push(Image { name, directory: Path::new(IMAGES).join("teams").join(team).join(template) });
         }
     }
-    Ok(())
+    Ok(found)
+}
+
+/// What is in the making begins with a dot.
+fn directories(of: &Path) -> Result<Vec<PathBuf>> {
+    let entries = fs::read_dir(of).with_context(|| format!("reading {}", of.display()))?;
+    let visible = entries.flatten().filter(|entry| !entry.file_name().as_encoded_bytes().starts_with(b"."));
+    Ok(visible.map(|entry| entry.path()).filter(|path| path.is_dir()).collect())
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn of_the_images_only_those_that_are_named_are_linked() {
+        let root = tempfile::tempdir().expect("a directory");
+        let (assets, stack) = (root.path().join("assets"), root.path().join("stack"));
+        fs::create_dir_all(assets.join("kernels/6.1")).expect("made");
+        for (name, template) in [(MINIMAL, "tpl-0"), ("python", "tpl-1"), ("half", ".tpl-2")] {
+            let directory = assets.join("images/teams/team-0").join(template);
+            fs::create_dir_all(&directory).expect("made");
+            fs::write(directory.join("rootfs.ext4"), name).expect("written");
+            let manifest = serde_json::json!({ "name": name, "team": "team-0", "template": template });
+            fs::write(directory.join("image.json"), manifest.to_string()).expect("written");
+        }
+        link_into(&assets, &stack, &[MINIMAL, CODE_INTERPRETER]).expect("linked");
+        assert!(stack.join("kernels/6.1").is_dir());
+        let linked = images(&stack).expect("read");
+        assert_eq!(linked.iter().map(|image| image.name.as_str()).collect::<Vec<_>>(), [MINIMAL]);
+        assert_eq!(fs::read_to_string(linked[0].disk(&stack)).expect("read"), MINIMAL);
+        assert_eq!(
+            image(&assets, "python").expect("there").directory,
+            Path::new("images/teams/team-0/tpl-1")
+        );
+        let missing = image(&assets, CODE_INTERPRETER).expect_err("not there").to_string();
+        assert!(missing.contains("`wrenn-rootfs build code-interpreter`"), "{missing}");
+    }
 
     #[test]
     fn a_linked_tree_has_the_same_files_and_links() {

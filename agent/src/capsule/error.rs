@@ -18,9 +18,10 @@ pub enum CapsuleError {
         field: &'static str,
         message: String,
     },
-    /// Neither an image nor a snapshot, whichever was asked for.
-    #[error("template {template} is not on this host")]
-    NoTemplate { template: String },
+    #[error("the snapshot {template} is not on this host")]
+    NoSnapshot { template: String },
+    #[error("this host has no image of the template {template}")]
+    NoImage { template: String },
     #[error("template {template} is a snapshot of capsule {source_id} already")]
     TemplateTaken { template: TemplateId, source_id: CapsuleId },
     /// It was made by another VMM, on another CPU.

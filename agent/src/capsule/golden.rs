@@ -171,7 +171,7 @@ impl Plan {
     fn of(engine: &Engine, spec: &CapsuleSpec) -> Result<Self, CapsuleError> {
         let image = engine.paths.image(&name(spec.template_team), &name(spec.template));
         let fingerprint = image_fingerprint(&image)
-            .ok_or_else(|| CapsuleError::NoTemplate { template: spec.template.to_string() })?;
+            .ok_or_else(|| CapsuleError::NoImage { template: spec.template.to_string() })?;
         let least_mib = fingerprint.bytes.div_ceil(1 << 20);
         if u64::from(spec.disk_mib) < least_mib {
             return Err(CapsuleError::Invalid {

@@ -118,7 +118,7 @@ impl Template {
     pub async fn of(host: &HostPaths, spec: &CapsuleSpec) -> Result<Self, CapsuleError> {
         let template = Self::open(host, spec.template).await?;
         let template =
-            template.ok_or_else(|| CapsuleError::NoTemplate { template: spec.template.to_string() })?;
+            template.ok_or_else(|| CapsuleError::NoSnapshot { template: spec.template.to_string() })?;
         let (vcpus, memory_mib, disk_mib) = template.size();
         same("vcpus", spec.vcpus, vcpus)?;
         same("memoryMib", spec.memory_mib, memory_mib)?;

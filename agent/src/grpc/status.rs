@@ -2,7 +2,7 @@
 
 use tonic::metadata::MetadataValue;
 use tonic::{Code, Status};
-use wrenn_proto::{CAUSE, FIELD};
+use wrenn_proto::{CAUSE, FIELD, IMAGE_MISSING};
 
 use crate::capsule::CapsuleError;
 
@@ -11,7 +11,10 @@ pub fn status(error: &CapsuleError) -> Status {
     match error {
         CapsuleError::NotFound(_) => Status::not_found(error.to_string()),
         CapsuleError::Invalid { field, .. } => with_field(Status::invalid_argument(error.to_string()), field),
-        CapsuleError::NoTemplate { .. } => with_field(Status::not_found(error.to_string()), "template"),
+        CapsuleError::NoSnapshot { .. } => with_field(Status::not_found(error.to_string()), "template"),
+        CapsuleError::NoImage { .. } => {
+            with_cause(with_field(Status::not_found(error.to_string()), "template"), IMAGE_MISSING)
+        }
         CapsuleError::WrongState { cause, .. } => {
             let status = Status::failed_precondition(error.to_string());
             match cause {
@@ -64,6 +67,21 @@ mod tests {
         let status = status(&CapsuleError::Invalid { field: "vcpus", message: "vcpus must be …".into() });
         assert_eq!(status.code(), Code::InvalidArgument);
         assert_eq!(status.metadata().get(FIELD).unwrap(), "vcpus");
+    }
+
+    #[test]
+    fn a_missing_image_is_told_from_a_missing_snapshot() {
+        let template = || "tpl-0000000000000000000000002".to_owned();
+        for (error, cause) in [
+            (CapsuleError::NoImage { template: template() }, Some(IMAGE_MISSING)),
+            (CapsuleError::NoSnapshot { template: template() }, None),
+        ] {
+            let status = status(&error);
+            assert_eq!(status.code(), Code::NotFound);
+            assert_eq!(status.metadata().get(FIELD).unwrap(), "template");
+            assert_eq!(status.metadata().get(CAUSE).map(|cause| cause.to_str().unwrap()), cause);
+            assert!(status.message().contains(&template()), "{}", status.message());
+        }
     }
 
     #[test]

@@ -34,6 +34,8 @@ pub const TOKEN: &str = "x-wrenn-token";
 pub const FIELD: &str = "x-wrenn-field";
 /// Status metadata key of the stable code (as in `Cause`) of what made a host end a stream.
 pub const CAUSE: &str = "x-wrenn-cause";
+/// The cause of a create that ended because the host has no image of the template. Another host may have one.
+pub const IMAGE_MISSING: &str = "IMAGE_MISSING";
 
 /// Port envd listens on inside every capsule.
 pub const ENVD_PORT: u16 = 49983;

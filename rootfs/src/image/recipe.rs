@@ -1,6 +1,10 @@
 //! What the built-in templates and the test host consist of.
 
-use crate::{digest::Inputs, image::ext4::Filesystem, layout::MINIMAL_TEMPLATE};
+use crate::{
+    digest::Inputs,
+    image::ext4::Filesystem,
+    layout::{CODE_INTERPRETER_TEMPLATE, MINIMAL_TEMPLATE, PYTHON_TEMPLATE},
+};
 
 /// What capsules can start from without anybody having built it.
 #[derive(Debug)]
@@ -47,6 +51,61 @@ const MINIMAL: Template = Template {
     },
 };
 
+/// `minimal` with Python as people expect it: `python` and `pip` work, in a virtual environment and without one.
+const PYTHON: Template = Template {
+    id: PYTHON_TEMPLATE,
+    recipe: Recipe {
+        name: "python",
+        version: "1",
+        suite: "bookworm",
+        packages: &[
+            "ca-certificates",
+            "chrony",
+            "curl",
+            "libnss-myhostname",
+            "procps",
+            "python-is-python3",
+            "python3-pip",
+            "python3-venv",
+            "sudo",
+        ],
+        excluded: NO_DOCUMENTATION_AND_PIP_FOR_ALL,
+        included: BUT_LICENCES,
+        epoch: EPOCH,
+        filesystem_uuid: "5d3c1b4e-2f1a-4a6b-9c80-77656e6e0007",
+        hash_seed: "5d3c1b4e-2f1a-4a6b-9c80-77656e6e0008",
+    },
+};
+
+/// `python` with Jupyter Server and the kernel in which it runs cells. Nothing starts it: `jupyter server` does.
+const CODE_INTERPRETER: Template = Template {
+    id: CODE_INTERPRETER_TEMPLATE,
+    recipe: Recipe {
+        name: "code-interpreter",
+        version: "1",
+        suite: "bookworm",
+        packages: &[
+            "ca-certificates",
+            "chrony",
+            "curl",
+            "jupyter-core",
+            "jupyter-server",
+            "libnss-myhostname",
+            "procps",
+            "python-is-python3",
+            "python3-ipykernel",
+            "python3-pip",
+            "python3-venv",
+            "sudo",
+        ],
+        excluded: NO_DOCUMENTATION_AND_PIP_FOR_ALL,
+        included: BUT_LICENCES,
+        epoch: EPOCH,
+        filesystem_uuid: "5d3c1b4e-2f1a-4a6b-9c80-77656e6e0009",
+        hash_seed: "5d3c1b4e-2f1a-4a6b-9c80-77656e6e000a",
+    },
+};
+
 /// What a host runs beside Wrenn, and what shows a person what went wrong there.
 pub const TEST_HOST: Recipe = Recipe {
     name: "test-host",
@@ -72,10 +131,18 @@ pub const TEST_HOST: Recipe = Recipe {
 
 const NO_DOCUMENTATION: &[&str] =
     &["/usr/share/doc/*", "/usr/share/info/*", "/usr/share/locale/*", "/usr/share/man/*"];
+/// Debian's pip refuses to install beside Debian's packages where this file is. A capsule is a machine for one purpose.
+const NO_DOCUMENTATION_AND_PIP_FOR_ALL: &[&str] = &[
+    "/usr/lib/python3*/EXTERNALLY-MANAGED",
+    "/usr/share/doc/*",
+    "/usr/share/info/*",
+    "/usr/share/locale/*",
+    "/usr/share/man/*",
+];
 const BUT_LICENCES: &[&str] = &["/usr/share/doc/*/copyright", "/usr/share/locale/locale.alias"];
 const EPOCH: u64 = 1_793_491_200; // 2026-11-01T00:00:00Z
 
-const ALL: [&Template; 1] = [&MINIMAL];
+const ALL: [&Template; 3] = [&MINIMAL, &PYTHON, &CODE_INTERPRETER];
 
 impl Template {
     /// By name; the error lists the names there are.
@@ -114,6 +181,23 @@ mod tests {
     #[test]
     fn an_unknown_name_is_answered_with_the_known_ones() {
         assert_eq!(Template::named("minimal").unwrap().recipe.name, "minimal");
-        assert_eq!(Template::named("maximal").unwrap_err(), "there is minimal");
+        assert_eq!(Template::named("maximal").unwrap_err(), "there is minimal, python, code-interpreter");
+    }
+
+    #[test]
+    fn every_template_has_what_the_one_before_has_and_is_a_file_system_of_its_own() {
+        for (less, more) in ALL.iter().zip(&ALL[1..]) {
+            for package in less.recipe.packages {
+                assert!(more.recipe.packages.contains(package), "{} has no {package}", more.recipe.name);
+            }
+            assert!(more.recipe.packages.is_sorted());
+        }
+        let recipes = || ALL.iter().map(|template| &template.recipe).chain([&TEST_HOST]);
+        for recipe in recipes() {
+            let like = |other: &&Recipe| {
+                other.filesystem_uuid == recipe.filesystem_uuid || other.hash_seed == recipe.hash_seed
+            };
+            assert_eq!(recipes().filter(like).count(), 1, "{}", recipe.name);
+        }
     }
 }

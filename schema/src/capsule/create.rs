@@ -6,7 +6,8 @@
 //!              ▼ no host can take it                   └────────┘ another one
 //!         row withdrawn
 //! ```
-//! A snapshot is on one host only: what is made from it is made there or not at all.
+//! A snapshot is on one host only: what is made from it is made there or not at all. An image is where it was made:
+//! hosts that have none are passed over.
 //!
 //! From the row on, everything happens in a task of its own: whoever asked may go away.
 
@@ -20,10 +21,10 @@ use sea_orm::{ColumnTrait, EntityTrait, QueryFilter};
 use wrenn_entities::{
     HostId,
     capsule::{self, CapsuleState, Model},
-    template::TemplateKind,
+    template::{self, TemplateKind},
     time::{self, now},
 };
-use wrenn_proto::agent::v1 as agent;
+use wrenn_proto::{IMAGE_MISSING, agent::v1 as agent};
 
 use super::{
     mutation::CreateCapsuleInput,
@@ -108,12 +109,30 @@ async fn drive(
                 tried.push(host);
                 refused = Some(error);
             }
+            Err(error) if error.cause() == Some(IMAGE_MISSING) => {
+                tracing::info!(capsule = %row.id, %host, template = %wanted.template.id, "the host has no image");
+                tried.push(host);
+                // That a host with the image was full says more.
+                refused.get_or_insert_with(|| no_image(&wanted.template));
+            }
             Err(error) => {
                 failed(services, actor, &row, host, &error).await;
                 return Err(error);
             }
         }
     }
+}
+
+/// What to tell when no host that could be asked has the template's image.
+fn no_image(template: &template::Model) -> Error {
+    let name = &template.name;
+    let missing = format!("no host that has room for this capsule has an image of the template `{name}`");
+    let message = if template.id.is_built_in() {
+        format!("{missing}: run `wrenn-rootfs build {name}` on a host to make it")
+    } else {
+        missing
+    };
+    Error::failed_precondition(message).with_field("template").with_cause(IMAGE_MISSING)
 }
 
 /// Chooses a host and puts the row there, in one transaction.

@@ -45,7 +45,7 @@ pub(crate) async fn check_name(
         .all(db)
         .await?;
     for row in same {
-        if row.id == TemplateId::MINIMAL || row.team_id != team_id {
+        if row.id.is_built_in() || row.team_id != team_id {
             return taken(format!("`{name}` is a template of the platform's; choose another name"));
         }
         if row.state == TemplateState::Making {
@@ -122,8 +122,8 @@ pub(crate) async fn withdraw(services: &Services, id: TemplateId) -> Result<(), 
 pub(super) async fn delete(services: &Services, team_id: TeamId, id: TemplateId) -> Result<(), Error> {
     let missing = || Error::not_found(format!("there is no template {id}")).with_field("id");
     let row = visible(team_id).filter(Column::Id.eq(id)).one(&services.db).await?.ok_or_else(missing)?;
-    if row.id == TemplateId::MINIMAL {
-        return Err(Error::failed_precondition("the built-in template cannot be deleted"));
+    if row.id.is_built_in() {
+        return Err(Error::failed_precondition("the built-in templates cannot be deleted"));
     }
     if row.team_id != team_id {
         return Err(Error::forbidden("a template of the platform's is not the team's to delete"));

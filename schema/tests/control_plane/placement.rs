@@ -7,13 +7,14 @@ use wrenn_entities::capsule::CapsuleState;
 use crate::{
     agent::arrived,
     on_both_databases,
-    world::{CREATE, World},
+    world::{CREATE, World, id_of},
 };
 
 on_both_databases!(
     the_emptier_host_takes_it,
     what_fits_nowhere_leaves_nothing,
     a_full_host_passes_it_on,
+    hosts_without_the_image_are_passed_over,
     hosts_are_not_promised_twice,
 );
 
@@ -56,6 +57,43 @@ async fn a_full_host_passes_it_on(world: &World) {
     second.refuse_next("create", Status::resource_exhausted("no slot is free"));
     let error = world.refused(CREATE, json!({"input": {}})).await;
     assert_eq!(error.code, "RESOURCE_EXHAUSTED", "what the last one that was tried said: {error:?}");
+    assert_eq!(world.rows().await.len(), 2);
+}
+
+async fn hosts_without_the_image_are_passed_over(world: &World) {
+    let missing = || {
+        let mut status = Status::not_found("this host has no image of it");
+        status.metadata_mut().insert(wrenn_proto::FIELD, "template".parse().expect("a value"));
+        status
+            .metadata_mut()
+            .insert(wrenn_proto::CAUSE, wrenn_proto::IMAGE_MISSING.parse().expect("a value"));
+        status
+    };
+    let first = world.host_with("first", 8192).await;
+    let second = world.host_with("second", 4096).await;
+    first.refuse_next("create", missing());
+    let made = world.ask(CREATE, json!({"input": {"template": "python"}})).await;
+    let id = id_of(&made["createCapsule"]["capsule"]);
+    assert_eq!(world.row(id).await.host_id, Some(second.host));
+    let asked = second.created().remove(0);
+    assert_eq!(asked.template_id, "tpl-0000000000000000000000001");
+    assert_eq!((asked.memory_mib, asked.disk_mib, asked.from_snapshot), (512, 2048, false));
+
+    // Nowhere: what to do is said, and nothing is left, so that the same request can be made again.
+    first.refuse_next("create", missing());
+    second.refuse_next("create", missing());
+    let input = json!({"input": {"template": "code-interpreter", "idempotencyKey": "again"}});
+    let error = world.refused(CREATE, input.clone()).await;
+    assert_eq!(error.brief(), ("FAILED_PRECONDITION", Some("template")));
+    assert!(error.message.contains("`wrenn-rootfs build code-interpreter`"), "{error:?}");
+    assert_eq!(world.rows().await.len(), 1);
+    world.ask(CREATE, input).await;
+
+    // The one that has it was full.
+    first.refuse_next("create", Status::resource_exhausted("no slot is free"));
+    second.refuse_next("create", missing());
+    let error = world.refused(CREATE, json!({"input": {"template": "python"}})).await;
+    assert_eq!((error.code.as_str(), error.message.as_str()), ("RESOURCE_EXHAUSTED", "no slot is free"));
     assert_eq!(world.rows().await.len(), 2);
 }
 

@@ -94,7 +94,10 @@ async fn a_capsule_becomes_a_template(world: &World) {
     assert_eq!(found["template"]["id"], shown["id"]);
     assert_eq!(
         found["templates"]["nodes"],
-        json!([{"name": "minimal"}, {"name": "web-1"}, {"name": "web-2"}])
+        json!([
+            {"name": "minimal"}, {"name": "python"}, {"name": "code-interpreter"}, {"name": "web-1"},
+            {"name": "web-2"},
+        ])
     );
 
     let (_, other) = world.other_team().await;
@@ -112,6 +115,7 @@ async fn names_are_taken_once(world: &World) {
     for (name, code) in [
         ("taken", "CONFLICT"),
         ("minimal", "CONFLICT"),
+        ("code-interpreter", "CONFLICT"),
         ("../etc", "INVALID_INPUT"),
         ("Upper", "INVALID_INPUT"),
         ("tpl-0000000000000000000000000", "INVALID_INPUT"),
@@ -135,7 +139,7 @@ async fn names_are_taken_once(world: &World) {
     let second = async {
         arrived(&agent, "snapshot", 2).await;
         let found = world.ask("{ templates { nodes { name } } }", json!({})).await;
-        assert_eq!(found["templates"]["nodes"].as_array().expect("nodes").len(), 2, "not before it is whole");
+        assert_eq!(found["templates"]["nodes"].as_array().expect("nodes").len(), 4, "not before it is whole");
         let variables = json!({"id": other.to_string(), "name": "new", "overwrite": true});
         let name = world.refused(SNAPSHOT, variables).await;
         let capsule = world.refused(SNAPSHOT, json!({"id": id.to_string(), "name": "newer"})).await;
@@ -348,10 +352,12 @@ async fn what_is_deleted_goes_when_its_host_is_there(world: &World) {
     let variables = json!({"id": template_id.to_string()});
     let error = refused(world.execute(Some(&other), DELETE, variables.clone()).await);
     assert_eq!(error.code, "NOT_FOUND");
-    let minimal = json!({"id": TemplateId::MINIMAL.to_string()});
-    assert_eq!(world.refused(DELETE, minimal.clone()).await.code, "FAILED_PRECONDITION");
-    let error = refused(world.execute(Some(&world.admin), DELETE, minimal).await);
-    assert_eq!(error.code, "FAILED_PRECONDITION");
+    for built_in in ["tpl-0000000000000000000000000", "tpl-0000000000000000000000001"] {
+        let variables = json!({"id": built_in});
+        assert_eq!(world.refused(DELETE, variables.clone()).await.code, "FAILED_PRECONDITION");
+        let error = refused(world.execute(Some(&world.admin), DELETE, variables).await);
+        assert_eq!(error.code, "FAILED_PRECONDITION");
+    }
 
     set_online(world, agent.host, HostStatus::Unreachable).await;
     let supervisor = Supervisor::start(&world.services);

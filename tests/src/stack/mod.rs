@@ -123,7 +123,7 @@ impl Stack {
             let slots = first..=first + SLOTS_PER_HOST - 1;
             let (id, token) = self.register_host(&format!("host-{index}")).await?;
             let dir = host_directory(&self.root, index);
-            assets::link_into(&assets, &dir)?;
+            assets::link_into(&assets, &dir, &options.images)?;
             self.hosts.push(Host::new(id, dir, slots, ports, base, options)?);
             let host = self.hosts.last().context("just pushed")?;
             host.start(Some(&token)).await?;

@@ -3,6 +3,7 @@
 use std::path::PathBuf;
 use std::sync::Arc;
 
+use crate::assets;
 use crate::postgres::Cluster;
 use crate::redis::RedisServer;
 
@@ -39,6 +40,8 @@ pub struct StackOptions<'a> {
     pub on_stop: OnStop,
     /// Where kernels and images are; what `WRENN_TEST_ASSETS` names if none.
     pub assets: Option<PathBuf>,
+    /// Names of the images that the hosts have, of those that were made.
+    pub images: Vec<&'static str>,
     /// Further settings of the agents.
     pub settings: Vec<(&'static str, String)>,
     /// Whether the agents' failpoints can be ordered.
@@ -54,6 +57,7 @@ impl Default for StackOptions<'_> {
             hosts: 1,
             on_stop: OnStop::Keep,
             assets: None,
+            images: vec![assets::MINIMAL],
             settings: Vec::new(),
             failpoints: false,
         }

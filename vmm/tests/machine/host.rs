@@ -24,6 +24,8 @@ use wrenn_vmm::{
 
 /// Where the guest daemon, or what stands in for it, answers.
 const GUEST_PORT: u16 = 49983;
+/// Team and template of the built-in image that machines start from.
+const MINIMAL: (&str, &str) = ("team-0000000000000000000000000", "tpl-0000000000000000000000000");
 pub const CONFIG: MachineConfig = MachineConfig { vcpus: 1, memory_mib: 256 };
 const DISK_MIB: u32 = 512;
 /// For anything that a guest under emulation does on a busy machine.
@@ -124,7 +126,8 @@ impl Host {
         let prepared = prepared();
         end_strays(&slots.parse().unwrap());
         let kernel = prepared.current_kernel().expect("WRENN_DIR must hold a guest kernel");
-        let image = find_image(&prepared.images()).expect("WRENN_DIR must hold a rootfs.ext4");
+        let image = prepared.image(&MINIMAL.0.parse().unwrap(), &MINIMAL.1.parse().unwrap());
+        assert!(image.is_file(), "WRENN_DIR must hold {}", image.display());
         let directory = tempfile::Builder::new().prefix("wrenn-vmm-").tempdir_in("/var/tmp").unwrap();
         let paths = HostPaths::new(directory.path()).unwrap();
         let options = DiskOptions { choice, data_size_bytes: Some(8 << 30) };
@@ -246,15 +249,6 @@ impl Host {
         self.store.remove(view).await.unwrap();
         home.remove().unwrap();
     }
-}
-
-fn find_image(images: &std::path::Path) -> Option<PathBuf> {
-    let below =
-        |directory: PathBuf| std::fs::read_dir(directory).into_iter().flatten().filter_map(Result::ok);
-    below(images.to_owned())
-        .flat_map(|team| below(team.path()))
-        .map(|template| template.path().join("rootfs.ext4"))
-        .find(|image| image.is_file())
 }
 
 /// Namespaces, links and VMMs of these slots.

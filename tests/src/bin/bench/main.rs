@@ -224,7 +224,7 @@ async fn beside_bare_vmm(
     let bench = Workbench::prepare(Ingredients {
         kernel,
         initrd,
-        image: assets::image(&arguments.dir)?,
+        image: assets::image(&arguments.dir, assets::MINIMAL)?.disk(&arguments.dir),
         tsc_khz,
         directory,
     })?;

@@ -8,6 +8,7 @@ use std::time::Duration;
 
 use anyhow::{Context as _, Result, bail, ensure};
 use tempfile::TempDir;
+use wrenn_tests::assets;
 
 use crate::HostArguments;
 use crate::job::{Job, quoted};
@@ -129,10 +130,11 @@ impl Workshop {
             let script = job.script(&format!("{WORK}/tests/{binary}"));
             fs::write(tree.join("jobs").join(job_file(number)), format!("{environment}{script}"))?;
         }
-        for folder in ["kernels", "images"] {
-            let to = tree.join("assets");
-            // With their times: the kernel made last is the one that is used.
-            run(Command::new("cp").args(["-a", "--reflink=auto"]).arg(self.assets.join(folder)).arg(to))?;
+        // With their times: the kernel made last is the one that is used.
+        for path in [PathBuf::from("kernels"), assets::image(&self.assets, assets::MINIMAL)?.directory] {
+            let to = tree.join("assets").join(&path);
+            fs::create_dir_all(to.parent().context("is below the assets")?)?;
+            run(Command::new("cp").args(["-a", "--reflink=auto"]).arg(self.assets.join(&path)).arg(to))?;
         }
         let disk = self.directory().join("work");
         make_ext4(&tree, &disk)?;
