@@ -85,10 +85,8 @@ impl Guest {
                 }
             }
         });
-        let channel = endpoint(STREAM_WINDOW)
-            .connect_with_connector(connector)
-            .await
-            .map_err(GuestError::Connect)?;
+        let channel =
+            endpoint(STREAM_WINDOW).connect_with_connector(connector).await.map_err(GuestError::Connect)?;
         let again = service_fn(move |_: Uri| reach_again(address));
         let content = endpoint(CONTENT_WINDOW).connect_with_connector_lazy(again);
         Ok(Self { address: guest, channel, content, token: token.and_then(Token::metadata) })
