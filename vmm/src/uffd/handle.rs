@@ -248,6 +248,8 @@ fn nonsense() -> PageServerFailure {
 
 #[cfg(test)]
 mod tests {
+    use std::sync::atomic::{AtomicU32, Ordering::Relaxed};
+
     use tokio::net::UnixListener;
 
     use super::*;
@@ -275,6 +277,34 @@ mod tests {
         async fn end(self) {
             self.handle.process.kill().await.unwrap();
         }
+    }
+
+    async fn answer(stream: UnixStream) {
+        let mut stream = BufReader::new(stream);
+        // What is closed before it was read loses the answer, too.
+        stream.read_line(&mut String::new()).await.unwrap();
+        let answer = control::line(&Answer::Stats(Stats::default())).unwrap();
+        stream.write_all(answer.as_bytes()).await.unwrap();
+    }
+
+    #[tokio::test]
+    async fn a_question_that_came_to_nothing_is_asked_again() {
+        let stage = Stage::new();
+        let answered = AtomicU32::new(0);
+        let server = async {
+            while answered.load(Relaxed) < 5 {
+                drop(stage.socket.accept().await.unwrap());
+                let (stream, _) = stage.socket.accept().await.unwrap();
+                answer(stream).await;
+                answered.fetch_add(1, Relaxed);
+            }
+        };
+        tokio::select! {
+            biased;
+            () = server => {}
+            trouble = stage.handle.trouble(PATIENCE) => panic!("{trouble:?}"),
+        }
+        stage.end().await;
     }
 
     #[tokio::test]
