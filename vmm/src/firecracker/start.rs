@@ -78,6 +78,15 @@ impl<'a> Way<'a> {
     }
 }
 
+/// Memory that a page server is to bring.
+#[derive(Clone, Copy)]
+struct Served<'a> {
+    command: &'a PageServerCommand,
+    snapshot: &'a Snapshot,
+    /// For how long the server may give no answer.
+    silence: Duration,
+}
+
 impl Starter<'_> {
     /// From nothing.
     pub async fn boot(self, kernel: &KernelImage) -> Result<FirecrackerMachine, DriverError> {
@@ -105,7 +114,9 @@ impl Starter<'_> {
             let may_fail = matches!(way, Way::Served(_)) && attempt < ATTEMPTS;
             // Time enough must be left for what is tried next.
             let patience = if may_fail { left / 2 } else { left };
-            let restored = self.restore_once(snapshot, way, patience).await;
+            // What takes a server too long may only be a busy machine: the next one gets more time.
+            let silence = pages::RESTORING * 2_u32.pow(attempt - 1);
+            let restored = self.restore_once(snapshot, way, patience, silence).await;
             match restored {
                 Err(error) if may_fail && is_of_pages(&error) => {
                     let error: &dyn std::error::Error = &error;
@@ -123,6 +134,7 @@ impl Starter<'_> {
         snapshot: &Snapshot,
         way: Way<'_>,
         patience: Duration,
+        silence: Duration,
     ) -> Result<FirecrackerMachine, DriverError> {
         // Of the attempt before.
         self.clear().await?;
@@ -147,7 +159,10 @@ impl Starter<'_> {
         };
         match way {
             Way::Mapped => self.attempt(&origin, None, patience, begin).await,
-            Way::Served(command) => self.attempt(&origin, Some((command, snapshot)), patience, begin).await,
+            Way::Served(command) => {
+                let served = Served { command, snapshot, silence };
+                self.attempt(&origin, Some(served), patience, begin).await
+            }
         }
     }
 
@@ -179,7 +194,7 @@ impl Starter<'_> {
     async fn attempt(
         &self,
         origin: &Origin,
-        served: Option<(&PageServerCommand, &Snapshot)>,
+        served: Option<Served<'_>>,
         patience: Duration,
         begin: impl AsyncFnOnce(&Firecracker) -> Result<(), ApiError>,
     ) -> Result<FirecrackerMachine, DriverError> {
@@ -187,9 +202,10 @@ impl Starter<'_> {
         let output = Place::output()?;
         let pages = match served {
             None => None,
-            Some((command, snapshot)) => {
+            Some(Served { command, snapshot, silence }) => {
                 let log = output.log.try_clone().doing(|| "giving a log")?;
-                Some(pages::spawn(command, &self.place, snapshot, log.into()).await?)
+                let (handle, guard) = pages::spawn(command, &self.place, snapshot, log.into()).await?;
+                Some((handle, guard, silence))
             }
         };
         let (place, launcher, origin) = (self.place.clone(), self.launcher.clone(), origin.clone());
@@ -208,27 +224,27 @@ impl Starter<'_> {
         let supervised = supervise(&process, &output.log, DURING, patience, ready);
         let outcome = match &pages {
             None => supervised.await,
-            Some((handle, _)) => {
+            Some((handle, _, silence)) => {
                 pages::confine(handle, &self.launcher.cgroups, &self.place).await?;
-                or_trouble(handle, supervised).await
+                or_trouble(handle, *silence, supervised).await
             }
         };
         let api = match outcome {
             Ok(api) => api,
             Err(error) => {
                 process.kill().await?;
-                if let Some((handle, _)) = pages {
+                if let Some((handle, ..)) = pages {
                     handle.end().await?;
                 }
                 return Err(error);
             }
         };
         launched.keep();
-        let pages = pages.map(|(handle, guard)| {
+        let pages = pages.map(|(handle, guard, _)| {
             guard.keep();
             PageServer::watch(handle, process.clone())
         });
-        self.machine(process, api, output, pages, served.map(|(_, snapshot)| snapshot))
+        self.machine(process, api, output, pages, served.map(|served| served.snapshot))
     }
 
     fn machine(
@@ -283,15 +299,16 @@ impl Starter<'_> {
     }
 }
 
-/// What a page server that fails leaves waiting is given up.
+/// What a page server that fails, or is silent for so long, leaves waiting is given up.
 async fn or_trouble<T>(
     handle: &PageServerHandle,
+    silence: Duration,
     work: impl Future<Output = Result<T, DriverError>>,
 ) -> Result<T, DriverError> {
     tokio::select! {
         biased;
         done = work => done,
-        trouble = handle.trouble(pages::RESTORING) => Err(DriverError::PagesLost(pages::describe(trouble))),
+        trouble = handle.trouble(silence) => Err(DriverError::PagesLost(pages::describe(trouble))),
     }
 }
 

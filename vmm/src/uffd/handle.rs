@@ -15,7 +15,7 @@ use serde::{Deserialize, Serialize};
 use tokio::{
     io::{AsyncBufReadExt as _, AsyncReadExt as _, AsyncWriteExt as _, BufReader},
     net::{UnixStream, unix::pipe},
-    time::{sleep, timeout},
+    time::{Instant, sleep, timeout},
 };
 
 use super::{
@@ -174,26 +174,31 @@ impl PageServerHandle {
         self.process.exited().await
     }
 
-    /// Answers when something is wrong: the process ended, gave no answer within `patience`, or one of
+    /// Answers when something is wrong: the process ended, gave no answer for as long as `patience`, or one of
     /// its threads has been at one thing for longer than that. Asks four times in that time; while a restore is
     /// under way a few seconds are right, afterwards more.
     pub async fn trouble(&self, patience: Duration) -> Trouble {
         let watch = async {
+            let mut failing_since = None;
             loop {
                 match self.stats(patience).await {
                     Ok(stats) if u128::from(stats.busy_ms) > patience.as_millis() => {
                         return format!("a thread has been at one thing for {} ms", stats.busy_ms);
                     }
-                    Ok(_) => sleep(patience / 4).await,
+                    Ok(_) => failing_since = None,
                     Err(PageServerFailure::Silent(error)) if error.kind() == io::ErrorKind::TimedOut => {
                         return format!("it has given no answer for {} ms", patience.as_millis());
                     }
+                    // On a busy machine the server takes a caller that is late with its question for one that has none.
+                    // Also its socket is closed a moment before its end can be seen.
                     Err(error) => {
-                        // Its socket is closed a moment before its end can be seen.
-                        sleep(patience).await;
-                        return error.to_string();
+                        let since = failing_since.get_or_insert_with(Instant::now);
+                        if since.elapsed() >= patience {
+                            return failed(&error);
+                        }
                     }
                 }
+                sleep(patience / 4).await;
             }
         };
         tokio::select! {
@@ -230,6 +235,96 @@ impl PageServerHandle {
     }
 }
 
+fn failed(error: &PageServerFailure) -> String {
+    match error {
+        PageServerFailure::Silent(cause) => format!("{error}: {cause}"),
+        error => error.to_string(),
+    }
+}
+
 fn nonsense() -> PageServerFailure {
     PageServerFailure::Silent(io::Error::other("it answered another question"))
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::atomic::{AtomicU32, Ordering::Relaxed};
+
+    use tokio::net::UnixListener;
+
+    use super::*;
+
+    const PATIENCE: Duration = Duration::from_millis(400);
+
+    /// A process that is not asked anything, and a socket at which somebody else answers for it.
+    struct Stage {
+        handle: PageServerHandle,
+        socket: UnixListener,
+        _directory: tempfile::TempDir,
+    }
+
+    impl Stage {
+        fn new() -> Self {
+            let directory = tempfile::tempdir().unwrap();
+            let control = directory.path().join("control");
+            let pid = Command::new("sleep").arg("600").spawn().unwrap().id();
+            let process = VmmProcess::of_child(pid.cast_signed()).unwrap();
+            let socket = UnixListener::bind(&control).unwrap();
+            let handle = PageServerHandle { process, socket: directory.path().join("pages"), control };
+            Self { handle, socket, _directory: directory }
+        }
+
+        async fn end(self) {
+            self.handle.process.kill().await.unwrap();
+        }
+    }
+
+    async fn answer(stream: UnixStream) {
+        let mut stream = BufReader::new(stream);
+        // What is closed before it was read loses the answer, too.
+        stream.read_line(&mut String::new()).await.unwrap();
+        let answer = control::line(&Answer::Stats(Stats::default())).unwrap();
+        stream.write_all(answer.as_bytes()).await.unwrap();
+    }
+
+    #[tokio::test]
+    async fn a_question_that_came_to_nothing_is_asked_again() {
+        let stage = Stage::new();
+        let answered = AtomicU32::new(0);
+        let server = async {
+            while answered.load(Relaxed) < 5 {
+                drop(stage.socket.accept().await.unwrap());
+                let (stream, _) = stage.socket.accept().await.unwrap();
+                answer(stream).await;
+                answered.fetch_add(1, Relaxed);
+            }
+        };
+        tokio::select! {
+            biased;
+            () = server => {}
+            trouble = stage.handle.trouble(PATIENCE) => panic!("{trouble:?}"),
+        }
+        stage.end().await;
+    }
+
+    #[tokio::test]
+    async fn one_that_never_answers_is_in_trouble() {
+        let stage = Stage::new();
+        let deaf = async {
+            loop {
+                drop(stage.socket.accept().await.unwrap());
+            }
+        };
+        let trouble = tokio::select! {
+            trouble = stage.handle.trouble(PATIENCE) => trouble,
+            () = deaf => unreachable!(),
+        };
+        assert!(matches!(&trouble, Trouble::Hangs(why) if why.contains("gives no answer: ")), "{trouble:?}");
+        let silent = stage.handle.trouble(PATIENCE).await;
+        assert!(matches!(&silent, Trouble::Hangs(why) if why.contains("400 ms")), "{silent:?}");
+        stage.handle.process.kill().await.unwrap();
+        let ended = stage.handle.trouble(PATIENCE).await;
+        assert!(matches!(ended, Trouble::Exited(ProcessExit::Signal(9))), "{ended:?}");
+        stage.end().await;
+    }
 }

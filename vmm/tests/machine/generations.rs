@@ -10,8 +10,8 @@ use std::{
 
 use wrenn_vmm::{
     disk::{DiskStoreChoice, DiskStoreKind},
-    driver::MemorySharing,
-    memory::{Generations, MERGE_AT},
+    driver::{MemorySharing, VmmChoice},
+    memory::{BLOCK, Generations, MERGE_AT},
     snapshot::{MemoryLayout, Snapshot},
 };
 
@@ -20,6 +20,9 @@ use crate::{
     host::{CONFIG, Host, PATIENCE, Running},
     memory::{holds, live, marker, tell},
 };
+
+/// Firecracker takes a buffer that waits for a packet for written to, whether one comes or not; so many may wait.
+const RECEIVE_BUFFERS: u64 = 256;
 
 /// Enough to come to a merge, and past it.
 const ROUNDS: usize = MERGE_AT + 3;
@@ -54,8 +57,9 @@ pub async fn pauses_without_cloning_write_what_changed_and_nothing_else(stage: A
             report.memory_took,
             files(&at).count()
         );
-        assert!(written * 10 <= changed * 11, "round {round}: {written} bytes written for {changed} changed");
-        assert!(new * 10 <= changed * 11, "round {round}: {new} bytes for {changed} changed");
+        let most = changed * 11 / 10 + taken_for_changed(host.vmm.choice);
+        assert!(written <= most, "round {round}: {written} bytes written for {changed} changed");
+        assert!(new <= most, "round {round}: {new} bytes for {changed} changed");
         assert!(files(&at).count() <= MERGE_AT + 1, "round {round}");
         host.end(running).await;
 
@@ -73,6 +77,11 @@ pub async fn pauses_without_cloning_write_what_changed_and_nothing_else(stage: A
     forks(&host, &template, &told).await;
     golden.remove().await.unwrap();
     host.stop().await;
+}
+
+/// What a VMM writes down that was not written to, in bytes.
+fn taken_for_changed(vmm: VmmChoice) -> u64 {
+    if vmm == VmmChoice::Firecracker { RECEIVE_BUFFERS * BLOCK } else { 0 }
 }
 
 /// Several machines from one snapshot in generations, which go on when it is removed.

@@ -1,6 +1,7 @@
 //! A host directory of its own for one test, with everything a machine needs, and its removal.
 
 use std::{
+    io::ErrorKind,
     net::{SocketAddr, TcpStream},
     os::unix::fs::MetadataExt as _,
     path::PathBuf,
@@ -30,6 +31,9 @@ pub const CONFIG: MachineConfig = MachineConfig { vcpus: 1, memory_mib: 256 };
 const DISK_MIB: u32 = 512;
 /// For anything that a guest under emulation does on a busy machine.
 pub const PATIENCE: Duration = Duration::from_secs(180);
+
+/// Within which TCP itself has tried again several times.
+const LONGEST_ATTEMPT: Duration = Duration::from_secs(20);
 
 /// A host with a golden disk.
 pub struct Host {
@@ -292,11 +296,19 @@ impl Running {
     /// Until the guest accepts a connection.
     pub fn wait_for_guest(&self) -> TcpStream {
         let begun = Instant::now();
+        // The first packets may go nowhere; a new attempt is sooner than TCP's own.
+        let mut attempt = Duration::from_millis(200);
         loop {
-            // The first packets may go nowhere; a new attempt is sooner than TCP's own.
-            match TcpStream::connect_timeout(&self.address(), Duration::from_millis(200)) {
+            match TcpStream::connect_timeout(&self.address(), attempt) {
                 Ok(stream) => return stream,
-                Err(error) if begun.elapsed() > PATIENCE => panic!("the guest does not answer: {error}"),
+                Err(error) if begun.elapsed() > PATIENCE => {
+                    let (exit, said) = (self.machine.process().has_exited(), self.machine.last_words());
+                    panic!("the guest does not answer: {error}; its VMM's end: {exit:?}; it said: {said}")
+                }
+                // A guest that always answers an attempt which was just given up would never be heard.
+                Err(error) if error.kind() == ErrorKind::TimedOut => {
+                    attempt = LONGEST_ATTEMPT.min(attempt * 2)
+                }
                 Err(_) => std::thread::sleep(Duration::from_millis(1)),
             }
         }

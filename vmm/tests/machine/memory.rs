@@ -38,10 +38,13 @@ pub fn live(running: &Running) -> Vec<u8> {
         .expect("the VMM maps the guest's memory in one piece");
     let mut content = vec![0; size as usize];
     let memory = File::open(format!("/proc/{pid}/mem")).unwrap();
+    let mut base = None;
     for (index, part) in content.chunks_mut(PART).enumerate() {
         let offset = (index * PART) as u64;
         if memory.read_exact_at(part, start + offset).is_err() {
-            read_pages(running, &memory, start, offset, part);
+            let base = base.get_or_insert_with(|| base_of(running));
+            base.read(offset / BLOCK, part.len() as u64 / BLOCK, part).unwrap();
+            read_touched(&memory, start + offset, part);
         }
     }
     content
@@ -49,21 +52,32 @@ pub fn live(running: &Running) -> Vec<u8> {
 
 const PART: usize = 1 << 20;
 
-/// The same, page by page, where some were never touched: the kernel shows those of a served memory to nobody, and they
-/// are what the machine was restored from.
-fn read_pages(running: &Running, memory: &File, start: u64, offset: u64, part: &mut [u8]) {
+/// What a machine was restored from.
+fn base_of(running: &Running) -> Generations {
     let home = &running.home;
     let base = if home.generations().exists() {
         Generations::open(&home.generations())
     } else {
         Generations::of_flat(&home.memory(), None)
     };
-    let base = base.unwrap();
-    for (index, page) in part.chunks_mut(BLOCK as usize).enumerate() {
-        let at = offset + index as u64 * BLOCK;
-        if let Err(error) = memory.read_exact_at(page, start + at) {
-            assert_eq!(error.raw_os_error(), Some(libc::EIO), "{error}");
-            base.read(at / BLOCK, 1, page).unwrap();
+    base.unwrap()
+}
+
+/// Leaves in `part` what is there of pages that were never touched: the kernel shows those of a served memory to nobody,
+/// and they are what the machine was restored from.
+fn read_touched(memory: &File, from: u64, part: &mut [u8]) {
+    let mut at = 0;
+    while at < part.len() {
+        // Up to the first of these pages.
+        match memory.read_at(&mut part[at..], from + at as u64) {
+            Ok(read) => {
+                assert_ne!(read, 0, "the VMM has ended");
+                at += read;
+            }
+            Err(error) => {
+                assert_eq!(error.raw_os_error(), Some(libc::EIO), "{error}");
+                at += BLOCK as usize;
+            }
         }
     }
 }
