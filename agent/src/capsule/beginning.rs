@@ -42,6 +42,8 @@ impl Driver {
                     error => Cause::new("CREATE_FAILED", crate::report(error)),
                 };
                 self.record.enter(State::Stopped, Some(cause));
+                // Forgotten first: who tries again as soon as this is known tries anew.
+                self.shared.bury(self.spec.id, self.view(), true);
                 self.publish(None, Some(error));
                 Body::Gone
             }

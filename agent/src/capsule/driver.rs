@@ -290,7 +290,10 @@ impl Driver {
 
     /// Leaves a stone behind and answers those who came too late.
     async fn bury(mut self) {
-        self.shared.bury(self.spec.id, self.view(), self.published.borrow().failure.is_some());
+        // What failed to start is forgotten already, and may have a successor by now.
+        if self.published.borrow().failure.is_none() {
+            self.shared.bury(self.spec.id, self.view(), false);
+        }
         self.queue.close();
         while let Some(request) = self.queue.recv().await {
             let id = self.spec.id;

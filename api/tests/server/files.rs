@@ -210,9 +210,11 @@ async fn what_breaks_off_is_not_taken_for_whole() {
         files.put(BROKEN, vec![0; 1024 * 1024]);
         files.put("/f", "old");
     });
-    let response = hosted.get(BROKEN).send().await.unwrap();
-    assert_eq!(response.status(), 200);
-    assert!(response.bytes().await.is_err(), "the connection ends before the content does");
+    // The connection ends before the content does, and maybe before its beginning was sent.
+    if let Ok(response) = hosted.get(BROKEN).send().await {
+        assert_eq!(response.status(), 200);
+        assert!(response.bytes().await.is_err(), "the content is not whole");
+    }
 
     // A client that goes away in the middle of writing changes nothing.
     let body = stream::iter([Ok::<_, std::io::Error>("new")]).chain(stream::pending());
