@@ -4,7 +4,7 @@ use std::io;
 use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use futures_util::future::BoxFuture;
 use metrics_exporter_prometheus::PrometheusHandle;
@@ -193,11 +193,15 @@ impl Agent {
             }
         }
         drop(capsules);
-        // Nobody else holds it once the drivers and the servers have ended.
-        if let Some(engine) = Arc::into_inner(engine)
-            && let Err(error) = engine.slots.shutdown().await
-        {
-            tracing::error!(error = %crate::report(&error), "not every spare network slot could be removed");
+        match alone(engine).await {
+            Some(engine) => {
+                if let Err(error) = engine.slots.shutdown().await {
+                    tracing::error!(error = %crate::report(&error), "not every spare network slot could be removed");
+                }
+            }
+            None => {
+                tracing::error!("a call does not end: network slots and the host's packet filter rules stay")
+            }
         }
         cgroups.close().await;
         if on_stop == OnStop::Pause
@@ -208,6 +212,20 @@ impl Agent {
         }
         drop(lock);
         tracing::info!(running, "stopped; capsules that ran go on");
+    }
+}
+
+/// What nobody else holds any more. Drivers and servers have ended by now; what a connection was last asked for may
+/// take a moment longer.
+async fn alone(mut engine: Arc<Engine>) -> Option<Engine> {
+    let deadline = Instant::now() + FAREWELL;
+    loop {
+        engine = match Arc::try_unwrap(engine) {
+            Ok(engine) => return Some(engine),
+            Err(_) if Instant::now() > deadline => return None,
+            Err(shared) => shared,
+        };
+        tokio::time::sleep(Duration::from_millis(10)).await;
     }
 }
 

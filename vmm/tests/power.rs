@@ -12,6 +12,8 @@ use std::{
     path::{Path, PathBuf},
     process::Command,
     sync::atomic::AtomicBool,
+    thread,
+    time::{Duration, Instant},
 };
 
 use libtest_mimic::{Arguments, Trial};
@@ -25,6 +27,8 @@ use wrenn_vmm::{
 const DIRECTORY: &str = "WRENN_TEST_POWER_DIRECTORY";
 const JOB: &str = "WRENN_TEST_POWER_JOB";
 const MEMORY: MachineConfig = MachineConfig { vcpus: 1, memory_mib: 4 };
+/// How long a file system may be in somebody else's use.
+const BUSY: Duration = Duration::from_secs(10);
 /// Every tenth block is written in each generation.
 const WRITTEN: usize = 10;
 
@@ -300,12 +304,28 @@ impl Mounted {
         let result = unsafe { libc::ioctl(file.as_raw_fd(), SHUT_DOWN, &raw const how) };
         assert_eq!(result, 0, "{}", io::Error::last_os_error());
         drop(file);
-        run(Command::new("umount").arg(self.directory()));
+        self.unmount();
         self.mount();
     }
 
+    /// A process that another test is just starting has this one's files open until it has become its program.
+    fn unmount(&self) {
+        let deadline = Instant::now() + BUSY;
+        let mut command = Command::new("umount");
+        command.arg(self.directory());
+        while Instant::now() < deadline && !command.output().unwrap().status.success() {
+            thread::sleep(Duration::from_millis(10));
+        }
+        assert!(!self.is_mounted(), "{} is busy", self.directory().display());
+    }
+
+    fn is_mounted(&self) -> bool {
+        let mounts = fs::read_to_string("/proc/self/mounts").unwrap();
+        mounts.contains(&format!(" {} ", self.directory().display()))
+    }
+
     fn remove(self) {
-        run(Command::new("umount").arg(self.directory()));
+        self.unmount();
         let directory = self.directory.path().to_owned();
         // Not unmounted a second time.
         std::mem::forget(self);
