@@ -136,7 +136,7 @@ impl PageServer {
             match env::set_current_dir(directory) {
                 Ok(()) => *record = Path::new(".").join(name),
                 Err(error) => {
-                    tracing::warn!(%error, directory = %directory.display(), "entering a directory")
+                    tracing::warn!(%error, directory = %directory.display(), "entering a directory");
                 }
             }
         }
