@@ -200,7 +200,7 @@ impl Agent {
                 }
             }
             None => {
-                tracing::error!("a call does not end: network slots and the host's packet filter rules stay")
+                tracing::error!("a call does not end: network slots and the host's packet filter rules stay");
             }
         }
         cgroups.close().await;
