@@ -307,7 +307,7 @@ impl Running {
                 }
                 // A guest that always answers an attempt which was just given up would never be heard.
                 Err(error) if error.kind() == ErrorKind::TimedOut => {
-                    attempt = LONGEST_ATTEMPT.min(attempt * 2)
+                    attempt = LONGEST_ATTEMPT.min(attempt * 2);
                 }
                 Err(_) => std::thread::sleep(Duration::from_millis(1)),
             }
