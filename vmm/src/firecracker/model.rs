@@ -63,13 +63,10 @@ pub async fn configure(api: &Firecracker, config: MachineConfig) -> Result<(), A
 }
 
 /// Devices are found through ACPI. The rest are devices this machine does not have and tests nobody reads. What the
-/// guest's kernel protects in it belongs to one capsule: what separates capsules is the machine. What a restore has to
-/// fetch is waited for by the vCPU: with KVM's asynchronous page faults the guest would be told of it by an interrupt,
-/// and after a restore that one may be of a vector that is not set up yet.
+/// guest's kernel protects in it belongs to one capsule: what separates capsules is the machine.
 const KERNEL_COMMAND_LINE: &str = "console=ttyS0 quiet reboot=k panic=-1 8250.nr_uarts=1 i8042.noaux \
                                    i8042.nomux i8042.dumbkbd mitigations=off random.trust_cpu=on \
-                                   cryptomgr.notests raid=noautodetect init_on_alloc=0 audit=0 lsm= nowatchdog \
-                                   no-kvmapf";
+                                   cryptomgr.notests raid=noautodetect init_on_alloc=0 audit=0 lsm= nowatchdog";
 
 fn disk() -> Drive {
     Drive {
