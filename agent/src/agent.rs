@@ -200,7 +200,9 @@ impl Agent {
                 }
             }
             None => {
-                tracing::error!("a call does not end: network slots and the host's packet filter rules stay");
+                tracing::error!(
+                    "something has not ended: network slots and the host's packet filter rules stay"
+                );
             }
         }
         cgroups.close().await;

@@ -31,8 +31,6 @@ use crate::control::Credentials;
 pub const CONTROL_PLANE_NAME: &str = "control-plane.wrenn.internal";
 
 const HANDSHAKE_TIMEOUT: Duration = Duration::from_secs(10);
-/// Bytes of a connection that are read before they are decrypted.
-const READ_AHEAD: usize = 64 << 10;
 /// Handshakes finished and not yet taken by the server.
 const ACCEPT_QUEUE: usize = 64;
 
@@ -190,8 +188,7 @@ pub fn accept(listener: TcpListener, tls: Arc<ServerTls>, stop: CancellationToke
 async fn handshake(acceptor: TlsAcceptor, socket: TcpStream) -> io::Result<TlsConnection> {
     socket.set_nodelay(true)?;
     let (local, remote) = (socket.local_addr().ok(), socket.peer_addr().ok());
-    // TLS alone would ask the kernel for 4 KiB at a time.
-    let socket = BufReader::with_capacity(READ_AHEAD, socket);
+    let socket = BufReader::with_capacity(wrenn_proto::READ_AHEAD, socket);
     Ok(TlsConnection { stream: acceptor.accept(socket).await?, local, remote })
 }
 

@@ -215,6 +215,7 @@ async fn what_breaks_off_is_not_taken_for_whole() {
         assert_eq!(response.status(), 200);
         assert!(response.bytes().await.is_err(), "the content is not whole");
     }
+    assert_ne!(hosted.agent.calls("read_file"), 0, "it was the content that broke off");
 
     // A client that goes away in the middle of writing changes nothing.
     let body = stream::iter([Ok::<_, std::io::Error>("new")]).chain(stream::pending());

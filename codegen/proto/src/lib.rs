@@ -55,6 +55,9 @@ pub const CONTENT_WINDOW: u32 = 1 << 20;
 /// The largest HTTP/2 frame that is taken on any hop, in bytes: each costs a system call or two, which the protocol's
 /// 16 KiB make many of. What waits behind one on a shared connection waits for this much.
 pub const FRAME: u32 = 64 * 1024;
+/// Bytes of a TLS connection that are read before they are decrypted, at either end: TLS alone would ask the kernel for
+/// 4 KiB at a time.
+pub const READ_AHEAD: usize = 64 * 1024;
 /// Bytes of a file in one message, either way.
 pub const PIECE: usize = 128 * 1024;
 

@@ -25,7 +25,7 @@ use tonic::{
 };
 use wrenn_entities::{HostId, host};
 use wrenn_proto::{
-    CONNECTION_WINDOW, CONTENT_WINDOW, FRAME, LARGEST_LISTING, REQUEST_ID, STREAM_WINDOW,
+    CONNECTION_WINDOW, CONTENT_WINDOW, FRAME, LARGEST_LISTING, READ_AHEAD, REQUEST_ID, STREAM_WINDOW,
     agent::v1::agent_client,
 };
 
@@ -41,9 +41,6 @@ pub type HostStream = TlsStream<BufReader<TcpStream>>;
 const CONNECT: Duration = Duration::from_secs(5);
 /// A connection on which nothing arrives is asked for a sign of life this often, and given up after the same time.
 const KEEP_ALIVE: Duration = Duration::from_secs(10);
-
-/// Bytes of a connection that are read before they are decrypted: TLS alone would ask the kernel for 4 KiB at a time.
-const READ_AHEAD: usize = 64 * 1024;
 
 struct KnownHost {
     address: String,
