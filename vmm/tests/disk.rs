@@ -9,6 +9,7 @@ use std::{
 
 use wrenn_vmm::{
     disk::{self, DiskError, DiskOptions, DiskStore, DiskStoreChoice, DiskStoreKind},
+    memory::Generations,
     paths::HostPaths,
 };
 
@@ -106,6 +107,39 @@ async fn reflink_makes_its_own_file_system_once_and_takes_it_away() {
 
     disk::prepare(&paths, &options(REFLINK)).await.unwrap();
     assert_eq!(fs::read_to_string(paths.data().join("kept")).unwrap(), "kept");
+    disk::unmount(&paths).await.unwrap();
+    directory.close().unwrap();
+}
+
+/// A kernel may find no data beside what was written, although it is there.
+#[tokio::test]
+async fn a_memory_that_shares_blocks_is_found_whole_after_a_write() {
+    const BLOCK: u64 = 4096;
+    let (directory, paths) = directory();
+    let store = disk::prepare(&paths, &options(REFLINK)).await.unwrap();
+    let (base, mut expected) = (paths.data().join("base"), vec![0; MIB as usize]);
+    let file = fs::File::create(&base).unwrap();
+    file.set_len(MIB).unwrap();
+    for block in [64, 65, 68, 69, 72, 73, 80_u64] {
+        expected[(block * BLOCK) as usize..][..BLOCK as usize].fill(block as u8);
+        file.write_all_at(&[block as u8; BLOCK as usize], block * BLOCK).unwrap();
+    }
+    let view = store.create(&base, &paths.data().join("memory")).await.unwrap();
+    let changed = fs::OpenOptions::new().write(true).open(&view.path).unwrap();
+    changed.write_all_at(&[9; BLOCK as usize], 64 * BLOCK).unwrap();
+    changed.sync_all().unwrap();
+    expected[64 * BLOCK as usize..][..BLOCK as usize].fill(9);
+
+    let memory = Generations::of_flat(&view.path, None).unwrap();
+    let mut content = vec![1; MIB as usize];
+    memory.read(0, memory.blocks(), &mut content).unwrap();
+    let wrong = (0..memory.blocks()).filter(|block| {
+        let at = (block * BLOCK) as usize..((block + 1) * BLOCK) as usize;
+        content[at.clone()] != expected[at]
+    });
+    assert_eq!(wrong.collect::<Vec<u64>>(), Vec::<u64>::new(), "blocks that are not as they were written");
+    assert!(memory.data_ranges().map(|range| range.end - range.start).sum::<u64>() < 64, "holes are kept");
+    drop((memory, changed, file));
     disk::unmount(&paths).await.unwrap();
     directory.close().unwrap();
 }

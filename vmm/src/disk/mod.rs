@@ -3,6 +3,7 @@
 mod copy;
 mod data;
 mod dm_snapshot;
+mod extents;
 mod loopback;
 mod number;
 mod reflink;
@@ -20,8 +21,8 @@ use serde::{Deserialize, Serialize};
 pub(crate) use self::{
     data::clones_here,
     dm_snapshot::check as check_dm_snapshot,
+    extents::data_ranges,
     reflink::{is_unsupported, write_out},
-    sparse::data_ranges,
 };
 pub use self::{
     data::{DiskOptions, prepare, trim, unmount},

@@ -10,12 +10,9 @@ use std::{
     path::Path,
 };
 
-use nix::{
-    errno::Errno,
-    fcntl::copy_file_range,
-    unistd::{Whence, lseek},
-};
+use nix::{errno::Errno, fcntl::copy_file_range};
 
+use super::extents::data_ranges;
 use crate::failure::{Doing as _, Failure};
 
 /// A copy of the same content: data is copied, holes stay holes. Not synced.
@@ -42,8 +39,7 @@ pub(super) fn create(path: &Path) -> Result<File, Failure> {
 
 fn copy_data(source: &File, target: &File, size: u64) -> io::Result<()> {
     let mut in_kernel = true;
-    for range in data_ranges(source, size) {
-        let (mut position, end) = range?;
+    for (mut position, end) in data_ranges(source, size)? {
         while position < end {
             let length = usize::try_from(end - position).unwrap_or(usize::MAX).min(64 << 20);
             position += if in_kernel {
@@ -73,39 +69,6 @@ fn copy_through_memory(source: &File, target: &File, position: u64, length: usiz
     source.read_exact_at(&mut buffer, position)?;
     target.write_all_at(&buffer, position)?;
     Ok(length as u64)
-}
-
-/// Where a file has data, as (start, end), in order.
-pub fn data_ranges(file: &File, size: u64) -> impl Iterator<Item = io::Result<(u64, u64)>> {
-    let mut position = 0;
-    std::iter::from_fn(move || {
-        if position >= size {
-            return None;
-        }
-        let seek =
-            |from: u64, whence| lseek(file.as_fd(), from.cast_signed(), whence).map(i64::cast_unsigned);
-        let start = match seek(position, Whence::SeekData) {
-            Ok(start) => start,
-            // Nothing but a hole to the end.
-            Err(Errno::ENXIO) => {
-                position = size;
-                return None;
-            }
-            Err(errno) => {
-                position = size;
-                return Some(Err(errno.into()));
-            }
-        };
-        let end = match seek(start, Whence::SeekHole) {
-            Ok(end) => end.min(size),
-            Err(errno) => {
-                position = size;
-                return Some(Err(errno.into()));
-            }
-        };
-        position = end;
-        Some(Ok((start, end)))
-    })
 }
 
 #[cfg(test)]

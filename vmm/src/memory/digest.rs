@@ -54,8 +54,7 @@ impl DataDigest {
 /// widened to whole blocks.
 pub(crate) fn whole_blocks(file: &File) -> io::Result<Vec<(u64, u64)>> {
     let mut ranges: Vec<(u64, u64)> = Vec::new();
-    for range in data_ranges(file, file.metadata()?.len()) {
-        let (start, end) = range?;
+    for (start, end) in data_ranges(file, file.metadata()?.len())? {
         let (start, end) = (start / BLOCK * BLOCK, end.next_multiple_of(BLOCK));
         match ranges.last_mut() {
             Some(last) if start <= last.1 => last.1 = end,
