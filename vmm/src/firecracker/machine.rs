@@ -252,12 +252,15 @@ impl Machine for FirecrackerMachine {
     }
 
     fn last_words(&self) -> String {
-        let said = last_words(&self.output.log);
-        match self.pages.as_ref().and_then(PageServer::trouble) {
-            Some(trouble) if said.is_empty() => trouble.to_owned(),
-            Some(trouble) => format!("{trouble}; {said}"),
-            None => said,
-        }
+        let trouble = self.pages.as_ref().and_then(PageServer::trouble).unwrap_or_default().to_owned();
+        // Why a vCPU ended it Firecracker says where the guest's console goes.
+        let console = match self.process.has_exited() {
+            Some(_) => last_words(&self.output.console),
+            None => String::new(),
+        };
+        let mut said = vec![trouble, last_words(&self.output.log), console];
+        said.retain(|words| !words.is_empty());
+        said.join("; ")
     }
 
     async fn terminate(mut self: Box<Self>) -> Result<(), DriverError> {
