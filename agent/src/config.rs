@@ -61,8 +61,8 @@ pub const SETTINGS: &[Setting] = &[
     ),
     setting(
         "WRENN_RESTORE",
-        "file",
-        "how Firecracker gets a snapshot's memory: file (mapped), uffd (page server) or auto",
+        "auto",
+        "how Firecracker gets a snapshot's memory: uffd (page server), file (mapped) or auto",
     ),
     setting("WRENN_KVM", "auto", "auto (use it where it is sound), force or off"),
     setting("WRENN_DISK_STORE", "auto", "auto, reflink, dm-snapshot or copy"),

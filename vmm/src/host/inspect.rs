@@ -106,8 +106,8 @@ fn firecracker(options: &HostOptions, why: String) -> Finding {
 fn restores(choice: RestoreChoice) -> Finding {
     const WHAT: &str = "restores by page server";
     match (choice, firecracker::faults_can_be_served()) {
-        (RestoreChoice::File, _) => finding(Vmm, Fine, "restores by mapped files", "WRENN_RESTORE=file"),
-        (RestoreChoice::Uffd, true) => finding(Vmm, Fine, WHAT, "WRENN_RESTORE=uffd"),
+        (RestoreChoice::File, _) => finding(Vmm, Fine, "restores by mapped files", "chosen by the operator"),
+        (RestoreChoice::Uffd, true) => finding(Vmm, Fine, WHAT, "chosen by the operator"),
         (RestoreChoice::Auto, true) => {
             finding(Vmm, Fine, WHAT, "where memory is in generations; a flat one is mapped")
         }
