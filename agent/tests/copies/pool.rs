@@ -2,7 +2,7 @@
 
 use std::collections::BTreeSet;
 use std::os::unix::fs::MetadataExt;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use wrenn_proto::agent::v1 as agent;
 use wrenn_proto::agent::v1::CapsuleState;
@@ -62,7 +62,10 @@ async fn start_process(site: &Site, settings: &[(&str, &str)]) -> (std::process:
     let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
     let address = listener.local_addr().unwrap();
     drop(listener);
-    let process = std::process::Command::new(env!("CARGO_BIN_EXE_wrenn-agent"))
+    // Where these tests are run without what they were built with.
+    let elsewhere = std::env::var_os("WRENN_BIN_DIR").map(|bin| Path::new(&bin).join("wrenn-agent"));
+    let program = elsewhere.unwrap_or_else(|| env!("CARGO_BIN_EXE_wrenn-agent").into());
+    let process = std::process::Command::new(program)
         .arg("serve")
         .envs(site.environment(settings))
         .env("WRENN_AGENT_LISTEN", address.to_string())

@@ -172,12 +172,14 @@ impl Site {
             // Nobody is there: a control plane that is away changes nothing.
             ("WRENN_API_URL", "http://127.0.0.1:9"),
             ("WRENN_SLOTS", self.slots),
+            // The page server is the agent's own program, which this one is not.
+            ("WRENN_RESTORE", "file"),
         ]);
         if !store.is_empty() {
             all.insert("WRENN_DISK_STORE", &store);
         }
         // So that these tests can be run by any VMM.
-        let chosen = ["WRENN_VMM", "WRENN_KVM", "WRENN_FIRECRACKER_BIN", "WRENN_RESTORE"];
+        let chosen = ["WRENN_VMM", "WRENN_KVM", "WRENN_FIRECRACKER_BIN"];
         let chosen: Vec<_> =
             chosen.into_iter().filter_map(|name| Some((name, std::env::var(name).ok()?))).collect();
         all.extend(chosen.iter().map(|(name, value)| (*name, value.as_str())));

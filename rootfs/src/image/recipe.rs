@@ -112,6 +112,7 @@ pub const TEST_HOST: Recipe = Recipe {
     version: "1",
     suite: "bookworm",
     packages: &[
+        "ca-certificates",
         "curl",
         "dmsetup",
         "e2fsprogs",

@@ -79,6 +79,10 @@ impl Host {
             ("WRENN_STORE_SIZE", "16Gi".into()),
             ("WRENN_LOG", log_level()),
         ];
+        // So that everything can be tested with any of them.
+        const CHOSEN: [&str; 5] =
+            ["WRENN_VMM", "WRENN_KVM", "WRENN_FIRECRACKER_BIN", "WRENN_RESTORE", "WRENN_DISK_STORE"];
+        environment.extend(CHOSEN.into_iter().filter_map(|name| Some((name, std::env::var_os(name)?))));
         environment.extend(options.settings.iter().map(|(name, value)| (*name, value.into())));
         let failpoints = dir.with_extension("failpoints");
         if options.failpoints {

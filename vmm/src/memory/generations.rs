@@ -117,6 +117,16 @@ impl Generations {
         Ok(())
     }
 
+    /// Where in which files the content of such blocks is, in bytes; what is zero is nowhere.
+    pub(crate) fn places(&self, first: u64, count: u64) -> impl Iterator<Item = (&File, u64, u64)> {
+        self.header.map.runs_in(first..first + count).filter_map(|run| match run.at {
+            BlockAt::Zero => None,
+            BlockAt::Data { generation, offset } => {
+                Some((&self.files[generation].file, offset, run.count * BLOCK))
+            }
+        })
+    }
+
     /// What is not zero, in order, in blocks.
     pub fn data_ranges(&self) -> impl Iterator<Item = Range<u64>> + '_ {
         self.header.map.data_ranges()

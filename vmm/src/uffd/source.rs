@@ -2,6 +2,8 @@
 
 use std::io;
 
+use nix::fcntl::{PosixFadviseAdvice, posix_fadvise};
+
 use crate::memory::{BLOCK, BlockAt, Generations};
 
 /// Bytes of a page of memory, and of a block of a source.
@@ -15,6 +17,8 @@ pub trait PageSource: Send + Sync {
     /// Fills `into` with `count` blocks from `first` on. An error if one cannot be had whole and right;
     /// then what is in `into` is not used.
     fn read(&self, first: u64, count: u64, into: &mut [u8]) -> io::Result<()>;
+    /// These will be read soon: what is on a disk may be fetched meanwhile.
+    fn expect(&self, _first: u64, _count: u64) {}
 }
 
 /// Files are read, not mapped: one that turns out to be shorter, or whose disk fails, is then an error that
@@ -30,5 +34,13 @@ impl PageSource for Generations {
 
     fn read(&self, first: u64, count: u64, into: &mut [u8]) -> io::Result<()> {
         Self::read(self, first, count, into).map_err(io::Error::other)
+    }
+
+    fn expect(&self, first: u64, count: u64) {
+        for (file, offset, length) in self.places(first, count) {
+            // A hint: where it is not taken, reading takes longer.
+            let _ =
+                posix_fadvise(file, offset as i64, length as i64, PosixFadviseAdvice::POSIX_FADV_WILLNEED);
+        }
     }
 }

@@ -44,6 +44,10 @@ enum Purpose {
 /// What a thread has still to do when no fault waits.
 type Later = VecDeque<(Range<u64>, Purpose)>;
 
+/// So much of what is prefetched is being fetched from the disk at a time: 4 MiB keep one busy, and leave it free for
+/// what is asked for.
+const AHEAD: usize = 32;
+
 /// The memory of one VMM, while it is served.
 pub struct Service {
     pub memory: GuestMemory,
@@ -146,6 +150,9 @@ impl Service {
 
     fn work(&self, number: usize, idle: &Idle, mut later: Later) -> Result<(), Stop> {
         let mut buffer = vec![0; (STEP * PAGE) as usize];
+        for (first, _) in later.iter().take(AHEAD + 1) {
+            self.source.expect(first.start, first.end - first.start);
+        }
         while !self.over.load(Relaxed) {
             // Each thing taken up is progress.
             self.busy[number].store(self.now(), Relaxed);
@@ -157,6 +164,9 @@ impl Service {
             if let Some(page) = fault {
                 self.answer(page, &mut buffer, &mut later)?;
             } else if let Some((range, purpose)) = later.pop_front() {
+                if let Some((next, Purpose::Prefetch)) = later.get(AHEAD) {
+                    self.source.expect(next.start, next.end - next.start);
+                }
                 self.place_unclaimed(range, purpose, &mut buffer)?;
             } else {
                 self.busy[number].store(0, Relaxed);
