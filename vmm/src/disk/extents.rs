@@ -50,6 +50,8 @@ const MAP: libc::Ioctl = 0xC020_660B_u32 as libc::Ioctl;
 const SYNC: u32 = 1;
 /// `FIEMAP_EXTENT_LAST`.
 const LAST: u32 = 1;
+/// `FIEMAP_EXTENT_UNWRITTEN`: space that is only reserved.
+const UNWRITTEN: u32 = 0x800;
 
 /// `struct fiemap`, with room for extents.
 #[repr(C)]
@@ -75,7 +77,7 @@ struct Extent {
     reserved_too: [u32; 3],
 }
 
-/// By what the file system has allocated. What is allocated and was never written counts as data, and reads as zeros.
+/// By what the file system has allocated, and was written to.
 fn mapped(file: &File, size: u64) -> io::Result<Vec<(u64, u64)>> {
     let mut ranges: Vec<(u64, u64)> = Vec::new();
     let mut position = 0;
@@ -93,7 +95,7 @@ fn mapped(file: &File, size: u64) -> io::Result<Vec<(u64, u64)>> {
         // through the call, and the file is open.
         Errno::result(unsafe { libc::ioctl(file.as_raw_fd(), MAP, &raw mut map) })?;
         let found = &map.extents[..EXTENTS.min(map.mapped as usize)];
-        for extent in found {
+        for extent in found.iter().filter(|extent| extent.flags & UNWRITTEN == 0) {
             let (start, end) = (extent.logical.max(position), (extent.logical + extent.length).min(size));
             match ranges.last_mut() {
                 _ if start >= end => {}
@@ -140,6 +142,15 @@ mod tests {
         for ranges in [sought(&file, half).unwrap(), mapped(&file, half).unwrap()] {
             assert_eq!(ranges.last(), Some(&(expected[10].0, half)));
         }
+    }
+
+    #[test]
+    fn reserved_space_is_no_data() {
+        let file = tempfile::tempfile_in("/var/tmp").unwrap();
+        nix::fcntl::fallocate(&file, nix::fcntl::FallocateFlags::empty(), 0, 100 * BLOCK as i64).unwrap();
+        file.write_all_at(&[7; BLOCK as usize], 50 * BLOCK).unwrap();
+        assert_eq!(mapped(&file, 100 * BLOCK).unwrap(), [(50 * BLOCK, 51 * BLOCK)]);
+        assert_eq!(sought(&file, 100 * BLOCK).unwrap(), [(50 * BLOCK, 51 * BLOCK)]);
     }
 
     #[test]

@@ -56,7 +56,7 @@ impl TestHost {
         let mut command = Command::new("setpriv");
         command.args(["--pdeathsig", "KILL", "qemu-system-x86_64"]);
         command.args(["-M", "q35", "-accel", "tcg,thread=multi,tb-size=512", "-cpu", "EPYC,+svm"]);
-        command.args(["-smp", "2", "-m", "4G"]);
+        command.args(["-smp", "2", "-m", "8G"]);
         command.args(["-nodefaults", "-no-user-config", "-display", "none", "-no-reboot"]);
         command.arg("-kernel").arg(workshop.kernel()).arg("-initrd").arg(workshop.initrd());
         command.args(["-append", KERNEL_ARGUMENTS]);
