@@ -61,6 +61,11 @@ pub fn mentions(pid: u32, needle: &str) -> bool {
         || within("maps")
 }
 
+/// Whether a part of a file system that is called so is mounted where the process is.
+pub fn mounts(pid: u32, needle: &str) -> bool {
+    fs::read_to_string(format!("/proc/{pid}/mountinfo")).is_ok_and(|mounts| mounts.contains(needle))
+}
+
 /// Every living process that has to do with `needle`, but the one that asks.
 pub fn processes_of(needle: &str) -> Vec<u32> {
     let own = std::process::id();

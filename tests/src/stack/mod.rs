@@ -211,17 +211,30 @@ impl Stack {
 
     /// The VMM process that runs a capsule, nothing if none does.
     pub fn vmm_of(&self, capsule: &str) -> Option<u32> {
-        procfs::processes_of(capsule)
-            .into_iter()
-            .find(|pid| procfs::name(*pid).is_some_and(|name| name.starts_with("qemu")))
+        // What a jailed one has open is named as it is called in its jail.
+        self.vmms().find(|pid| procfs::mentions(*pid, capsule) || procfs::mounts(*pid, capsule))
     }
 
     /// How many VMM processes the stack has.
     pub fn vmm_count(&self) -> usize {
-        procfs::processes_of(&self.root.to_string_lossy())
-            .into_iter()
-            .filter(|pid| procfs::name(*pid).is_some_and(|name| name.starts_with("qemu")))
-            .count()
+        self.vmms().count()
+    }
+
+    fn vmms(&self) -> impl Iterator<Item = u32> {
+        let root = self.root.to_string_lossy().into_owned();
+        // Firecracker is called by the network slot of its machine.
+        let of_a_slot = |pid: u32| {
+            let line = procfs::command_line(pid);
+            let slot =
+                line.split_once("slot-").map(|(_, rest)| rest.split(' ').next().unwrap_or(rest).parse());
+            slot.is_some_and(|slot| slot.is_ok_and(|slot| self.scope.slots.contains(&slot)))
+        };
+        let living = procfs::pids().into_iter().filter(|pid| !procfs::is_zombie(*pid));
+        living.filter(move |pid| match procfs::name(*pid) {
+            Some(name) if name.starts_with("qemu") => procfs::mentions(*pid, &root),
+            Some(name) if name == "firecracker" => of_a_slot(*pid),
+            _ => false,
+        })
     }
 
     /// The last lines of every log, for the message of a failed test.
