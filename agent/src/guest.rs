@@ -1,7 +1,10 @@
-//! The way into a guest: one HTTP/2 connection to its envd, with the capsule's token on every call, and a second one
-//! for the content of files once that is asked for.
+//! The way into a guest: one HTTP/2 connection to its envd, with the capsule's token on every call, and others for the
+//! content of files.
+
+mod content;
 
 use std::net::{Ipv4Addr, SocketAddr};
+use std::sync::Arc;
 use std::time::Duration;
 
 use futures_util::StreamExt;
@@ -21,9 +24,9 @@ use wrenn_proto::envd::v1::{
     ConfigureRequest, HealthRequest, HealthResponse, PostRestoreRequest, PostRestoreResponse,
     PrepareSnapshotRequest,
 };
-use wrenn_proto::{
-    CONNECTION_WINDOW, CONTENT_WINDOW, ENVD_PORT, FRAME, LARGEST_LISTING, STREAM_WINDOW, TOKEN,
-};
+use wrenn_proto::{CONNECTION_WINDOW, ENVD_PORT, FRAME, LARGEST_LISTING, STREAM_WINDOW, TOKEN};
+
+pub use content::{Content, Reading};
 
 use crate::request_id::RequestId;
 use crate::token::Token;
@@ -57,7 +60,7 @@ pub enum GuestError {
 pub struct Guest {
     address: Ipv4Addr,
     channel: Channel,
-    content: Channel,
+    content: Arc<Content>,
     token: Option<MetadataValue<Ascii>>,
 }
 
@@ -85,16 +88,15 @@ impl Guest {
                 }
             }
         });
-        let channel =
-            endpoint(STREAM_WINDOW).connect_with_connector(connector).await.map_err(GuestError::Connect)?;
-        let again = service_fn(move |_: Uri| reach_again(address));
-        let content = endpoint(CONTENT_WINDOW).connect_with_connector_lazy(again);
+        let channel = endpoint().connect_with_connector(connector).await.map_err(GuestError::Connect)?;
+        let content = Content::new(address, token);
         Ok(Self { address: guest, channel, content, token: token.and_then(Token::metadata) })
     }
 
     /// The same guest once it was given another token.
     pub fn with_token(self, token: &Token) -> Self {
-        Self { token: token.metadata(), ..self }
+        let content = Content::new(SocketAddr::from((self.address, ENVD_PORT)), Some(token));
+        Self { token: token.metadata(), content, ..self }
     }
 
     /// A request that carries what every call into a guest carries.
@@ -116,9 +118,9 @@ impl Guest {
         FilesClient::new(self.channel.clone()).max_decoding_message_size(LARGEST_LISTING)
     }
 
-    /// For what a file contains.
-    pub fn content(&self) -> FilesClient<Channel> {
-        FilesClient::new(self.content.clone())
+    /// What its files contain.
+    pub fn content(&self) -> &Arc<Content> {
+        &self.content
     }
 
     pub fn ports(&self) -> PortsClient<Channel> {
@@ -174,9 +176,9 @@ async fn bounded<T>(
     }
 }
 
-fn endpoint(stream_window: u32) -> Endpoint {
+fn endpoint() -> Endpoint {
     Endpoint::from_static("http://envd")
-        .initial_stream_window_size(stream_window)
+        .initial_stream_window_size(STREAM_WINDOW)
         .initial_connection_window_size(CONNECTION_WINDOW)
         .max_frame_size(FRAME)
 }

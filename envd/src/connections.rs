@@ -11,8 +11,6 @@ use tokio::net::TcpStream;
 /// Bytes the kernel may hold of what was sent but not acknowledged (it doubles the figure for its own
 /// accounts). Together with the stream window this stays far below the history that is kept of each output.
 const SEND_BUFFER: usize = 64 * 1024;
-/// The same for the content of files: a stream window of it is under way.
-const CONTENT_SEND_BUFFER: usize = wrenn_proto::CONTENT_WINDOW as usize;
 /// When a silent peer is asked whether it is still there, how often, and how many times in vain.
 const KEEPALIVE_IDLE: Duration = Duration::from_secs(60);
 const KEEPALIVE_INTERVAL: Duration = Duration::from_secs(15);
@@ -21,6 +19,13 @@ const KEEPALIVE_PROBES: u32 = 4;
 /// One connection among all that ever were.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub struct ConnectionId(u64);
+
+/// What a connection is for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Carries {
+    Calls,
+    Content,
+}
 
 /// The open connections.
 #[derive(Debug, Default)]
@@ -47,9 +52,13 @@ impl Connections {
     ///
     /// # Errors
     /// The connection is already gone, or descriptors have run out.
-    pub fn register(self: &Arc<Self>, stream: &TcpStream) -> std::io::Result<Registration> {
+    pub fn register(self: &Arc<Self>, stream: &TcpStream, carries: Carries) -> std::io::Result<Registration> {
         stream.set_nodelay(true)?;
-        setsockopt(stream, sockopt::SndBuf, &SEND_BUFFER)?;
+        match carries {
+            Carries::Calls => setsockopt(stream, sockopt::SndBuf, &SEND_BUFFER)?,
+            // Nobody has to be able to repeat it: the kernel finds out how much is best under way.
+            Carries::Content => {}
+        }
         setsockopt(stream, sockopt::KeepAlive, &true)?;
         setsockopt(stream, sockopt::TcpKeepIdle, &seconds(KEEPALIVE_IDLE))?;
         setsockopt(stream, sockopt::TcpKeepInterval, &seconds(KEEPALIVE_INTERVAL))?;
@@ -60,15 +69,6 @@ impl Connections {
         open.next += 1;
         open.sockets.insert(id, socket);
         Ok(Registration { id, connections: Arc::clone(self) })
-    }
-
-    /// A file is read over this connection; whoever reads files and follows processes has a connection for each.
-    pub fn carries_content(&self, id: ConnectionId) {
-        let open = self.open.lock().unwrap_or_else(PoisonError::into_inner);
-        if let Some(socket) = open.sockets.get(&id) {
-            // It can only fail for a connection that has ended by itself.
-            let _ = setsockopt(socket, sockopt::SndBuf, &CONTENT_SEND_BUFFER);
-        }
     }
 
     /// Ends every connection but one, without waiting for what is still to be sent.

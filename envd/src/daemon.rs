@@ -21,10 +21,11 @@ use wrenn_proto::envd::v1::ports_server::PortsServer;
 use wrenn_proto::envd::v1::processes_server::ProcessesServer;
 
 use crate::access::Access;
-use crate::connections::{ConnectionId, Connections};
+use crate::connections::{Carries, ConnectionId, Connections};
+use crate::content::{self, Content};
+use crate::files::FilesService;
 use crate::files::actor::Workers;
 use crate::files::watch::Watches;
-use crate::files::{FilesService, LARGEST_MESSAGE};
 use crate::guest::{Configuration, GuestService};
 use crate::ports::{Ports, PortsService};
 use crate::process::Rules;
@@ -33,8 +34,6 @@ use crate::spawn;
 use crate::system::System;
 use crate::table::Table;
 
-/// The call that reads a file.
-const READ: &str = "/wrenn.envd.v1.Files/Read";
 /// Calls that may be under way on one connection: the host has a single one for a capsule, and every
 /// followed process is a call.
 const CALLS: u32 = 4096;
@@ -62,11 +61,11 @@ pub struct Config {
 #[derive(Debug, Clone)]
 pub struct Daemon {
     peer: IpAddr,
-    access: Arc<Access>,
     connections: Arc<Connections>,
     guest: GuestServer<GuestService>,
     processes: ProcessesServer<ProcessesService>,
     files: FilesServer<FilesService>,
+    content: Content,
     open_ports: Arc<Ports>,
     ports: PortsServer<PortsService>,
 }
@@ -96,11 +95,11 @@ impl Daemon {
         };
         Self {
             peer: config.peer,
-            access,
             connections,
             guest: GuestServer::new(guest),
             processes: ProcessesServer::new(ProcessesService { table, configuration }),
-            files: FilesServer::new(files).max_decoding_message_size(LARGEST_MESSAGE),
+            content: Content { access: Arc::clone(&access), files: files.clone() },
+            files: FilesServer::new(files),
             ports: PortsServer::new(PortsService { ports: Arc::clone(&open_ports) }),
             open_ports,
         }
@@ -124,8 +123,19 @@ impl Daemon {
     }
 
     async fn serve_connection(self: Arc<Self>, stream: TcpStream) {
-        let Ok(registration) = self.connections.register(&stream) else { return };
-        let id = registration.id;
+        let mut first = [0];
+        // One that ends without a word is over.
+        let Ok(1) = stream.peek(&mut first).await else { return };
+        let carries = if content::begins_with(first[0]) { Carries::Content } else { Carries::Calls };
+        let Ok(registration) = self.connections.register(&stream, carries) else { return };
+        match carries {
+            Carries::Calls => self.serve_calls(stream, registration.id).await,
+            Carries::Content => self.content.serve(stream).await,
+        }
+        drop(registration);
+    }
+
+    async fn serve_calls(self: Arc<Self>, stream: TcpStream, id: ConnectionId) {
         let calls = service_fn(move |request| Arc::clone(&self).call(id, request));
         // The peer learns of an error on its own side; here it only means that the connection is over.
         let _ = http2::Builder::new(TokioExecutor::new())
@@ -138,7 +148,6 @@ impl Daemon {
             .auto_date_header(false)
             .serve_connection(TokioIo::new(stream), calls)
             .await;
-        drop(registration);
     }
 
     async fn call(
@@ -147,18 +156,13 @@ impl Daemon {
         mut request: Request<Incoming>,
     ) -> Result<Response<Body>, Infallible> {
         let path = request.uri().path();
-        if let Err(refused) = self.access.admit(path, request.headers()) {
+        if let Err(refused) = self.content.access.admit(path, request.headers()) {
             return Ok(refused.into_http());
         }
         let service = path.trim_start_matches('/').split('/').next().unwrap_or_default();
         match service {
             "wrenn.envd.v1.Processes" => self.processes.clone().call(request).await,
-            "wrenn.envd.v1.Files" => {
-                if path == READ {
-                    self.connections.carries_content(connection);
-                }
-                self.files.clone().call(request).await
-            }
+            "wrenn.envd.v1.Files" => self.files.clone().call(request).await,
             "wrenn.envd.v1.Ports" => self.ports.clone().call(request).await,
             "wrenn.envd.v1.Guest" => {
                 request.extensions_mut().insert(connection);

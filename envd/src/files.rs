@@ -11,29 +11,25 @@ pub mod tree;
 pub mod watch;
 pub mod write;
 
+use std::fs::File;
 use std::pin::Pin;
 use std::sync::Arc;
 
 use futures_util::Stream;
 use nix::fcntl::AT_FDCWD;
-use tonic::{Code, Request, Response, Status, Streaming};
+use tonic::{Request, Response, Status};
 use wrenn_proto::envd::v1 as pb;
 use wrenn_proto::envd::v1::files_server::Files;
-use wrenn_proto::envd::v1::write_request::Part;
 
 use crate::files::actor::{Actor, Workers};
 use crate::files::entry::{describe, look, name_owners};
 use crate::files::error::{FileError, Target};
 use crate::files::path::absolute;
-use crate::files::read::{Reading, open_regular};
+use crate::files::read::open_regular;
 use crate::files::watch::{Watches, Watching};
 use crate::files::write::{Writing, check_mode};
 use crate::guest::Configuration;
 use crate::launch::Invalid;
-use crate::status::field_error;
-
-/// The largest message of a write, in bytes; that of a host has 128 KiB of data.
-pub const LARGEST_MESSAGE: usize = 1 << 20;
 
 type Answer<T> = Result<Response<T>, Status>;
 type Answers<T> = Pin<Box<dyn Stream<Item = Result<T, Status>> + Send>>;
@@ -57,6 +53,44 @@ impl FilesService {
         let target = absolute(path, actor.home(), "path")?;
         Ok((actor, target))
     }
+
+    /// Opens a file for whoever sends its content.
+    ///
+    /// # Errors
+    /// It is not there, not a regular file, or may not be read.
+    pub async fn open(&self, user: String, path: &str) -> Result<Opened, Status> {
+        let (actor, target) = self.aim(user, path).await?;
+        let work = {
+            let (target, etc) = (target.clone(), actor.etc());
+            move || {
+                let (file, stat) = open_regular(&target)?;
+                let mut entry = describe(&target.path, &stat);
+                name_owners(std::slice::from_mut(&mut entry), &etc);
+                Ok((Arc::new(file), entry))
+            }
+        };
+        let (file, entry) = actor.run(work).await?;
+        Ok(Opened { actor, target, file, entry })
+    }
+
+    /// Begins to write a file, for whoever receives its content.
+    ///
+    /// # Errors
+    /// It may not be written, or not so.
+    pub async fn begin(&self, start: pb::WriteStart) -> Result<Writing, Status> {
+        check_mode(start.mode)?;
+        let (actor, target) = self.aim(start.user, &start.path).await?;
+        Ok(Writing::start(actor, target, start.mode, start.make_parents).await?)
+    }
+}
+
+/// A regular file that is open for reading.
+#[derive(Debug)]
+pub struct Opened {
+    pub actor: Actor,
+    pub target: Target,
+    pub file: Arc<File>,
+    pub entry: pb::FileEntry,
 }
 
 /// What lies at a path itself.
@@ -68,7 +102,6 @@ fn entry_of(target: &Target, actor: &Actor) -> Result<pb::FileEntry, FileError> 
 
 #[tonic::async_trait]
 impl Files for FilesService {
-    type ReadStream = Answers<pb::ReadResponse>;
     type WatchStream = Answers<pb::FileEvent>;
 
     async fn stat(&self, request: Request<pb::StatRequest>) -> Answer<pb::StatResponse> {
@@ -136,72 +169,10 @@ impl Files for FilesService {
         Ok(Response::new(pb::RemoveResponse {}))
     }
 
-    async fn read(&self, request: Request<pb::ReadRequest>) -> Answer<Self::ReadStream> {
-        let pb::ReadRequest { path, user, offset, length } = request.into_inner();
-        let (actor, target) = self.aim(user, &path).await?;
-        let work = {
-            let (target, etc) = (target.clone(), actor.etc());
-            move || {
-                let (file, stat) = open_regular(&target)?;
-                let mut entry = describe(&target.path, &stat);
-                name_owners(std::slice::from_mut(&mut entry), &etc);
-                Ok((Arc::new(file), Some(entry)))
-            }
-        };
-        let (file, entry) = actor.run(work).await?;
-        let reading = Reading { actor, target, file, entry, offset, wanted: length.unwrap_or(u64::MAX) };
-        Ok(Response::new(Box::pin(reading.into_stream())))
-    }
-
-    async fn write(&self, request: Request<Streaming<pb::WriteRequest>>) -> Answer<pb::StatResponse> {
-        let mut parts = request.into_inner();
-        let Some(Part::Start(start)) = next_part(&mut parts).await? else {
-            return Err(field_error(Code::InvalidArgument, "part", "a write begins with `start`"));
-        };
-        check_mode(start.mode)?;
-        let (actor, target) = self.aim(start.user, &start.path).await?;
-        let mut writing = Writing::start(actor, target, start.mode, start.make_parents).await?;
-        match collect(&mut parts, &mut writing).await {
-            Ok(()) => Ok(Response::new(pb::StatResponse { entry: Some(writing.finish().await?) })),
-            Err(error) => {
-                writing.abandon().await;
-                Err(error)
-            }
-        }
-    }
-
     async fn watch(&self, request: Request<pb::WatchRequest>) -> Answer<Self::WatchStream> {
         let pb::WatchRequest { path, user, recursive } = request.into_inner();
         let (actor, target) = self.aim(user, &path).await?;
         let watching = Watching::start(&self.watches, actor, target, recursive).await?;
         Ok(Response::new(Box::pin(watching.into_stream())))
-    }
-}
-
-/// Takes the content of a write, to its `end`.
-async fn collect(parts: &mut Streaming<pb::WriteRequest>, writing: &mut Writing) -> Result<(), Status> {
-    loop {
-        match next_part(parts).await? {
-            Some(Part::Data(data)) => writing.write(data).await?,
-            Some(Part::End(pb::WriteEnd {})) => return Ok(()),
-            Some(Part::Start(_)) => {
-                return Err(field_error(Code::InvalidArgument, "part", "a write has one `start`"));
-            }
-            None => {
-                let message = "the stream ended before its `end`: nothing was changed";
-                return Err(field_error(Code::InvalidArgument, "part", message));
-            }
-        }
-    }
-}
-
-/// The next part of a write; nothing at the end of the stream.
-async fn next_part(parts: &mut Streaming<pb::WriteRequest>) -> Result<Option<Part>, Status> {
-    match parts.message().await? {
-        None => Ok(None),
-        Some(pb::WriteRequest { part: Some(part) }) => Ok(Some(part)),
-        Some(pb::WriteRequest { part: None }) => {
-            Err(field_error(Code::InvalidArgument, "part", "a message of a write without a part"))
-        }
     }
 }

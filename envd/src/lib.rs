@@ -1,7 +1,7 @@
 //! The guest daemon: what the host asks of a capsule from inside it.
 //!
 //! One process, one thread, and a few more while there is work on files. [`daemon`] lets calls in; [`guest`],
-//! [`processes`], [`files`] and [`ports`] are the services of `wrenn.envd.v1`. A process is prepared by [`launch`], made by [`spawn`], and from then on is a
+//! [`processes`], [`files`] and [`ports`] are the services of `wrenn.envd.v1`; [`content`] is what files contain. A process is prepared by [`launch`], made by [`spawn`], and from then on is a
 //! [`process::Process`] in the [`table`]: its output goes [`pump`] → [`output`] (a [`ring`] for each stream)
 //! → [`follower`], its input caller → [`input`]. What is done to files is done by a thread that has become the
 //! user ([`files::actor`]).
@@ -13,6 +13,7 @@ pub mod access;
 pub mod accounts;
 pub mod channel;
 pub mod connections;
+pub mod content;
 pub mod daemon;
 pub mod disk;
 pub mod exit;

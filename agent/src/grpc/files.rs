@@ -1,10 +1,12 @@
 //! Files of a running capsule, passed on to its guest. Each call is activity for as long as it is open.
 
-use tokio::sync::oneshot;
+use bytes::Bytes;
 use tokio_stream::{Stream, StreamExt};
 use tonic::transport::Channel;
 use tonic::{Request, Response, Status, Streaming};
 use wrenn_proto::agent::v1 as agent;
+use wrenn_proto::agent::v1::read_file_response::Part;
+use wrenn_proto::agent::v1::write_file_request::Part as Written;
 use wrenn_proto::envd::v1 as envd;
 use wrenn_proto::envd::v1::files_client::FilesClient;
 
@@ -12,7 +14,7 @@ use super::passage::pass_on;
 use super::relay::within_life;
 use super::request::Call;
 use super::service::{AgentService, BoxStream, required};
-use crate::capsule::Running;
+use crate::capsule::{CapsuleError, Running};
 use crate::request_id::RequestId;
 
 /// A running capsule, its files, and the request to it.
@@ -79,12 +81,19 @@ pub async fn remove_file(
 pub async fn read_file(
     service: &AgentService,
     request: Request<agent::ReadFileRequest>,
-) -> Result<Response<BoxStream<envd::ReadResponse>>, Status> {
+) -> Result<Response<BoxStream<agent::ReadFileResponse>>, Status> {
     let Call { message, id, .. } = Call::of("ReadFile", request);
-    let (running, _, read) = open(service, &message.capsule_id, message.file, "file", &id)?;
-    let mut files = running.handle.guest.content();
-    let parts = within_life(&running, files.read(read)).await?.into_inner();
-    Ok(Response::new(Box::pin(pass_on(running, parts))))
+    let running = service.running(&message.capsule_id)?;
+    let read = required(message.file, "file")?;
+    let guest = running.handle.guest.clone();
+    let (entry, reading) = within_life(&running, guest.content().read(read, &id)).await?;
+    let first = Ok(Part::Entry(entry));
+    let rest = futures_util::stream::try_unfold(reading, |mut reading| async move {
+        Ok(reading.next().await?.map(|data| (Part::Data(data), reading)))
+    });
+    let parts = tokio_stream::once(first).chain(rest);
+    let messages = parts.map(|part| part.map(|part| agent::ReadFileResponse { part: Some(part) }));
+    Ok(Response::new(Box::pin(pass_on(running, Box::pin(messages)))))
 }
 
 pub async fn watch_directory(
@@ -99,44 +108,53 @@ pub async fn watch_directory(
 }
 
 /// The first message says which capsule; the guest reads on only as fast as it writes. Whatever breaks off here
-/// ends the guest's stream before its `end`, and so changes nothing there.
+/// ends the guest's connection before the content's end, and so changes nothing there.
 pub async fn write_file(
     service: &AgentService,
     request: Request<Streaming<agent::WriteFileRequest>>,
 ) -> Result<Response<envd::StatResponse>, Status> {
     let Call { message: mut messages, id, .. } = Call::of("WriteFile", request);
-    let first = required(messages.message().await?, "file")?;
+    let first = required(messages.message().await?, "start")?;
     let running = service.running(&first.capsule_id)?;
-    let start = required(first.file, "file")?;
-    let (broken, mut why) = oneshot::channel();
-    let parts = tokio_stream::once(start).chain(parts(messages, broken));
-    let write = running.handle.guest.request(parts, &id);
-    let mut files = running.handle.guest.content();
-    match within_life(&running, files.write(write)).await {
-        Ok(written) => Ok(Response::new(written.into_inner())),
-        // The guest only knows that the stream broke off; here it is known why.
-        Err(status) => Err(why.try_recv().unwrap_or(status)),
+    let Some(Written::Start(start)) = first.part else {
+        return Err(invalid("a write begins with `start`"));
+    };
+    let guest = running.handle.guest.clone();
+    let mut broken = None;
+    let content = content(messages, &mut broken);
+    let written = within_life(&running, guest.content().write(start, content, &id)).await?;
+    match written {
+        Some(entry) => Ok(Response::new(envd::StatResponse { entry: Some(entry) })),
+        None => Err(broken.unwrap_or_else(|| Status::aborted("the content broke off"))),
     }
 }
 
-/// What goes on to the guest. Ends early where the caller breaks off or sends nonsense, and tells `broken`.
-fn parts(
+fn invalid(message: &str) -> Status {
+    super::status::status(&CapsuleError::Invalid { field: "part", message: message.to_owned() })
+}
+
+/// What is written, to its end; `None` where the caller breaks off or sends nonsense, and then `broken` says why.
+fn content(
     messages: Streaming<agent::WriteFileRequest>,
-    broken: oneshot::Sender<Status>,
-) -> impl Stream<Item = envd::WriteRequest> + Send {
-    futures_util::stream::unfold((messages, broken), |(mut messages, broken)| async move {
-        let part = match messages.message().await {
-            Ok(Some(message)) => required(message.file, "file"),
-            Ok(None) => return None,
-            Err(status) => Err(status),
-        };
-        match part {
-            Ok(part) => Some((part, (messages, broken))),
-            Err(status) => {
-                // Nobody waits for it once the guest has answered.
-                let _answered = broken.send(status);
-                None
+    broken: &mut Option<Status>,
+) -> impl Stream<Item = Option<Bytes>> + Send {
+    futures_util::stream::unfold(Some((messages, broken)), |state| async move {
+        let (mut messages, broken) = state?;
+        let why = match messages.message().await {
+            Ok(Some(agent::WriteFileRequest { part: Some(Written::Data(data)), .. })) => {
+                return Some((Some(data), Some((messages, broken))));
             }
-        }
+            Ok(Some(agent::WriteFileRequest { part: Some(Written::End(_)), .. })) => return None,
+            Ok(Some(agent::WriteFileRequest { part: Some(Written::Start(_)), .. })) => {
+                invalid("a write has one `start`")
+            }
+            Ok(Some(agent::WriteFileRequest { part: None, .. })) => {
+                invalid("a message of a write without a part")
+            }
+            Ok(None) => invalid("the stream ended before its `end`: nothing was changed"),
+            Err(status) => status,
+        };
+        *broken = Some(why);
+        Some((None, None))
     })
 }

@@ -1,8 +1,8 @@
 //! Streams of a guest that are passed on as they are: message by message, each asked for only when the one before
 //! was taken. Unlike a process's output they cannot be taken up again: what breaks them ends them.
 
-use tokio_stream::Stream;
-use tonic::{Status, Streaming};
+use tokio_stream::{Stream, StreamExt};
+use tonic::Status;
 
 use super::relay::{ended_by, refusal};
 use crate::capsule::Running;
@@ -11,13 +11,13 @@ use crate::capsule::Running;
 /// says so. A reader that goes away ends the guest's part at once.
 pub fn pass_on<T: Send + 'static>(
     running: Running,
-    messages: Streaming<T>,
+    messages: impl Stream<Item = Result<T, Status>> + Send + Unpin,
 ) -> impl Stream<Item = Result<T, Status>> + Send {
     futures_util::stream::unfold(Some((running, messages)), |passage| async move {
         let (running, mut messages) = passage?;
         let received = tokio::select! {
             biased;
-            received = messages.message() => match received {
+            received = messages.next() => match received.transpose() {
                 Err(status) => Err(ended_by(&running, status).await),
                 received => received,
             },

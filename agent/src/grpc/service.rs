@@ -333,7 +333,7 @@ impl Agent for AgentService {
         super::files::remove_file(self, request).await
     }
 
-    type ReadFileStream = BoxStream<envd::ReadResponse>;
+    type ReadFileStream = BoxStream<agent::ReadFileResponse>;
 
     async fn read_file(
         &self,

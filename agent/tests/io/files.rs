@@ -3,9 +3,9 @@
 use tonic::Code;
 use wrenn_proto::agent::v1 as agent;
 use wrenn_proto::agent::v1::CapsuleState;
+use wrenn_proto::agent::v1::read_file_response::Part as Read;
+use wrenn_proto::agent::v1::write_file_request::Part as Write;
 use wrenn_proto::envd::v1 as envd;
-use wrenn_proto::envd::v1::read_response::Part as Read;
-use wrenn_proto::envd::v1::write_request::Part as Write;
 
 use crate::support::calls::{create, new_id, run, until};
 use crate::{cause, ended, finish, kill, site, state};
@@ -17,12 +17,11 @@ fn read(id: &str, path: &str) -> agent::ReadFileRequest {
 
 fn start(id: &str, path: &str) -> agent::WriteFileRequest {
     let start = envd::WriteStart { path: path.to_owned(), ..Default::default() };
-    let file = Some(envd::WriteRequest { part: Some(Write::Start(start)) });
-    agent::WriteFileRequest { capsule_id: id.to_owned(), file }
+    agent::WriteFileRequest { capsule_id: id.to_owned(), part: Some(Write::Start(start)) }
 }
 
 fn part(part: Write) -> agent::WriteFileRequest {
-    agent::WriteFileRequest { file: Some(envd::WriteRequest { part: Some(part) }), ..Default::default() }
+    agent::WriteFileRequest { part: Some(part), ..Default::default() }
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -35,7 +34,7 @@ async fn files_go_both_ways_and_break_off_without_a_trace() {
     let chunk: bytes::Bytes = (0..=255u8).cycle().take(64 << 10).collect();
     let data = std::iter::repeat_n(part(Write::Data(chunk.clone())), 64);
     let whole =
-        std::iter::once(start(&id, "/tmp/big")).chain(data).chain([part(Write::End(envd::WriteEnd {}))]);
+        std::iter::once(start(&id, "/tmp/big")).chain(data).chain([part(Write::End(agent::WriteFileEnd {}))]);
     let written = client.write_file(tokio_stream::iter(whole)).await.unwrap().into_inner();
     assert_eq!(written.entry.unwrap().size, 4 << 20);
 
@@ -69,9 +68,10 @@ async fn files_go_both_ways_and_break_off_without_a_trace() {
     assert_eq!(listed, "4194304\nbig\n");
 
     // A read that nobody goes on with ends in the guest too; one of a slow reader waits there.
-    let mut parts = client.read_file(read(&id, "/dev/../tmp/big")).await.unwrap().into_inner();
+    run(&mut client, &id, "truncate -s 1G /tmp/huge").await;
+    let mut parts = client.read_file(read(&id, "/dev/../tmp/huge")).await.unwrap().into_inner();
     parts.message().await.unwrap();
-    let open = "ls -l /proc/[0-9]*/fd 2>/dev/null | grep -c ' /tmp/big$'";
+    let open = "ls -l /proc/[0-9]*/fd 2>/dev/null | grep -c ' /tmp/huge$'";
     assert_eq!(run(&mut client, &id, open).await.0.trim(), "1", "held back, not read ahead");
     drop(parts);
     until("the guest's read has ended", async || run(&mut client, &id, open).await.0.trim() == "0").await;

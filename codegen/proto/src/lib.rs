@@ -4,6 +4,8 @@
 //! Besides the generated code only what both ends of a wire must agree on is here: the names of
 //! metadata keys and the limits of the transport.
 
+pub mod content;
+
 pub mod envd {
     #[expect(
         clippy::allow_attributes,

@@ -12,7 +12,7 @@ use wrenn_envd::files::write::check_mode;
 use wrenn_envd::identity;
 use wrenn_envd::launch::check_env;
 use wrenn_proto::envd::v1 as pb;
-use wrenn_proto::envd::v1::write_request::Part;
+use wrenn_proto::envd::v1::content_request::What;
 
 fuzz_target!(|bytes: &[u8]| {
     let Some((choice, message)) = bytes.split_first() else { return };
@@ -22,14 +22,16 @@ fuzz_target!(|bytes: &[u8]| {
         2 => decoded(message, |it: pb::MakeDirectoryRequest| path(&it.path, &it.user)),
         3 => decoded(message, |it: pb::MoveRequest| path(&it.from, &it.to)),
         4 => decoded(message, |it: pb::RemoveRequest| path(&it.path, &it.user)),
-        5 => decoded(message, |it: pb::ReadRequest| path(&it.path, &it.user)),
-        6 => decoded(message, |it: pb::WriteRequest| {
-            if let Some(Part::Start(start)) = it.part {
+        5 => decoded(message, |it: pb::ResizeRequest| drop(it)),
+        6 => decoded(message, |it: pb::ContentRequest| match it.what {
+            Some(What::Read(read)) => path(&read.path, &read.user),
+            Some(What::Write(start)) => {
                 path(&start.path, &start.user);
                 if check_mode(start.mode).is_ok() {
                     assert!(start.mode.unwrap_or_default() <= 0o7777);
                 }
             }
+            None => {}
         }),
         7 => decoded(message, |it: pb::WatchRequest| path(&it.path, &it.user)),
         8 => decoded(message, |it: pb::PostRestoreRequest| {

@@ -12,12 +12,10 @@
 use std::ffi::{OsStr, OsString};
 use std::fs::File;
 use std::hash::{BuildHasher, Hasher, RandomState};
-use std::io::Write;
 use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use bytes::Bytes;
 use nix::errno::Errno;
 use nix::fcntl::{AtFlags, OFlag, openat, readlinkat, renameat};
 use nix::sys::stat::{FileStat, Mode, fchmod, fstat, fstatat};
@@ -112,19 +110,16 @@ impl Writing {
         Ok(Self { actor, target, mode, owner, aside })
     }
 
-    /// Appends.
+    /// Does work that appends to it.
     ///
     /// # Errors
-    /// The disk is full, or the like.
-    pub async fn write(&mut self, data: Bytes) -> Result<(), FileError> {
+    /// No thread could do it.
+    pub async fn append<T: Send + 'static>(
+        &self,
+        work: impl FnOnce(&File, &Target) -> T + Send + 'static,
+    ) -> Result<T, FileError> {
         let (file, target) = (Arc::clone(&self.aside.file), self.target.clone());
-        let work = move || {
-            (&*file).write_all(&data).map_err(|error| {
-                let errno = Errno::from_raw(error.raw_os_error().unwrap_or(libc::EIO));
-                target.cannot("write")(errno)
-            })
-        };
-        self.actor.run(work).await
+        self.actor.run(move || Ok(work(&file, &target))).await
     }
 
     /// Gives the file its owner, mode and name; tells what it is now.

@@ -4,16 +4,15 @@ use std::fs;
 use std::os::unix::fs::{MetadataExt, PermissionsExt, chown, symlink};
 use std::path::{Path, PathBuf};
 
-use bytes::Bytes;
-use tokio::sync::mpsc;
+use tokio::io::AsyncWriteExt;
 use tokio::time::timeout;
-use tokio_stream::wrappers::ReceiverStream;
 use tonic::{Code, Status};
 use wrenn_proto::envd::v1 as pb;
 use wrenn_proto::envd::v1::FileKind;
-use wrenn_proto::envd::v1::read_response::Part as Told;
-use wrenn_proto::envd::v1::write_request::Part;
+use wrenn_proto::envd::v1::content_answer::What as Answer;
+use wrenn_proto::envd::v1::content_request::What as Asked;
 
+use crate::content::Wire;
 use crate::stand::{Client, DEADLINE, Stand, field, until, with_token};
 
 const NOBODY: u32 = 65534;
@@ -43,7 +42,7 @@ fn start(path: &Path, user: &str) -> pb::WriteStart {
 }
 
 impl Client {
-    async fn stat(&mut self, path: &Path, user: &str) -> Result<pb::FileEntry, Status> {
+    pub async fn stat(&mut self, path: &Path, user: &str) -> Result<pb::FileEntry, Status> {
         let request = pb::StatRequest { path: text(path), user: user.into() };
         Ok(self.files.stat(with_token(request)).await?.into_inner().entry.expect("an entry"))
     }
@@ -68,32 +67,23 @@ impl Client {
         self.files.remove(with_token(request)).await.map(drop)
     }
 
-    async fn cat(&mut self, request: pb::ReadRequest) -> Result<(pb::FileEntry, Vec<u8>), Status> {
-        let mut parts = self.files.read(with_token(request)).await?.into_inner();
-        let mut entry = None;
-        let mut content = Vec::new();
-        while let Some(message) = parts.message().await? {
-            match message.part.expect("a part") {
-                Told::Entry(it) => assert!(entry.replace(it).is_none() && content.is_empty(), "entry first"),
-                Told::Data(data) => {
-                    assert!((1..=wrenn_proto::PIECE).contains(&data.len()));
-                    content.extend_from_slice(&data);
-                }
-            }
+    pub async fn cat(&mut self, request: pb::ReadRequest) -> Result<(pb::FileEntry, Vec<u8>), Status> {
+        let mut wire = Wire::open(self.address).await;
+        let Answer::Entry(entry) = wire.ask(Asked::Read(request)).await? else { panic!("no entry first") };
+        Ok((entry, wire.rest().await?))
+    }
+
+    pub async fn write_file(
+        &mut self,
+        start: pb::WriteStart,
+        content: &[u8],
+    ) -> Result<pb::FileEntry, Status> {
+        let mut wire = Wire::open(self.address).await;
+        let Answer::Ready(_) = wire.ask(Asked::Write(start)).await? else { panic!("not ready") };
+        for piece in content.chunks(64 * 1024) {
+            wire.send(piece).await;
         }
-        Ok((entry.expect("an entry"), content))
-    }
-
-    async fn write_file(&mut self, start: pb::WriteStart, content: &[u8]) -> Result<pb::FileEntry, Status> {
-        let data = content.chunks(64 * 1024).map(|it| Part::Data(Bytes::copy_from_slice(it)));
-        let parts = [Part::Start(start)].into_iter().chain(data).chain([Part::End(pb::WriteEnd {})]);
-        self.write_parts(parts.collect()).await
-    }
-
-    async fn write_parts(&mut self, parts: Vec<Part>) -> Result<pb::FileEntry, Status> {
-        let messages: Vec<_> = parts.into_iter().map(|it| pb::WriteRequest { part: Some(it) }).collect();
-        let request = with_token(futures_util::stream::iter(messages));
-        Ok(self.files.write(request).await?.into_inner().entry.expect("an entry"))
+        wire.end().await
     }
 }
 
@@ -182,10 +172,6 @@ async fn each_error_has_its_code_and_names_its_field() {
     assert_eq!(refused(client.write_file(start(&lost, ROOT), b"").await), at(Code::NotFound, "path"));
     let mode = pb::WriteStart { mode: Some(0o10_000), ..start(&file, ROOT) };
     assert_eq!(refused(client.write_file(mode, b"").await), at(Code::InvalidArgument, "mode"));
-    let end = Part::End(pb::WriteEnd {});
-    assert_eq!(refused(client.write_parts(vec![end.clone()]).await), at(Code::InvalidArgument, "part"));
-    let again = vec![Part::Start(start(&file, ROOT)), Part::Start(start(&file, ROOT)), end];
-    assert_eq!(refused(client.write_parts(again).await), at(Code::InvalidArgument, "part"));
     assert_eq!(fs::read_dir(room.path()).expect("list").count(), 3, "nothing was made");
 }
 
@@ -383,12 +369,14 @@ async fn a_read_has_a_range_and_can_be_broken_off() {
     }
 
     // A reader that goes away lets go of the file; /proc tells.
+    let large = room.path().join("large");
+    fs::write(&large, vec![7; 64 << 20]).expect("write");
     let open = || {
         let links = fs::read_dir("/proc/self/fd").expect("descriptors").flatten();
-        links.filter(|it| fs::read_link(it.path()).is_ok_and(|it| it == file)).count()
+        links.filter(|it| fs::read_link(it.path()).is_ok_and(|it| it == large)).count()
     };
-    let mut broken = client.files.read(with_token(whole(&file, ROOT))).await.expect("read").into_inner();
-    broken.message().await.expect("a message").expect("the entry");
+    let mut broken = Wire::open(stand.address).await;
+    broken.ask(Asked::Read(whole(&large, ROOT))).await.expect("the entry");
     assert_eq!(open(), 1);
     drop(broken);
     until("the file is closed", async || (open() == 0).then_some(())).await;
@@ -405,36 +393,20 @@ async fn a_write_replaces_all_or_nothing() {
     assert_eq!((entry.size, entry.mode, entry.path), (300_000, 0o644, text(&file)));
     assert!(fs::read(&file).expect("read") == content);
 
-    // The old content is there until the end, and when the end does not come.
-    let ends: [fn(mpsc::Sender<pb::WriteRequest>, Client); 3] = [
-        // Half a stream that ends properly, a call that is given up, a connection that dies.
-        |sender, _| drop(sender),
-        |_, _| {},
-        |_, client| client.cut(),
-    ];
-    for (index, end) in ends.into_iter().enumerate() {
-        let mut writer = stand.stranger().await;
-        let (sender, receiver) = mpsc::channel(1);
-        let call = tokio::spawn({
-            let mut writer = writer.clone();
-            async move { writer.files.write(with_token(ReceiverStream::new(receiver))).await }
-        });
-        let send = async |part| sender.send(pb::WriteRequest { part: Some(part) }).await.expect("send");
-        send(Part::Start(start(&file, ROOT))).await;
-        send(Part::Data(Bytes::from_static(b"half"))).await;
+    // The old content is there until the end, and when the end does not come: half a stream that ends properly, and
+    // one that breaks off.
+    for properly in [true, false] {
+        let mut wire = Wire::open(stand.address).await;
+        wire.ask(Asked::Write(start(&file, ROOT))).await.expect("ready");
+        wire.send(b"half").await;
         let count = || fs::read_dir(room.path()).expect("list").count();
         until("the file aside is there", async || (count() == 2).then_some(())).await;
         assert!(fs::read(&file).expect("read") == content);
-        if index == 1 {
-            call.abort();
-        }
-        // Not before the connection was used: it is lazy.
-        writer.guest.health(pb::HealthRequest {}).await.expect("health");
-        end(sender, writer);
-        let answer = timeout(DEADLINE, call).await.expect("an answer in time");
-        if let Ok(answer) = answer {
-            let refused = answer.expect_err("nothing was written");
-            assert!(index == 2 || refused.code() == Code::InvalidArgument, "{refused}");
+        if properly {
+            wire.socket.shutdown().await.expect("shutdown");
+        } else {
+            wire.socket.set_zero_linger().expect("linger");
+            drop(wire);
         }
         until("the file aside is gone", async || (count() == 1).then_some(())).await;
         assert!(fs::read(&file).expect("read") == content);

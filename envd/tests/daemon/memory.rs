@@ -9,7 +9,6 @@ use std::process::{Child, Command, Stdio};
 use tokio::net::{TcpListener, TcpStream};
 use wrenn_envd::ports::GUEST_ADDRESS;
 use wrenn_proto::envd::v1 as pb;
-use wrenn_proto::envd::v1::write_request::Part;
 
 use crate::files::room;
 use crate::ports::in_own_network;
@@ -56,23 +55,12 @@ impl Drop for Envd {
 
 async fn write(client: &mut Client, path: &Path, bytes: usize) {
     let start = pb::WriteStart { path: path.to_str().expect("text").into(), ..Default::default() };
-    let piece = bytes::Bytes::from(vec![7; 64 * 1024]);
-    let pieces = std::iter::repeat_n(Part::Data(piece), bytes / (64 * 1024));
-    let parts = [Part::Start(start)].into_iter().chain(pieces).chain([Part::End(pb::WriteEnd {})]);
-    let messages: Vec<_> = parts.map(|it| pb::WriteRequest { part: Some(it) }).collect();
-    client.files.write(with_token(futures_util::stream::iter(messages))).await.expect("write");
+    client.write_file(start, &vec![7; bytes]).await.expect("write");
 }
 
 async fn read(client: &mut Client, path: &Path) -> usize {
     let request = pb::ReadRequest { path: path.to_str().expect("text").into(), ..Default::default() };
-    let mut parts = client.files.read(with_token(request)).await.expect("read").into_inner();
-    let mut bytes = 0;
-    while let Some(message) = parts.message().await.expect("a message") {
-        if let Some(pb::read_response::Part::Data(data)) = message.part {
-            bytes += data.len();
-        }
-    }
-    bytes
+    client.cat(request).await.expect("read").1.len()
 }
 
 #[test]

@@ -136,6 +136,7 @@ pub struct Client {
     pub files: FilesClient<Channel>,
     pub ports: PortsClient<Channel>,
     pub processes: ProcessesClient<Channel>,
+    pub address: SocketAddr,
     line: Arc<Mutex<Option<std::os::fd::OwnedFd>>>,
 }
 
@@ -164,6 +165,7 @@ impl Client {
             files: FilesClient::new(channel.clone()),
             ports: PortsClient::new(channel.clone()),
             processes: ProcessesClient::new(channel),
+            address,
             line,
         }
     }

@@ -147,13 +147,8 @@ async fn a_write_is_seen_when_it_is_whole() {
     let room = room();
     let mut watcher = watch(&mut client, room.path(), "", true).await.expect("watch");
     let path = room.path().join("file").to_str().expect("text").to_owned();
-    let parts = [
-        pb::write_request::Part::Start(pb::WriteStart { path, ..Default::default() }),
-        pb::write_request::Part::Data(bytes::Bytes::from_static(b"content")),
-        pb::write_request::Part::End(pb::WriteEnd {}),
-    ];
-    let parts = parts.map(|it| pb::WriteRequest { part: Some(it) });
-    client.files.write(with_token(futures_util::stream::iter(parts))).await.expect("write");
+    let start = pb::WriteStart { path, ..Default::default() };
+    client.write_file(start, b"content").await.expect("write");
     fs::create_dir(room.path().join("next")).expect("mkdir");
     watcher.expect(&["created /file", "created /next/"]).await;
 }

@@ -14,8 +14,8 @@ use futures_util::{Stream, StreamExt, stream::BoxStream};
 use secrecy::SecretString;
 use tonic::Streaming;
 use wrenn_proto::{
-    agent::v1 as agent,
-    envd::v1::{self as envd, read_response, write_request::Part},
+    agent::v1::{self as agent, read_file_response, write_file_request::Part},
+    envd::v1 as envd,
 };
 
 use super::{CALL, FileEntry, input};
@@ -112,19 +112,19 @@ pub async fn read(
     };
     let (first, wire) = answer("ReadFile", CALL, opened).await?;
     match first.ok_or_else(Error::agent_lost)?.part {
-        Some(read_response::Part::Entry(entry)) => {
+        Some(read_file_response::Part::Entry(entry)) => {
             Ok(Reading { entry: FileEntry::alone(Some(entry))?, content: content(wire).boxed() })
         }
         _ => Err(Error::Task("the host named no file before its content".to_owned())),
     }
 }
 
-fn content(mut wire: Streaming<envd::ReadResponse>) -> impl Stream<Item = Result<Bytes, Error>> + Send {
+fn content(mut wire: Streaming<agent::ReadFileResponse>) -> impl Stream<Item = Result<Bytes, Error>> + Send {
     async_stream::try_stream! {
         while let Some(message) =
             wire.message().await.map_err(|status| Error::from_agent("ReadFile", status))?
         {
-            if let Some(read_response::Part::Data(data)) = message.part {
+            if let Some(read_file_response::Part::Data(data)) = message.part {
                 yield data;
             }
         }
@@ -155,10 +155,8 @@ pub async fn write<E: Display + Send>(
     let mut client = content_of(services, &actor, id).await?;
     let broken = Arc::new(Mutex::new(None));
     let parts = parts(start, body, broken.clone());
-    let messages = parts.map(move |part| agent::WriteFileRequest {
-        capsule_id: id.to_string(),
-        file: Some(envd::WriteRequest { part: Some(part) }),
-    });
+    let messages =
+        parts.map(move |part| agent::WriteFileRequest { capsule_id: id.to_string(), part: Some(part) });
     // As long as the client sends there is no deadline; a host that is gone breaks the connection.
     let written = client.write_file(requested(messages, &actor.request_id)).await;
     if let Some(error) = broken.lock().unwrap_or_else(PoisonError::into_inner).take() {
@@ -196,6 +194,6 @@ fn parts<E: Display + Send>(
             *broken.lock().unwrap_or_else(PoisonError::into_inner) = Some(error);
             return;
         }
-        yield Part::End(envd::WriteEnd {});
+        yield Part::End(agent::WriteFileEnd {});
     }
 }

@@ -298,14 +298,47 @@ pub struct ReadFileRequest {
     #[prost(message, optional, tag = "2")]
     pub file: ::core::option::Option<super::super::envd::v1::ReadRequest>,
 }
+#[derive(Clone, PartialEq, ::prost::Message)]
+pub struct ReadFileResponse {
+    #[prost(oneof = "read_file_response::Part", tags = "1, 2")]
+    pub part: ::core::option::Option<read_file_response::Part>,
+}
+/// Nested message and enum types in `ReadFileResponse`.
+pub mod read_file_response {
+    #[derive(Clone, PartialEq, ::prost::Oneof)]
+    pub enum Part {
+        /// First.
+        #[prost(message, tag = "1")]
+        Entry(super::super::super::envd::v1::FileEntry),
+        /// At most 256 KiB.
+        #[prost(bytes, tag = "2")]
+        Data(::prost::bytes::Bytes),
+    }
+}
 #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
 pub struct WriteFileRequest {
     /// In the first message.
     #[prost(string, tag = "1")]
     pub capsule_id: ::prost::alloc::string::String,
-    #[prost(message, optional, tag = "2")]
-    pub file: ::core::option::Option<super::super::envd::v1::WriteRequest>,
+    #[prost(oneof = "write_file_request::Part", tags = "2, 3, 4")]
+    pub part: ::core::option::Option<write_file_request::Part>,
 }
+/// Nested message and enum types in `WriteFileRequest`.
+pub mod write_file_request {
+    #[derive(Clone, PartialEq, Eq, Hash, ::prost::Oneof)]
+    pub enum Part {
+        /// First and only once.
+        #[prost(message, tag = "2")]
+        Start(super::super::super::envd::v1::WriteStart),
+        #[prost(bytes, tag = "3")]
+        Data(::prost::bytes::Bytes),
+        /// Last: the content is complete.
+        #[prost(message, tag = "4")]
+        End(super::WriteFileEnd),
+    }
+}
+#[derive(Clone, Copy, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct WriteFileEnd {}
 #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
 pub struct WatchDirectoryRequest {
     #[prost(string, tag = "1")]
@@ -1126,9 +1159,7 @@ pub mod agent_client {
             &mut self,
             request: impl tonic::IntoRequest<super::ReadFileRequest>,
         ) -> std::result::Result<
-            tonic::Response<
-                tonic::codec::Streaming<super::super::super::envd::v1::ReadResponse>,
-            >,
+            tonic::Response<tonic::codec::Streaming<super::ReadFileResponse>>,
             tonic::Status,
         > {
             self.inner
@@ -1516,10 +1547,7 @@ pub mod agent_server {
         >;
         /// Server streaming response type for the ReadFile method.
         type ReadFileStream: tonic::codegen::tokio_stream::Stream<
-                Item = std::result::Result<
-                    super::super::super::envd::v1::ReadResponse,
-                    tonic::Status,
-                >,
+                Item = std::result::Result<super::ReadFileResponse, tonic::Status>,
             >
             + std::marker::Send
             + 'static;
@@ -2863,7 +2891,7 @@ pub mod agent_server {
                         T: Agent,
                     > tonic::server::ServerStreamingService<super::ReadFileRequest>
                     for ReadFileSvc<T> {
-                        type Response = super::super::super::envd::v1::ReadResponse;
+                        type Response = super::ReadFileResponse;
                         type ResponseStream = T::ReadFileStream;
                         type Future = BoxFuture<
                             tonic::Response<Self::ResponseStream>,

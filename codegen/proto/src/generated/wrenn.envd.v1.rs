@@ -407,6 +407,60 @@ pub struct RemoveRequest {
 }
 #[derive(Clone, Copy, PartialEq, Eq, Hash, ::prost::Message)]
 pub struct RemoveResponse {}
+/// The content of a file, on a connection that carries nothing else; `src/content.rs` says how.
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct ContentRequest {
+    /// The capsule's, as in the metadata of calls.
+    #[prost(bytes = "bytes", tag = "1")]
+    pub token: ::prost::bytes::Bytes,
+    #[prost(string, tag = "2")]
+    pub request_id: ::prost::alloc::string::String,
+    #[prost(oneof = "content_request::What", tags = "3, 4")]
+    pub what: ::core::option::Option<content_request::What>,
+}
+/// Nested message and enum types in `ContentRequest`.
+pub mod content_request {
+    #[derive(Clone, PartialEq, Eq, Hash, ::prost::Oneof)]
+    pub enum What {
+        #[prost(message, tag = "3")]
+        Read(super::ReadRequest),
+        #[prost(message, tag = "4")]
+        Write(super::WriteStart),
+    }
+}
+#[derive(Clone, PartialEq, ::prost::Message)]
+pub struct ContentAnswer {
+    #[prost(oneof = "content_answer::What", tags = "1, 2, 3")]
+    pub what: ::core::option::Option<content_answer::What>,
+}
+/// Nested message and enum types in `ContentAnswer`.
+pub mod content_answer {
+    #[derive(Clone, PartialEq, ::prost::Oneof)]
+    pub enum What {
+        /// Of a file that is opened, before its content; or of one that was written.
+        #[prost(message, tag = "1")]
+        Entry(super::FileEntry),
+        /// The content may come.
+        #[prost(message, tag = "2")]
+        Ready(super::ContentReady),
+        #[prost(message, tag = "3")]
+        Error(super::ContentError),
+    }
+}
+#[derive(Clone, Copy, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct ContentReady {}
+/// As the status of a call.
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct ContentError {
+    #[prost(int32, tag = "1")]
+    pub code: i32,
+    #[prost(string, tag = "2")]
+    pub message: ::prost::alloc::string::String,
+    /// The field of the request that it is about, if it is about one.
+    #[prost(string, tag = "3")]
+    pub field: ::prost::alloc::string::String,
+}
+/// Follows symbolic links.
 #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
 pub struct ReadRequest {
     #[prost(string, tag = "1")]
@@ -420,41 +474,7 @@ pub struct ReadRequest {
     #[prost(uint64, optional, tag = "4")]
     pub length: ::core::option::Option<u64>,
 }
-#[derive(Clone, PartialEq, ::prost::Message)]
-pub struct ReadResponse {
-    #[prost(oneof = "read_response::Part", tags = "1, 2")]
-    pub part: ::core::option::Option<read_response::Part>,
-}
-/// Nested message and enum types in `ReadResponse`.
-pub mod read_response {
-    #[derive(Clone, PartialEq, ::prost::Oneof)]
-    pub enum Part {
-        #[prost(message, tag = "1")]
-        Entry(super::FileEntry),
-        /// At most 64 KiB.
-        #[prost(bytes, tag = "2")]
-        Data(::prost::bytes::Bytes),
-    }
-}
-#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
-pub struct WriteRequest {
-    #[prost(oneof = "write_request::Part", tags = "1, 2, 3")]
-    pub part: ::core::option::Option<write_request::Part>,
-}
-/// Nested message and enum types in `WriteRequest`.
-pub mod write_request {
-    #[derive(Clone, PartialEq, Eq, Hash, ::prost::Oneof)]
-    pub enum Part {
-        /// First and only once.
-        #[prost(message, tag = "1")]
-        Start(super::WriteStart),
-        #[prost(bytes, tag = "2")]
-        Data(::prost::bytes::Bytes),
-        /// Last: the content is complete.
-        #[prost(message, tag = "3")]
-        End(super::WriteEnd),
-    }
-}
+/// Written aside, then renamed: readers see the old content or the new one, whole. What breaks off changes nothing.
 #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
 pub struct WriteStart {
     #[prost(string, tag = "1")]
@@ -468,8 +488,6 @@ pub struct WriteStart {
     #[prost(bool, tag = "4")]
     pub make_parents: bool,
 }
-#[derive(Clone, Copy, PartialEq, Eq, Hash, ::prost::Message)]
-pub struct WriteEnd {}
 #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
 pub struct WatchRequest {
     #[prost(string, tag = "1")]
@@ -2163,7 +2181,8 @@ pub mod files_client {
     use tonic::codegen::http::Uri;
     /// Files, each call as a user of the guest: what that user may not do is PermissionDenied. Paths are absolute, or
     /// relative to that user's home. A path that is not there is NotFound; a path through something that is no directory,
-    /// or a read or write of what is no regular file, is FailedPrecondition; what is in the way is AlreadyExists.
+    /// or a read or write of what is no regular file, is FailedPrecondition; what is in the way is AlreadyExists. What a
+    /// file contains goes over connections of its own (`ContentRequest`).
     #[derive(Debug, Clone)]
     pub struct FilesClient<T> {
         inner: tonic::client::Grpc<T>,
@@ -2350,50 +2369,6 @@ pub mod files_client {
                 .insert(GrpcMethod::new("wrenn.envd.v1.Files", "Remove"));
             self.inner.unary(req, path, codec).await
         }
-        /// The entry first, then the content. Follows symbolic links. Sent only as fast as it is read.
-        pub async fn read(
-            &mut self,
-            request: impl tonic::IntoRequest<super::ReadRequest>,
-        ) -> std::result::Result<
-            tonic::Response<tonic::codec::Streaming<super::ReadResponse>>,
-            tonic::Status,
-        > {
-            self.inner
-                .ready()
-                .await
-                .map_err(|e| {
-                    tonic::Status::unknown(
-                        format!("Service was not ready: {}", e.into()),
-                    )
-                })?;
-            let codec = tonic_prost::ProstCodec::default();
-            let path = http::uri::PathAndQuery::from_static("/wrenn.envd.v1.Files/Read");
-            let mut req = request.into_request();
-            req.extensions_mut().insert(GrpcMethod::new("wrenn.envd.v1.Files", "Read"));
-            self.inner.server_streaming(req, path, codec).await
-        }
-        /// Written aside, then renamed: readers see the old content or the new one, whole. A stream that breaks off
-        /// before its `end` changes nothing.
-        pub async fn write(
-            &mut self,
-            request: impl tonic::IntoStreamingRequest<Message = super::WriteRequest>,
-        ) -> std::result::Result<tonic::Response<super::StatResponse>, tonic::Status> {
-            self.inner
-                .ready()
-                .await
-                .map_err(|e| {
-                    tonic::Status::unknown(
-                        format!("Service was not ready: {}", e.into()),
-                    )
-                })?;
-            let codec = tonic_prost::ProstCodec::default();
-            let path = http::uri::PathAndQuery::from_static(
-                "/wrenn.envd.v1.Files/Write",
-            );
-            let mut req = request.into_streaming_request();
-            req.extensions_mut().insert(GrpcMethod::new("wrenn.envd.v1.Files", "Write"));
-            self.inner.client_streaming(req, path, codec).await
-        }
         /// `ready` first, then every change below the directory. Changes that could not be kept are told as `overflow`.
         pub async fn watch(
             &mut self,
@@ -2460,23 +2435,6 @@ pub mod files_server {
             &self,
             request: tonic::Request<super::RemoveRequest>,
         ) -> std::result::Result<tonic::Response<super::RemoveResponse>, tonic::Status>;
-        /// Server streaming response type for the Read method.
-        type ReadStream: tonic::codegen::tokio_stream::Stream<
-                Item = std::result::Result<super::ReadResponse, tonic::Status>,
-            >
-            + std::marker::Send
-            + 'static;
-        /// The entry first, then the content. Follows symbolic links. Sent only as fast as it is read.
-        async fn read(
-            &self,
-            request: tonic::Request<super::ReadRequest>,
-        ) -> std::result::Result<tonic::Response<Self::ReadStream>, tonic::Status>;
-        /// Written aside, then renamed: readers see the old content or the new one, whole. A stream that breaks off
-        /// before its `end` changes nothing.
-        async fn write(
-            &self,
-            request: tonic::Request<tonic::Streaming<super::WriteRequest>>,
-        ) -> std::result::Result<tonic::Response<super::StatResponse>, tonic::Status>;
         /// Server streaming response type for the Watch method.
         type WatchStream: tonic::codegen::tokio_stream::Stream<
                 Item = std::result::Result<super::FileEvent, tonic::Status>,
@@ -2491,7 +2449,8 @@ pub mod files_server {
     }
     /// Files, each call as a user of the guest: what that user may not do is PermissionDenied. Paths are absolute, or
     /// relative to that user's home. A path that is not there is NotFound; a path through something that is no directory,
-    /// or a read or write of what is no regular file, is FailedPrecondition; what is in the way is AlreadyExists.
+    /// or a read or write of what is no regular file, is FailedPrecondition; what is in the way is AlreadyExists. What a
+    /// file contains goes over connections of its own (`ContentRequest`).
     #[derive(Debug)]
     pub struct FilesServer<T> {
         inner: Arc<T>,
@@ -2783,99 +2742,6 @@ pub mod files_server {
                                 max_encoding_message_size,
                             );
                         let res = grpc.unary(method, req).await;
-                        Ok(res)
-                    };
-                    Box::pin(fut)
-                }
-                "/wrenn.envd.v1.Files/Read" => {
-                    #[allow(non_camel_case_types)]
-                    struct ReadSvc<T: Files>(pub Arc<T>);
-                    impl<
-                        T: Files,
-                    > tonic::server::ServerStreamingService<super::ReadRequest>
-                    for ReadSvc<T> {
-                        type Response = super::ReadResponse;
-                        type ResponseStream = T::ReadStream;
-                        type Future = BoxFuture<
-                            tonic::Response<Self::ResponseStream>,
-                            tonic::Status,
-                        >;
-                        fn call(
-                            &mut self,
-                            request: tonic::Request<super::ReadRequest>,
-                        ) -> Self::Future {
-                            let inner = Arc::clone(&self.0);
-                            let fut = async move {
-                                <T as Files>::read(&inner, request).await
-                            };
-                            Box::pin(fut)
-                        }
-                    }
-                    let accept_compression_encodings = self.accept_compression_encodings;
-                    let send_compression_encodings = self.send_compression_encodings;
-                    let max_decoding_message_size = self.max_decoding_message_size;
-                    let max_encoding_message_size = self.max_encoding_message_size;
-                    let inner = self.inner.clone();
-                    let fut = async move {
-                        let method = ReadSvc(inner);
-                        let codec = tonic_prost::ProstCodec::default();
-                        let mut grpc = tonic::server::Grpc::new(codec)
-                            .apply_compression_config(
-                                accept_compression_encodings,
-                                send_compression_encodings,
-                            )
-                            .apply_max_message_size_config(
-                                max_decoding_message_size,
-                                max_encoding_message_size,
-                            );
-                        let res = grpc.server_streaming(method, req).await;
-                        Ok(res)
-                    };
-                    Box::pin(fut)
-                }
-                "/wrenn.envd.v1.Files/Write" => {
-                    #[allow(non_camel_case_types)]
-                    struct WriteSvc<T: Files>(pub Arc<T>);
-                    impl<
-                        T: Files,
-                    > tonic::server::ClientStreamingService<super::WriteRequest>
-                    for WriteSvc<T> {
-                        type Response = super::StatResponse;
-                        type Future = BoxFuture<
-                            tonic::Response<Self::Response>,
-                            tonic::Status,
-                        >;
-                        fn call(
-                            &mut self,
-                            request: tonic::Request<
-                                tonic::Streaming<super::WriteRequest>,
-                            >,
-                        ) -> Self::Future {
-                            let inner = Arc::clone(&self.0);
-                            let fut = async move {
-                                <T as Files>::write(&inner, request).await
-                            };
-                            Box::pin(fut)
-                        }
-                    }
-                    let accept_compression_encodings = self.accept_compression_encodings;
-                    let send_compression_encodings = self.send_compression_encodings;
-                    let max_decoding_message_size = self.max_decoding_message_size;
-                    let max_encoding_message_size = self.max_encoding_message_size;
-                    let inner = self.inner.clone();
-                    let fut = async move {
-                        let method = WriteSvc(inner);
-                        let codec = tonic_prost::ProstCodec::default();
-                        let mut grpc = tonic::server::Grpc::new(codec)
-                            .apply_compression_config(
-                                accept_compression_encodings,
-                                send_compression_encodings,
-                            )
-                            .apply_max_message_size_config(
-                                max_decoding_message_size,
-                                max_encoding_message_size,
-                            );
-                        let res = grpc.client_streaming(method, req).await;
                         Ok(res)
                     };
                     Box::pin(fut)

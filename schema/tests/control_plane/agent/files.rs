@@ -8,8 +8,8 @@ use tokio_stream::wrappers::ReceiverStream;
 use tonic::{Status, Streaming};
 use wrenn_proto::{
     FIELD,
-    agent::v1 as agent,
-    envd::v1::{self as envd, file_event, read_response, write_request::Part},
+    agent::v1::{self as agent, read_file_response, write_file_request::Part},
+    envd::v1::{self as envd, file_event},
 };
 
 /// A file of this path followed by a number has so many zeros, made as they are read.
@@ -117,7 +117,7 @@ impl Files {
     }
 }
 
-pub type Reading = ReceiverStream<Result<envd::ReadResponse, Status>>;
+pub type Reading = ReceiverStream<Result<agent::ReadFileResponse, Status>>;
 
 /// Sends a file as the request wants it, only as fast as it is taken.
 pub fn read(files: &Files, request: &envd::ReadRequest) -> Result<Reading, Status> {
@@ -144,8 +144,8 @@ pub fn read(files: &Files, request: &envd::ReadRequest) -> Result<Reading, Statu
     let under_way = files.reading.clone();
     tokio::spawn(async move {
         let _under_way = under_way;
-        let part = |part| Ok(envd::ReadResponse { part: Some(part) });
-        if sender.send(part(read_response::Part::Entry(first))).await.is_err() {
+        let part = |part| Ok(agent::ReadFileResponse { part: Some(part) });
+        if sender.send(part(read_file_response::Part::Entry(first))).await.is_err() {
             return;
         }
         while at < end {
@@ -158,7 +158,7 @@ pub fn read(files: &Files, request: &envd::ReadRequest) -> Result<Reading, Statu
                 Some(content) => content.slice(at as usize..next as usize),
                 None => Bytes::from(vec![0; (next - at) as usize]),
             };
-            if sender.send(part(read_response::Part::Data(data))).await.is_err() {
+            if sender.send(part(read_file_response::Part::Data(data))).await.is_err() {
                 return;
             }
             at = next;
@@ -179,7 +179,7 @@ pub struct Written {
 pub async fn receive(mut messages: Streaming<agent::WriteFileRequest>) -> Result<Written, Status> {
     let mut written: Option<Written> = None;
     while let Some(message) = messages.message().await? {
-        match (message.file.and_then(|file| file.part), &mut written) {
+        match (message.part, &mut written) {
             (Some(Part::Start(start)), None) => {
                 assert!(message.capsule_id.starts_with("cl-"), "the first message says which capsule");
                 if start.path.starts_with("/no/such/") && !start.make_parents {
