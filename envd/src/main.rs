@@ -116,8 +116,8 @@ fn tame_process() {
     // SAFETY: neither call has preconditions. If SIGCHLD were ignored, exit codes would be lost.
     unsafe {
         libc::signal(libc::SIGCHLD, libc::SIG_DFL);
-        // One heap for all threads; and large rings go back to the kernel when they are freed, but not the pieces
-        // of files, which would be asked for anew each time.
+        // One heap for all threads; and large rings go back to the kernel when they are freed, but not what is
+        // smaller, which would be asked for anew each time.
         libc::mallopt(libc::M_ARENA_MAX, 1);
         libc::mallopt(libc::M_MMAP_THRESHOLD, 2 * wrenn_proto::PIECE as libc::c_int);
         libc::mallopt(libc::M_TRIM_THRESHOLD, 8 * wrenn_proto::PIECE as libc::c_int);

@@ -51,8 +51,8 @@ pub const ENVD_PORT: u16 = 49983;
 pub const STREAM_WINDOW: u32 = 128 * 1024;
 pub const CONNECTION_WINDOW: u32 = (1 << 31) - 1;
 
-/// The stream window of connections for the content of files, which nobody has to be able to repeat; and of every
-/// server, as what flows towards a guest is not repeated either. In bytes.
+/// The stream window of connections to hosts for the content of files, which nobody has to be able to repeat; and of
+/// every server, as what flows towards a guest is not repeated either. In bytes.
 pub const CONTENT_WINDOW: u32 = 1 << 20;
 /// The largest HTTP/2 frame that is taken on any hop, in bytes: each costs a system call or two, which the protocol's
 /// 16 KiB make many of. What waits behind one on a shared connection waits for this much.
@@ -60,7 +60,7 @@ pub const FRAME: u32 = 64 * 1024;
 /// Bytes of a TLS connection that are read before they are decrypted, at either end: TLS alone would ask the kernel for
 /// 4 KiB at a time.
 pub const READ_AHEAD: usize = 64 * 1024;
-/// Bytes of a file in one message, either way.
+/// Bytes of a file in one message to a host.
 pub const PIECE: usize = 128 * 1024;
 
 /// The largest message of a file listing on any hop, in bytes: ten thousand entries with long names and links.
