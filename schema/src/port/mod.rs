@@ -5,6 +5,7 @@ mod mutation;
 mod route;
 pub(crate) mod url;
 mod wake;
+mod withdrawal;
 
 use std::{collections::HashMap, sync::Arc, time::Duration};
 
