@@ -45,6 +45,10 @@ pub struct Config {
     /// Bytes.
     pub max_body: usize,
     pub ws: ws::Limits,
+    /// Of all peers together, where the limit of open files allows as many.
+    pub max_connections: usize,
+    /// 0: as many as there may be of all.
+    pub max_connections_per_peer: usize,
     /// Bytes the kernel may hold per connection for a peer that does not take them.
     pub send_buffer: u32,
     /// Seconds.
@@ -106,6 +110,8 @@ impl Config {
             disk_overcommit: source.checked("WRENN_DISK_OVERCOMMIT", at_least(0.1))?,
             max_body: source.checked("WRENN_MAX_BODY", at_least(1024))?,
             ws: ws_limits(&source)?,
+            max_connections: source.checked("WRENN_MAX_CONNECTIONS", at_least(1))?,
+            max_connections_per_peer: source.get("WRENN_MAX_CONNECTIONS_PER_PEER")?,
             send_buffer: source.checked("WRENN_SEND_BUFFER", between(16 * 1024, 16 * 1024 * 1024))?,
             shutdown_timeout: source.checked("WRENN_SHUTDOWN_SEC", between(1, 3600))?,
             log,

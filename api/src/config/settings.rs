@@ -51,6 +51,16 @@ pub(super) const SETTINGS: &[Setting] = &[
     setting("WRENN_SHUTDOWN_SEC", "30", "seconds requests under way have at shutdown"),
     setting("WRENN_LOG", "info", "error, warn, info, debug, trace or off; also target=level, by commas"),
 ];
+    setting(
+        "WRENN_MAX_CONNECTIONS",
+        "10000",
+        "connections at once, at most one for two open files; further ones wait to be accepted",
+    ),
+    setting(
+        "WRENN_MAX_CONNECTIONS_PER_PEER",
+        "0",
+        "those of one address (IPv6: /64), further ones are closed; 0 for no limit, as behind a reverse proxy",
+    ),
 
 /// The table as `--help` prints it.
 pub fn table() -> String {
