@@ -42,15 +42,15 @@ pub(super) const SETTINGS: &[Setting] = &[
     setting("WRENN_WS_MAX_OPERATIONS", "100", "operations on one socket at once"),
     setting("WRENN_WS_QUEUE_BYTES", "65536", "bytes that wait per operation before its source is held back"),
     setting("WRENN_WS_QUEUE_FRAMES", "256", "the same in events"),
-    setting("WRENN_WS_WINDOW", "262144", "bytes on the way to a client that it has not confirmed as read"),
+    setting(
+        "WRENN_WS_WINDOW",
+        "262144",
+        "bytes on the way to a client that it has not confirmed; with the queue at most 425984",
+    ),
     setting("WRENN_WS_INIT_SEC", "10", "seconds a new socket has until it is acknowledged"),
     setting("WRENN_WS_PING_SEC", "15", "seconds between pings; two unanswered ones end an idle socket"),
     setting("WRENN_WS_STALL_SEC", "300", "seconds a peer may leave what waits for it untouched"),
     setting("WRENN_WS_RECHECK_SEC", "10", "seconds between looks at whether a socket's key still stands"),
-    setting("WRENN_SEND_BUFFER", "131072", "bytes the kernel may hold per connection for a slow reader"),
-    setting("WRENN_SHUTDOWN_SEC", "30", "seconds requests under way have at shutdown"),
-    setting("WRENN_LOG", "info", "error, warn, info, debug, trace or off; also target=level, by commas"),
-];
     setting(
         "WRENN_MAX_CONNECTIONS",
         "10000",
@@ -61,6 +61,10 @@ pub(super) const SETTINGS: &[Setting] = &[
         "0",
         "those of one address (IPv6: /64), further ones are closed; 0 for no limit, as behind a reverse proxy",
     ),
+    setting("WRENN_SEND_BUFFER", "131072", "bytes the kernel may hold per connection for a slow reader"),
+    setting("WRENN_SHUTDOWN_SEC", "30", "seconds requests under way have at shutdown"),
+    setting("WRENN_LOG", "info", "error, warn, info, debug, trace or off; also target=level, by commas"),
+];
 
 /// The table as `--help` prints it.
 pub fn table() -> String {
