@@ -98,8 +98,8 @@ async fn serve(config: Config) -> anyhow::Result<()> {
     }
 }
 
-/// As many as the process may have at most: a connection is an open file, and the usual limit is that for programs which
-/// still use `select`.
+/// As many as the process may have at most: a connection is an open file, and the usual limit is that for programs
+/// which still use `select`.
 fn allow_open_files() {
     let raised = getrlimit(Resource::RLIMIT_NOFILE)
         .and_then(|(_, most)| setrlimit(Resource::RLIMIT_NOFILE, most, most));

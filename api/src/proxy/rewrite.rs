@@ -1,5 +1,5 @@
-//! A capsule's answers as they have to be outside: where it redirects to, for which paths it sets cookies, and what it may
-//! not say for the origin that it shares.
+//! A capsule's answers as they have to be outside: where it redirects to, for which paths it sets cookies, and what it
+//! may not say for the origin that it shares.
 
 use axum::http::{HeaderMap, HeaderName, HeaderValue, header};
 use wrenn_schema::gateway::Target;
@@ -9,9 +9,9 @@ use super::{Domain, visitor};
 /// What a guest calls itself, besides what it was called: any of these with one of its ports.
 const SELVES: [&str; 6] = ["localhost", "127.0.0.1", "0.0.0.0", "[::1]", "[::]", "169.254.0.21"];
 
-/// What a page says for its whole origin, which by path is this server's: for which paths its service workers may answer,
-/// that cookies and storage be deleted, how the origin is to be reached from now on, and to whom all its requests are to
-/// be reported. Without `Service-Worker-Allowed` browsers keep a worker below the path of its script.
+/// What a page says for its whole origin, which by path is this server's: for which paths its service workers may
+/// answer, that cookies and storage be deleted, how the origin is to be reached from now on, and to whom all its
+/// requests are to be reported. Without `Service-Worker-Allowed` browsers keep a worker below the path of its script.
 const OF_THE_ORIGIN: [HeaderName; 7] = [
     HeaderName::from_static("service-worker-allowed"),
     HeaderName::from_static("clear-site-data"),

@@ -1,7 +1,7 @@
 //! The listening socket and its connections.
 //!
-//! There are only so many at once; who comes when all places are taken waits in the kernel, and there nothing is read. A
-//! peer that has more than it may is hung up on.
+//! There are only so many at once; who comes when all places are taken waits in the kernel, and there nothing is read.
+//! A peer that has more than it may is hung up on.
 
 use std::{convert::Infallible, io, net::SocketAddr, pin::pin, time::Duration};
 
@@ -21,8 +21,8 @@ use super::{
 /// Connections the kernel holds until they are accepted.
 const BACKLOG: u32 = 1024;
 
-/// How long a connection may be kept without another request. Longer than the ten minutes of the usual load balancers, so that
-/// it is not this server that ends a connection on which one of them is just sending a request.
+/// How long a connection may be kept without another request. Longer than the ten minutes of the usual load balancers,
+/// so that it is not this server that ends a connection on which one of them is just sending a request.
 const IDLE: Duration = Duration::from_secs(620);
 
 /// After a failure to accept (no file descriptors left), so that the loop does not spin.
@@ -39,8 +39,8 @@ pub(super) fn bind(address: SocketAddr, send_buffer: u32) -> io::Result<TcpListe
     socket.listen(BACKLOG)
 }
 
-/// How many connections there may be: as many as were asked for, where the process may have twice as many open files, as a
-/// request for a capsule or a host takes another one.
+/// How many connections there may be: as many as were asked for, where the process may have twice as many open files,
+/// as a request for a capsule or a host takes another one.
 pub(super) fn most_connections(wanted: usize) -> usize {
     let Ok((files, _)) = getrlimit(Resource::RLIMIT_NOFILE) else { return wanted };
     let possible = usize::try_from(files / 2).unwrap_or(usize::MAX).max(1);

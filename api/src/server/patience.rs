@@ -1,5 +1,5 @@
-//! How long a client may take: ten seconds from the connection on for the whole head of its first request; then ten minutes
-//! to say anything, and ten seconds from its first byte on for each head that follows.
+//! How long a client may take: ten seconds from the connection on for the whole head of its first request; then ten
+//! minutes to say anything, and ten seconds from its first byte on for each head that follows.
 //!
 //! ```text
 //!        first byte            head is whole

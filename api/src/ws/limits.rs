@@ -1,8 +1,8 @@
 use std::time::Duration;
 
-/// The most that [`Limits::window`] and [`Limits::queue_bytes`] may be together, so that a client that was killed finds all
-/// that it lost: of the 896 KiB that envd keeps, the two hops to it may hold 384 KiB, and there are three events of 64 KiB
-/// here that are counted too late or not at all. What is left is 320 KiB, of which base64 makes 426 KiB.
+/// The most that [`Limits::window`] and [`Limits::queue_bytes`] may be together, so that a client that was killed finds
+/// all that it lost: of the 896 KiB that envd keeps, the two hops to it may hold 384 KiB, and there are three events of
+/// 64 KiB here that are counted too late or not at all. What is left is 320 KiB, of which base64 makes 426 KiB.
 pub const UNDER_WAY: usize = 416 * 1024;
 
 /// What one socket may cost, and how long it may keep the server waiting.

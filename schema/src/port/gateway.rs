@@ -172,7 +172,8 @@ impl Admission {
         self.find(services).await
     }
 
-    /// Returns, with the reason, once this visitor would not be let in any more: for what goes on after that was decided.
+    /// Returns, with the reason, once this visitor would not be let in any more: for what goes on after that was
+    /// decided.
     pub fn withdrawn(&self, services: &Arc<Services>) -> impl Future<Output = Error> + Send + use<> {
         withdrawn(services.clone(), self.target, self.by, self.caller.clone())
     }

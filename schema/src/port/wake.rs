@@ -53,8 +53,8 @@ impl Wakings {
     }
 }
 
-/// Lets a capsule of the actor's team go on and answers when it runs. Many at once resume it once, on behalf of the first.
-/// `asleep`: its host has just said that it is paused, whatever is written down.
+/// Lets a capsule of the actor's team go on and answers when it runs. Many at once resume it once, on behalf of the
+/// first. `asleep`: its host has just said that it is paused, whatever is written down.
 pub(super) async fn wake(
     services: &Arc<Services>,
     actor: &Actor,

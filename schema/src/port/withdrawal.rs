@@ -14,8 +14,8 @@ use crate::{
 /// How often what somebody goes by is looked at. Most exchanges are over before the first look.
 const LOOK: Duration = Duration::from_secs(5);
 
-/// Returns once whoever was let in by `by` would be turned away: a URL at the moment when it expires, a key and a port that
-/// is public no more within seconds.
+/// Returns once whoever was let in by `by` would be turned away: a URL at the moment when it expires, a key and a port
+/// that is public no more within seconds.
 pub(super) async fn withdrawn(services: Arc<Services>, target: Target, by: Pass, caller: Caller) -> Error {
     let turned_away = async {
         tokio::time::sleep(LOOK).await;

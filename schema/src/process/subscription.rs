@@ -101,8 +101,8 @@ struct Terminal {
     tag: String,
 }
 
-/// The events of a terminal, and between them its new sizes; where one was missed, that which it has now. Like the events,
-/// only made when they are asked for.
+/// The events of a terminal, and between them its new sizes; where one was missed, that which it has now. Like the
+/// events, only made when they are asked for.
 fn with_resizes(
     events: impl Stream<Item = Result<ProcessEvent, Error>> + Send,
     mut resizes: Subscriber,
