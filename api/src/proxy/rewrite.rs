@@ -202,7 +202,7 @@ mod tests {
     #[test]
     fn nobody_speaks_for_an_origin_that_is_not_theirs() {
         let said = || {
-            let named = OF_THE_ORIGIN.iter().cloned().map(|name| (name, HeaderValue::from_static("x")));
+            let named = OF_THE_ORIGIN.into_iter().map(|name| (name, HeaderValue::from_static("x")));
             named.chain([(header::ETAG, HeaderValue::from_static("y"))]).collect::<HeaderMap>()
         };
         let prefix = format!("/proxy/{ID}/3000");
