@@ -7,6 +7,7 @@ use std::{
 
 use anyhow::Context;
 use clap::{CommandFactory, FromArgMatches, Parser, Subcommand};
+use nix::sys::resource::{Resource, getrlimit, setrlimit};
 use secrecy::ExposeSecret;
 use tokio::signal::unix::{SignalKind, signal};
 use wrenn_api::{Bootstrap, Config, Server, config, database, logging};
@@ -84,6 +85,7 @@ async fn run(command: Command, config: Config) -> anyhow::Result<()> {
 async fn serve(config: Config) -> anyhow::Result<()> {
     let mut terminated = signal(SignalKind::terminate())?;
     let mut interrupted = signal(SignalKind::interrupt())?;
+    allow_open_files();
     let server = Server::builder().start(config).await?;
     tokio::select! {
         _ = terminated.recv() => {}
@@ -93,6 +95,16 @@ async fn serve(config: Config) -> anyhow::Result<()> {
         () = server.stop() => Ok(()),
         _ = terminated.recv() => anyhow::bail!("told to stop twice; what was under way is abandoned"),
         _ = interrupted.recv() => anyhow::bail!("told to stop twice; what was under way is abandoned"),
+    }
+}
+
+/// As many as the process may have at most: a connection is an open file, and the usual limit is that for programs
+/// which still use `select`.
+fn allow_open_files() {
+    let raised = getrlimit(Resource::RLIMIT_NOFILE)
+        .and_then(|(_, most)| setrlimit(Resource::RLIMIT_NOFILE, most, most));
+    if let Err(error) = raised {
+        tracing::warn!(%error, "the limit of open files could not be raised");
     }
 }
 

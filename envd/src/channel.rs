@@ -87,6 +87,17 @@ impl Terminal {
         let result = unsafe { libc::ioctl(self.master.as_raw_fd(), libc::TIOCSWINSZ, size) };
         if result < 0 { Err(io::Error::last_os_error()) } else { Ok(()) }
     }
+
+    /// The size as it is, also where a program in the terminal has set it.
+    ///
+    /// # Errors
+    /// The terminal is gone.
+    pub fn size(&self) -> io::Result<Winsize> {
+        let mut size = Winsize { ws_row: 0, ws_col: 0, ws_xpixel: 0, ws_ypixel: 0 };
+        // SAFETY: TIOCGWINSZ writes one winsize.
+        let result = unsafe { libc::ioctl(self.master.as_raw_fd(), libc::TIOCGWINSZ, &raw mut size) };
+        if result < 0 { Err(io::Error::last_os_error()) } else { Ok(size) }
+    }
 }
 
 /// The reading and the writing end.

@@ -209,6 +209,10 @@ impl Process {
     /// As it is reported.
     pub fn describe(&self) -> pb::Process {
         let exit = self.output.exit();
+        let size = match &self.kind {
+            Kind::Terminal(terminal) => terminal.size().ok(),
+            Kind::Plain => None,
+        };
         pb::Process {
             pid: self.pid,
             tag: self.tag.clone(),
@@ -220,6 +224,7 @@ impl Process {
             running: exit.is_none(),
             exit_code: exit.and_then(Exit::code),
             signal: exit.and_then(Exit::signal),
+            size: size.map(|size| pb::PtySize { columns: size.ws_col.into(), rows: size.ws_row.into() }),
         }
     }
 

@@ -12,7 +12,7 @@ use crate::{
     bus::{Bus, BusError, LocalBus, RedisBus, Topic},
     capsule::port_watch::PortWatches,
     host::{Authority, AuthorityError, HostClients},
-    port::Routes,
+    port::{Routes, Wakings},
     signing::{UrlKey, UrlKeyError},
     spent,
 };
@@ -49,6 +49,8 @@ pub struct Services {
     pub(crate) url_key: UrlKey,
     /// Where the ports of capsules are, as far as somebody asked lately.
     pub(crate) routes: Arc<Routes>,
+    /// Capsules that somebody wants something of and that do not run yet.
+    pub(crate) wakings: Wakings,
     /// Woken when a host came or changed, so that it is watched at once.
     pub(crate) hosts_changed: Notify,
     /// Woken when a template went, so that its files go at once.
@@ -86,6 +88,7 @@ impl Services {
             signers: KeyCache::default(),
             url_key,
             routes,
+            wakings: Wakings::default(),
             hosts_changed: Notify::new(),
             templates_changed: Notify::new(),
             tasks,

@@ -2,7 +2,6 @@
 
 use std::time::Duration;
 
-use tokio::sync::watch;
 use tonic::{Request, Response, Status};
 use wrenn_proto::agent::v1 as agent;
 
@@ -10,7 +9,7 @@ use super::relay::refusal;
 use super::service::{AgentService, BoxStream};
 use super::status::status;
 use crate::capsule::{CapsuleError, Running, State, parse_capsule_id};
-use crate::metrics::{LONGEST_RANGE, Point};
+use crate::metrics::{LONGEST_RANGE, Point, Points};
 
 pub async fn get_metrics(
     service: &AgentService,
@@ -37,37 +36,25 @@ pub async fn watch_metrics(
     request: Request<agent::CapsuleRef>,
 ) -> Result<Response<BoxStream<agent::MetricPoint>>, Status> {
     let running = service.look_into(&request.get_ref().capsule_id)?;
-    let mut newest = service.capsules.engine().meters.watch(running.id);
-    // What is there already is new to this reader.
-    newest.mark_changed();
-    let points = futures_util::stream::unfold(Some((running, newest)), |watched| async move {
-        let (running, mut newest) = watched?;
-        match next(&running, &mut newest).await {
-            Ok(point) => Some((Ok(point), Some((running, newest)))),
+    let points = service.capsules.engine().meters.follow(running.id);
+    let points = futures_util::stream::unfold(Some((running, points)), |followed| async move {
+        let (running, mut points) = followed?;
+        match next(&running, &mut points).await {
+            Ok(point) => Some((Ok(point), Some((running, points)))),
             Err(status) => Some((Err(status), None)),
         }
     });
     Ok(Response::new(Box::pin(points)))
 }
 
-/// The newest point that this reader has not seen.
-async fn next(
-    running: &Running,
-    newest: &mut watch::Receiver<Option<Point>>,
-) -> Result<agent::MetricPoint, Status> {
-    loop {
-        tokio::select! {
-            biased;
-            end = running.handle.life.ended() => return Err(refusal(running, end)),
-            changed = newest.changed() => {
-                if changed.is_err() {
-                    return Err(Status::unavailable("the capsule is not measured any more"));
-                }
-                let point = *newest.borrow_and_update();
-                if let Some(point) = point {
-                    return Ok(to_proto(point));
-                }
-            }
+/// The next point that this reader has not seen.
+async fn next(running: &Running, points: &mut Points) -> Result<agent::MetricPoint, Status> {
+    tokio::select! {
+        biased;
+        end = running.handle.life.ended() => Err(refusal(running, end)),
+        point = points.next() => {
+            let gone = || Status::unavailable("the capsule is not measured any more");
+            point.map(to_proto).ok_or_else(gone)
         }
     }
 }

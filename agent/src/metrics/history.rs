@@ -122,6 +122,12 @@ impl History {
         averages.points.iter().copied().chain(open).filter(within).collect()
     }
 
+    /// The samples after `at_ns`, oldest first, of the last ten minutes.
+    pub fn after(&self, at_ns: i64) -> Vec<Point> {
+        let first = self.samples.partition_point(|point| point.at_ns <= at_ns);
+        self.samples.range(first..).copied().collect()
+    }
+
     /// Whether it can have been written by this agent: in order, within its bounds, and of numbers.
     pub fn is_sound(&self) -> bool {
         let sound = |points: &VecDeque<Point>, tier: Tier| {

@@ -1,6 +1,6 @@
 //! One meter per capsule, and the one task that reads them all.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, VecDeque};
 use std::io;
 use std::path::PathBuf;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -59,9 +59,13 @@ impl Meters {
         self.meter(id).state().history.since(range, now_ns())
     }
 
-    /// Always shows the newest point: who reads slowly misses some and never lags.
-    pub fn watch(&self, id: CapsuleId) -> watch::Receiver<Option<Point>> {
-        self.meter(id).newest.subscribe()
+    /// The newest point, then each that follows.
+    pub fn follow(&self, id: CapsuleId) -> Points {
+        let meter = self.meter(id);
+        let mut newest = meter.newest.subscribe();
+        // What is there already is new to this reader.
+        newest.mark_changed();
+        Points { meter, newest, told: None, waiting: VecDeque::new() }
     }
 
     /// Writes a capsule's history into its directory, which must be there. Without it only the metrics are lost.
@@ -136,6 +140,36 @@ impl Meter {
     }
 }
 
+/// One reader's way through the points of a capsule, for as long as it is measured.
+#[derive(Debug)]
+pub struct Points {
+    meter: Arc<Meter>,
+    newest: watch::Receiver<Option<Point>>,
+    /// When the last point was taken that this reader has.
+    told: Option<i64>,
+    waiting: VecDeque<Point>,
+}
+
+impl Points {
+    /// The next point, once there is one. Who was slow gets all that it missed, up to ten minutes of it.
+    pub async fn next(&mut self) -> Option<Point> {
+        while self.waiting.is_empty() {
+            self.newest.changed().await.ok()?;
+            let newest = *self.newest.borrow_and_update();
+            match (newest, self.told) {
+                (Some(newest), Some(told)) if told < newest.at_ns => {
+                    self.waiting = self.meter.state().history.after(told).into();
+                }
+                // The first one, or the first after the clock was set back.
+                (newest, _) => self.waiting.extend(newest),
+            }
+        }
+        let next = self.waiting.pop_front()?;
+        self.told = Some(next.at_ns);
+        Some(next)
+    }
+}
+
 impl Reading {
     fn percent_since(self, before: Self) -> Option<f64> {
         let elapsed = self.at.checked_duration_since(before.at)?;
@@ -181,14 +215,14 @@ mod tests {
     #[tokio::test]
     async fn points_are_kept_over_an_agent_and_a_life_begins_without_one() {
         let (_dir, meters, id) = meters();
-        let mut newest = meters.watch(id);
+        let mut followed = meters.follow(id);
         let meter = meters.meter(id);
         meter.read(own_pid()).unwrap();
         assert_eq!(meters.since(id, Duration::from_secs(60)), []);
         meter.read(own_pid()).unwrap();
-        newest.changed().await.unwrap();
+        let newest = followed.next().await;
         let points = meters.since(id, Duration::from_secs(60));
-        assert_eq!(*newest.borrow(), points.last().copied());
+        assert_eq!(newest, points.last().copied());
         assert!(points[0].memory_bytes > 1 << 20 && points[0].disk_bytes >= 64 << 10, "{points:?}");
 
         meters.flush(id).await;
@@ -199,12 +233,58 @@ mod tests {
     #[test]
     fn what_is_gone_is_forgotten_unless_someone_watches() {
         let (_dir, meters, id) = meters();
-        let watcher = meters.watch(id);
+        let watcher = meters.follow(id);
         meters.read_all(&HashMap::new());
         assert!(meters.table().contains_key(&id));
         drop(watcher);
         meters.read_all(&HashMap::new());
         assert!(meters.table().is_empty());
+    }
+
+    #[tokio::test]
+    async fn who_reads_slowly_misses_nothing() {
+        let (_dir, meters, id) = meters();
+        let meter = meters.meter(id);
+        let sample = async || {
+            let before = meter.state().history.newest();
+            // Points of one and the same moment are one.
+            while meter.state().history.newest() == before {
+                meter.read(own_pid()).unwrap();
+                tokio::task::yield_now().await;
+            }
+            meter.state().history.newest()
+        };
+        sample().await;
+        let present = sample().await;
+        let mut slow = meters.follow(id);
+        assert_eq!(slow.next().await, present, "what is there already, once");
+        for _ in 0..3 {
+            let mut taken = Vec::new();
+            for _ in 0..5 {
+                taken.push(sample().await);
+            }
+            for point in taken {
+                assert_eq!(slow.next().await, point);
+            }
+        }
+        let none = tokio::time::timeout(Duration::from_millis(50), slow.next()).await;
+        assert!(none.is_err(), "none twice: {none:?}");
+    }
+
+    #[tokio::test]
+    async fn a_clock_that_was_set_back_does_not_end_it() {
+        let (_dir, meters, id) = meters();
+        let meter = meters.meter(id);
+        let put = |at_ns| {
+            let point = Point { at_ns, cpu_percent: 1.0, memory_bytes: 1, disk_bytes: 1 };
+            meter.state().history.push(point);
+            meter.newest.send_replace(Some(point));
+        };
+        let mut followed = meters.follow(id);
+        for at_ns in [1_000, 2_000, 500, 600] {
+            put(at_ns);
+            assert_eq!(followed.next().await.map(|point| point.at_ns), Some(at_ns));
+        }
     }
 
     #[test]

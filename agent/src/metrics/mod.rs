@@ -10,4 +10,4 @@ mod meters;
 mod reading;
 
 pub use history::{History, LONGEST_RANGE, Point};
-pub use meters::{Meters, sample};
+pub use meters::{Meters, Points, sample};

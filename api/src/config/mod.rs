@@ -45,6 +45,10 @@ pub struct Config {
     /// Bytes.
     pub max_body: usize,
     pub ws: ws::Limits,
+    /// Of all peers together, where the limit of open files allows as many.
+    pub max_connections: usize,
+    /// 0: as many as there may be of all.
+    pub max_connections_per_peer: usize,
     /// Bytes the kernel may hold per connection for a peer that does not take them.
     pub send_buffer: u32,
     /// Seconds.
@@ -106,6 +110,8 @@ impl Config {
             disk_overcommit: source.checked("WRENN_DISK_OVERCOMMIT", at_least(0.1))?,
             max_body: source.checked("WRENN_MAX_BODY", at_least(1024))?,
             ws: ws_limits(&source)?,
+            max_connections: source.checked("WRENN_MAX_CONNECTIONS", at_least(1))?,
+            max_connections_per_peer: source.get("WRENN_MAX_CONNECTIONS_PER_PEER")?,
             send_buffer: source.checked("WRENN_SEND_BUFFER", between(16 * 1024, 16 * 1024 * 1024))?,
             shutdown_timeout: source.checked("WRENN_SHUTDOWN_SEC", between(1, 3600))?,
             log,
@@ -114,12 +120,23 @@ impl Config {
 }
 
 fn ws_limits(source: &Source) -> Result<ws::Limits, ConfigError> {
+    const WINDOW: &str = "WRENN_WS_WINDOW";
+    let queue_bytes: usize = source.checked("WRENN_WS_QUEUE_BYTES", at_least(1024))?;
+    let window: usize = source.checked(WINDOW, at_least(16 * 1024))?;
+    if window.saturating_add(queue_bytes) > ws::UNDER_WAY {
+        let reason = format!(
+            "`{window}`: with WRENN_WS_QUEUE_BYTES ({queue_bytes}) at most {}, as capsules keep no more output for a \
+             client that comes back",
+            ws::UNDER_WAY
+        );
+        return Err(ConfigError::new(WINDOW, reason));
+    }
     Ok(ws::Limits {
         max_message: source.checked("WRENN_WS_MAX_MESSAGE", at_least(1024))?,
         max_operations: source.checked("WRENN_WS_MAX_OPERATIONS", at_least(1))?,
-        queue_bytes: source.checked("WRENN_WS_QUEUE_BYTES", at_least(1024))?,
+        queue_bytes,
         queue_frames: source.checked("WRENN_WS_QUEUE_FRAMES", at_least(1))?,
-        window: source.checked("WRENN_WS_WINDOW", at_least(16 * 1024))?,
+        window,
         init_timeout: source.seconds("WRENN_WS_INIT_SEC", 1, 300)?,
         ping_every: source.seconds("WRENN_WS_PING_SEC", 1, 300)?,
         stall_timeout: source.seconds("WRENN_WS_STALL_SEC", 1, 86_400)?,
@@ -225,6 +242,14 @@ mod tests {
                 "WRENN_INTROSPECTION: `yes`: provided string was not `true` or `false`",
             ),
             ("WRENN_WS_RECHECK_SEC = 60", "WRENN_WS_RECHECK_SEC: `60`: must be from 1 to 10"),
+            (
+                "WRENN_WS_WINDOW = 400000",
+                "WRENN_WS_WINDOW: `400000`: with WRENN_WS_QUEUE_BYTES (65536) at most 425984, as",
+            ),
+            (
+                "WRENN_WS_QUEUE_BYTES = 400000",
+                "WRENN_WS_WINDOW: `262144`: with WRENN_WS_QUEUE_BYTES (400000)",
+            ),
             ("WRENN_PUBLIC_URL = 'example.org'", "WRENN_PUBLIC_URL: `example.org`: "),
             ("WRENN_CORS_ORIGINS = 'https://a.example/x'", "WRENN_CORS_ORIGINS: `https://a.example/x`: "),
             ("WRENN_PROXY_DOMAIN = '127.0.0.1'", "WRENN_PROXY_DOMAIN: `127.0.0.1`: is not of the form"),

@@ -1,4 +1,5 @@
-//! When something last went through: what is silent for too long is ended.
+//! How long something may go on: until nothing has gone through for too long, or whoever it is for would not be let in
+//! any more.
 
 use std::{
     pin::Pin,
@@ -55,22 +56,31 @@ pub(super) struct Silent;
 
 type Failure = Box<dyn std::error::Error + Send + Sync>;
 
-/// A body that notes what goes through it, and breaks off when nothing does.
+/// Ends when whoever was let in would not be let in any more, with the reason.
+pub(super) type Withdrawal = BoxFuture<'static, wrenn_schema::Error>;
+
+/// What ends a body before its end.
+struct Limits {
+    silence: BoxFuture<'static, ()>,
+    withdrawn: Withdrawal,
+}
+
+/// A body that notes what goes through it, and breaks off when nothing does or nothing may any more.
 pub(super) struct Noted<B> {
     inner: B,
     activity: Activity,
-    silence: Option<BoxFuture<'static, ()>>,
+    limits: Option<Limits>,
 }
 
 impl<B> Noted<B> {
     /// Only notes: whoever sends it waits for silence anyway.
     pub(super) fn sent(inner: B, activity: Activity) -> Self {
-        Self { inner, activity, silence: None }
+        Self { inner, activity, limits: None }
     }
 
-    pub(super) fn received(inner: B, activity: Activity) -> Self {
-        let silence = Some(Box::pin(activity.clone().silence()) as BoxFuture<'static, ()>);
-        Self { inner, activity, silence }
+    pub(super) fn received(inner: B, activity: Activity, withdrawn: Withdrawal) -> Self {
+        let limits = Some(Limits { silence: Box::pin(activity.clone().silence()), withdrawn });
+        Self { inner, activity, limits }
     }
 }
 
@@ -86,13 +96,20 @@ where
         mut self: Pin<&mut Self>,
         cx: &mut Context<'_>,
     ) -> Poll<Option<Result<Frame<Bytes>, Failure>>> {
+        // First, as what flows without a pause ends, too.
+        if let Some(limits) = &mut self.limits
+            && let Poll::Ready(why) = limits.withdrawn.as_mut().poll(cx)
+        {
+            self.limits = None;
+            return Poll::Ready(Some(Err(why.into())));
+        }
         if let Poll::Ready(frame) = Pin::new(&mut self.inner).poll_frame(cx) {
             self.activity.note();
             return Poll::Ready(frame.map(|frame| frame.map_err(Into::into)));
         }
-        let Some(silence) = &mut self.silence else { return Poll::Pending };
-        std::task::ready!(silence.as_mut().poll(cx));
-        self.silence = None;
+        let Some(limits) = &mut self.limits else { return Poll::Pending };
+        std::task::ready!(limits.silence.as_mut().poll(cx));
+        self.limits = None;
         Poll::Ready(Some(Err(Silent.into())))
     }
 
@@ -165,7 +182,8 @@ mod tests {
             tokio::time::sleep(SILENCE - Duration::from_secs(1)).await;
             Some((Ok::<_, Failure>(Frame::data(Bytes::from_static(b"x"))), sent + 1))
         });
-        let mut body = Noted::received(StreamBody::new(Box::pin(frames)), Activity::new());
+        let never = Box::pin(std::future::pending());
+        let mut body = Noted::received(StreamBody::new(Box::pin(frames)), Activity::new(), never);
         let began = Instant::now();
         for _ in 0..3 {
             body.frame().await.expect("goes on").expect("is not silent for so long");
@@ -173,5 +191,19 @@ mod tests {
         let ended = body.frame().await.expect("says so").expect_err("is silent");
         assert!(ended.is::<Silent>());
         assert!(began.elapsed() >= SILENCE * 4 - Duration::from_secs(4));
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_body_that_never_pauses_ends_with_the_permission() {
+        let frames = stream::repeat_with(|| Ok::<_, Failure>(Frame::data(Bytes::from_static(b"x"))));
+        let withdrawn = Box::pin(async {
+            tokio::time::sleep(Duration::from_secs(1)).await;
+            wrenn_schema::Error::unauthenticated("no more")
+        });
+        let mut body = Noted::received(StreamBody::new(frames), Activity::new(), withdrawn);
+        body.frame().await.expect("goes on").expect("is allowed");
+        tokio::time::sleep(Duration::from_secs(1)).await;
+        let ended = body.frame().await.expect("says so").expect_err("is not allowed any more");
+        assert_eq!(ended.to_string(), "no more");
     }
 }

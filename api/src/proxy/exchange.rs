@@ -21,7 +21,7 @@ use wrenn_schema::{
 
 use super::{
     CAPSULE, ERROR, FromCapsule, PORT, Proxy,
-    activity::{Activity, Noted},
+    activity::{Activity, Noted, Withdrawal},
     address::Asked,
     head,
     pool::SendError,
@@ -73,7 +73,11 @@ impl Proxy {
         head::forwarded(request.headers_mut(), peer, self.public_url.is_https(), &asked.prefix);
         address(request.headers_mut(), target, id);
         let activity = Activity::new();
-        let mut response = self.send(&admission, target, &path, std::mem::take(request), &activity).await?;
+        let mut withdrawn: Withdrawal = Box::pin(admission.withdrawn(&self.services));
+        let mut response = tokio::select! {
+            sent = self.send(&admission, target, &path, std::mem::take(request), &activity) => sent?,
+            error = &mut withdrawn => return Err(error.into()),
+        };
 
         *response.version_mut() = Version::HTTP_11;
         let outside = Outside {
@@ -84,10 +88,10 @@ impl Proxy {
             domain: self.domain.as_ref(),
         };
         let mut response = match response.status() {
-            StatusCode::SWITCHING_PROTOCOLS => self.switch(response, client)?,
+            StatusCode::SWITCHING_PROTOCOLS => self.switch(response, client, withdrawn)?,
             _ => {
                 head::pass_on(response.headers_mut(), None);
-                response.map(|body| Body::new(Noted::received(body, activity)))
+                response.map(|body| Body::new(Noted::received(body, activity, withdrawn)))
             }
         };
         outside.rewrite(response.headers_mut());
@@ -174,6 +178,7 @@ impl Proxy {
         &self,
         mut response: HttpResponse<Incoming>,
         client: Option<OnUpgrade>,
+        withdrawn: Withdrawal,
     ) -> Result<Response, Problem> {
         let protocol = head::upgrade(response.headers());
         let (Some(client), Some(_)) = (client, &protocol) else {
@@ -182,7 +187,7 @@ impl Proxy {
         };
         let guest = hyper::upgrade::on(&mut response);
         head::pass_on(response.headers_mut(), protocol);
-        self.tunnels.spawn(tunnel(client, guest, self.stop.clone()));
+        self.tunnels.spawn(tunnel(client, guest, withdrawn, self.stop.clone()));
         Ok(response.map(|_| Body::empty()))
     }
 }

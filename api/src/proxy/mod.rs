@@ -8,12 +8,15 @@
 //! - HTTP/1.1 and what it is upgraded to, streamed both ways, only as fast as it is taken; nothing is held back.
 //! - Connections to agents are kept in a pool of their own: whatever goes on here, calls to agents do not wait for it.
 //! - What a visitor shows us (API key, token, cookie) is taken out of the request; a capsule never sees it.
-//! - By path, a capsule's redirects and cookies are given the prefix; by name it has its own address and they stay.
+//! - By path, a capsule's redirects and cookies are given the prefix, and what it says for the whole origin is left
+//!   out; by name it has its own address and they stay.
 //! - What cannot be carried is answered here, as a page for browsers and as JSON for programs, with the header [`ERROR`];
 //!   an answer without it is the capsule's own.
 //!
-//! Pages that are reached by path have this server's origin. Where that matters, give capsules a domain
-//! (`WRENN_PROXY_DOMAIN`) and turn paths off (`WRENN_PROXY_PATHS=false`).
+//! Pages that are reached by path have this server's origin all the same: their scripts may ask for whatever is at
+//! other paths with the cookies of who looks at them, previews of other capsules among it, and share cookies and
+//! storage with those. (They are not sandboxed: without an origin hardly any of them would work.) Where that matters,
+//! give capsules a domain (`WRENN_PROXY_DOMAIN`) and turn paths off (`WRENN_PROXY_PATHS=false`).
 
 mod activity;
 mod address;

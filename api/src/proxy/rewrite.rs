@@ -1,13 +1,26 @@
-//! Addresses in a capsule's answers, as they have to be outside: where it redirects to, and for which paths it sets
-//! cookies.
+//! A capsule's answers as they have to be outside: where it redirects to, for which paths it sets cookies, and what it
+//! may not say for the origin that it shares.
 
-use axum::http::{HeaderMap, HeaderValue, header};
+use axum::http::{HeaderMap, HeaderName, HeaderValue, header};
 use wrenn_schema::gateway::Target;
 
 use super::{Domain, visitor};
 
 /// What a guest calls itself, besides what it was called: any of these with one of its ports.
 const SELVES: [&str; 6] = ["localhost", "127.0.0.1", "0.0.0.0", "[::1]", "[::]", "169.254.0.21"];
+
+/// What a page says for its whole origin, which by path is this server's: for which paths its service workers may
+/// answer, that cookies and storage be deleted, how the origin is to be reached from now on, and to whom all its
+/// requests are to be reported. Without `Service-Worker-Allowed` browsers keep a worker below the path of its script.
+const OF_THE_ORIGIN: [HeaderName; 7] = [
+    HeaderName::from_static("service-worker-allowed"),
+    HeaderName::from_static("clear-site-data"),
+    header::STRICT_TRANSPORT_SECURITY,
+    header::PUBLIC_KEY_PINS,
+    header::ALT_SVC,
+    HeaderName::from_static("nel"),
+    HeaderName::from_static("report-to"),
+];
 
 /// How what was asked is seen from outside and from inside.
 pub(super) struct Outside<'a> {
@@ -23,6 +36,11 @@ pub(super) struct Outside<'a> {
 
 impl Outside<'_> {
     pub(super) fn rewrite(&self, headers: &mut HeaderMap) {
+        if !self.prefix.is_empty() {
+            for name in &OF_THE_ORIGIN {
+                headers.remove(name);
+            }
+        }
         let location = headers.get(header::LOCATION).and_then(|value| self.location(value.to_str().ok()?));
         if let Some(location) = location.and_then(|location| HeaderValue::try_from(location).ok()) {
             headers.insert(header::LOCATION, location);
@@ -179,6 +197,21 @@ mod tests {
             assert_eq!(outside.location(&said.replace("HOST", &host)), seen, "{said}");
         }
         assert_eq!(outside.cookie("a=b; Path=/x; Domain=c.example; Secure"), "a=b; Path=/x; Secure");
+    }
+
+    #[test]
+    fn nobody_speaks_for_an_origin_that_is_not_theirs() {
+        let said = || {
+            let named = OF_THE_ORIGIN.into_iter().map(|name| (name, HeaderValue::from_static("x")));
+            named.chain([(header::ETAG, HeaderValue::from_static("y"))]).collect::<HeaderMap>()
+        };
+        let prefix = format!("/proxy/{ID}/3000");
+        let mut headers = said();
+        by_path(&prefix).rewrite(&mut headers);
+        assert_eq!(headers.keys().collect::<Vec<_>>(), [header::ETAG]);
+        let mut headers = said();
+        by_path("").rewrite(&mut headers);
+        assert_eq!(headers, said(), "by name a capsule has an origin of its own");
     }
 
     #[test]

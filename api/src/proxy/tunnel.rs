@@ -6,12 +6,18 @@ use tokio::io::copy_bidirectional_with_sizes;
 use tokio_util::sync::CancellationToken;
 
 use super::{
-    activity::{Activity, NotedIo},
+    activity::{Activity, NotedIo, Withdrawal},
     pool::BUFFER,
 };
 
-/// Carries bytes until one side ends, neither says anything for long, or the server stops.
-pub(super) async fn tunnel(client: OnUpgrade, guest: OnUpgrade, stop: CancellationToken) {
+/// Carries bytes until one side ends, neither says anything for long, the visitor would not be let in any more, or the
+/// server stops.
+pub(super) async fn tunnel(
+    client: OnUpgrade,
+    guest: OnUpgrade,
+    withdrawn: Withdrawal,
+    stop: CancellationToken,
+) {
     let upgraded = tokio::select! {
         upgraded = async { tokio::try_join!(client, guest) } => upgraded,
         () = stop.cancelled() => return,
@@ -29,6 +35,7 @@ pub(super) async fn tunnel(client: OnUpgrade, guest: OnUpgrade, stop: Cancellati
             tracing::debug!(?copied, "a tunnel ended");
         }
         () = activity.silence() => tracing::debug!("a tunnel was silent for too long"),
+        why = withdrawn => tracing::debug!(%why, "a tunnel was cut off"),
         () = stop.cancelled() => {}
     }
 }

@@ -40,18 +40,41 @@ fn contains(value: &HeaderValue, text: &str) -> bool {
 
 /// A key of ours is known by how it begins: other keys are the capsule's business.
 fn take_api_key(headers: &mut HeaderMap) -> Option<SecretString> {
-    let mut found = None;
-    let given = headers.get(API_KEY).and_then(|value| value.to_str().ok()).map(str::trim);
-    if let Some(key) = given.filter(|key| is_ours(key)) {
-        found = Some(SecretString::from(key));
-        headers.remove(API_KEY);
+    let key = take_ours(headers, &API_KEY, |text| text);
+    let bearer = take_ours(headers, &header::AUTHORIZATION, |text| match text.split_once(' ') {
+        Some((scheme, key)) if scheme.eq_ignore_ascii_case("bearer") => key.trim(),
+        _ => "",
+    });
+    key.or(bearer)
+}
+
+/// Takes what holds a secret of ours out of all values of a header, also out of those that somebody on the way has
+/// joined with commas. The first of the secrets counts.
+fn take_ours(
+    headers: &mut HeaderMap,
+    name: &HeaderName,
+    secret: impl Fn(&str) -> &str,
+) -> Option<SecretString> {
+    let (mut found, mut kept) = (None, Vec::new());
+    for value in headers.get_all(name) {
+        let Ok(text) = value.to_str() else {
+            kept.push(value.clone());
+            continue;
+        };
+        let is_others = |part: &&str| {
+            let ours = Some(secret(part.trim())).filter(|secret| is_ours(secret));
+            found = found.take().or(ours.map(SecretString::from));
+            ours.is_none()
+        };
+        let parts: Vec<&str> = text.split(',').filter(is_others).collect();
+        // What is not ours stays as it is.
+        kept.extend(HeaderValue::try_from(parts.join(",").trim()).ok().filter(|_| !parts.is_empty()));
     }
-    let bearer = headers.get(header::AUTHORIZATION).and_then(|value| value.to_str().ok());
-    let bearer = bearer.and_then(|value| value.trim().split_once(' '));
-    let bearer = bearer.filter(|(scheme, key)| scheme.eq_ignore_ascii_case("bearer") && is_ours(key.trim()));
-    if let Some((_, key)) = bearer {
-        found = found.or_else(|| Some(SecretString::from(key.trim())));
-        headers.remove(header::AUTHORIZATION);
+    if found.is_some() {
+        headers.remove(name);
+        for value in kept {
+            headers.append(name, value);
+        }
     }
     found
 }
@@ -168,6 +191,28 @@ mod tests {
         let theirs = headers(&[("x-api-key", "sk-1"), ("authorization", "token abc"), ("cookie", "a=b")]);
         let mut given = theirs.clone();
         assert_eq!(key(&Visitor::take(&mut given, &mut path)), None);
+        assert_eq!(given, theirs);
+    }
+
+    #[test]
+    fn not_one_of_several_keys_of_ours_is_passed_on() {
+        let mut path = "/".to_owned();
+        let mut given = headers(&[
+            ("x-api-key", "sk-1"),
+            ("x-api-key", "wrn_a"),
+            ("x-api-key", " wrn_b, sk-2,wrnhost_c"),
+            ("x-api-key", "wrn_d"),
+            ("authorization", "Digest realm=\"a, b\", uri=\"/\""),
+            ("authorization", "Bearer wrn_e, Bearer sk-3"),
+            ("authorization", "bearer  wrn_f"),
+        ]);
+        assert_eq!(key(&Visitor::take(&mut given, &mut path)), Some("wrn_a"));
+        let theirs = headers(&[
+            ("x-api-key", "sk-1"),
+            ("x-api-key", "sk-2"),
+            ("authorization", "Digest realm=\"a, b\", uri=\"/\""),
+            ("authorization", "Bearer sk-3"),
+        ]);
         assert_eq!(given, theirs);
     }
 

@@ -1,9 +1,12 @@
 use std::sync::Arc;
 
 use async_graphql::{Request, Response};
-use futures_util::stream::BoxStream;
+use futures_util::{
+    StreamExt,
+    stream::{self, BoxStream},
+};
 use wrenn_schema::{
-    Code,
+    Code, Error,
     access::{Caller, Credentials, RequestId, authenticate, request_data},
 };
 
@@ -47,7 +50,11 @@ impl Gate for SchemaGate {
         }
     }
 
-    fn execute(&self, access: Caller, id: RequestId, request: Request) -> BoxStream<'static, Response> {
+    fn execute(&self, access: Caller, id: RequestId, mut request: Request) -> BoxStream<'static, Response> {
+        if let Err(unusable) = self.0.persisted.resolve(&mut request) {
+            let refused = Response::from_errors(vec![Error::from(unusable).to_graphql(&id)]);
+            return stream::once(std::future::ready(refused)).boxed();
+        }
         self.0.schema.execute_stream(request_data(&self.0.services, request, access, id))
     }
 }

@@ -1,21 +1,28 @@
 //! The listening socket and its connections.
+//!
+//! There are only so many at once; who comes when all places are taken waits in the kernel, and there nothing is read.
+//! A peer that has more than it may is hung up on.
 
 use std::{convert::Infallible, io, net::SocketAddr, pin::pin, time::Duration};
 
 use axum::{Router, body::Body, extract::ConnectInfo, http::Request};
 use hyper::{body::Incoming, server::conn::http1, service::service_fn};
 use hyper_util::rt::{TokioIo, TokioTimer};
+use nix::sys::resource::{Resource, getrlimit};
 use tokio::net::{TcpListener, TcpSocket, TcpStream};
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 use tower::ServiceExt;
 
-use super::patience::{Answer, Patient, Phases};
+use super::{
+    capacity::{Capacity, Place},
+    patience::{Answer, Patient, Phases},
+};
 
 /// Connections the kernel holds until they are accepted.
 const BACKLOG: u32 = 1024;
 
-/// How long a connection may be kept without a request. Longer than the ten minutes of the usual load balancers, so that
-/// it is not this server that ends a connection on which one of them is just sending a request.
+/// How long a connection may be kept without another request. Longer than the ten minutes of the usual load balancers,
+/// so that it is not this server that ends a connection on which one of them is just sending a request.
 const IDLE: Duration = Duration::from_secs(620);
 
 /// After a failure to accept (no file descriptors left), so that the loop does not spin.
@@ -32,18 +39,50 @@ pub(super) fn bind(address: SocketAddr, send_buffer: u32) -> io::Result<TcpListe
     socket.listen(BACKLOG)
 }
 
+/// How many connections there may be: as many as were asked for, where the process may have twice as many open files,
+/// as a request for a capsule or a host takes another one.
+pub(super) fn most_connections(wanted: usize) -> usize {
+    let Ok((files, _)) = getrlimit(Resource::RLIMIT_NOFILE) else { return wanted };
+    let possible = usize::try_from(files / 2).unwrap_or(usize::MAX).max(1);
+    if possible < wanted {
+        tracing::warn!(
+            wanted,
+            possible,
+            files,
+            "WRENN_MAX_CONNECTIONS: the limit of open files allows fewer"
+        );
+    }
+    wanted.min(possible)
+}
+
 /// Serves connections until told to stop; then waits for the requests under way, for `grace` at most.
-pub(super) async fn serve(listener: TcpListener, router: Router, stop: CancellationToken, grace: Duration) {
+pub(super) async fn serve(
+    listener: TcpListener,
+    router: Router,
+    capacity: Capacity,
+    stop: CancellationToken,
+    grace: Duration,
+) {
     let connections = TaskTracker::new();
     loop {
+        let accepting = async {
+            let place = capacity.place().await;
+            listener.accept().await.map(|(stream, peer)| (stream, peer, place))
+        };
         let accepted = tokio::select! {
             () = stop.cancelled() => break,
-            accepted = listener.accept() => accepted,
+            accepted = accepting => accepted,
         };
         match accepted {
-            Ok((stream, peer)) => {
-                connections.spawn(connection(stream, peer, router.clone(), stop.clone()));
-            }
+            Ok((stream, peer, place)) => match place.of(peer.ip()) {
+                Some(place) => {
+                    connections.spawn(connection(stream, peer, place, router.clone(), stop.clone()));
+                }
+                None => {
+                    metrics::counter!("wrenn_http_connections_refused_total").increment(1);
+                    tracing::debug!(%peer, "a peer has as many connections as it may");
+                }
+            },
             Err(error) => {
                 tracing::warn!(%error, "cannot accept a connection");
                 tokio::time::sleep(ACCEPT_PAUSE).await;
@@ -58,12 +97,18 @@ pub(super) async fn serve(listener: TcpListener, router: Router, stop: Cancellat
 }
 
 /// Serves one connection until it ends or becomes a WebSocket.
-async fn connection(stream: TcpStream, peer: SocketAddr, router: Router, stop: CancellationToken) {
+async fn connection(
+    stream: TcpStream,
+    peer: SocketAddr,
+    place: Place,
+    router: Router,
+    stop: CancellationToken,
+) {
     if let Err(error) = stream.set_nodelay(true) {
         tracing::debug!(%error, "cannot set TCP_NODELAY");
     }
     let phases = Phases::new();
-    let stream = Patient::new(stream, phases.clone());
+    let stream = Patient::new(stream, phases.clone(), Some(place));
     let service = service_fn(move |mut request: Request<Incoming>| {
         let busy = phases.busy();
         request.extensions_mut().insert(ConnectInfo(peer));

@@ -1,6 +1,7 @@
 //! The running process: what is started, in which order, and how it ends.
 
 mod app;
+mod capacity;
 mod divert;
 mod envelope;
 mod files;
@@ -36,6 +37,7 @@ use crate::{
     proxy::Proxy,
 };
 use app::App;
+use capacity::Capacity;
 pub(crate) use envelope::X_REQUEST_ID;
 
 /// Why the server did not start.
@@ -119,9 +121,11 @@ impl ServerBuilder {
         ));
         let router =
             layered(routes, &config).layer(axum::middleware::from_fn_with_state(proxy, divert::divert));
+        let most = listener::most_connections(config.max_connections);
         let serving = tokio::spawn(listener::serve(
             listener,
             router,
+            Capacity::new(most, config.max_connections_per_peer),
             stop_serving.clone(),
             Duration::from_secs(config.shutdown_timeout),
         ));

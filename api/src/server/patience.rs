@@ -1,9 +1,11 @@
-//! How long a client may take: ten minutes to say anything, ten seconds from then on for the whole head of a request.
+//! How long a client may take: ten seconds from the connection on for the whole head of its first request; then ten
+//! minutes to say anything, and ten seconds from its first byte on for each head that follows.
 //!
 //! ```text
 //!        first byte            head is whole
 //! idle ─────────────▶ head ─────────────────▶ busy
-//!   ▲                   │ too slow: broken off   │
+//!   ▲                 ▲ │ too slow: broken off   │
+//!   │       connected ┘ ▼                        │
 //!   └────────────────────────────────────────────┘ the answer is over
 //! ```
 //! The HTTP library knows one limit, for idleness and head together; here it is that for idleness.
@@ -26,7 +28,9 @@ use tokio::{
     time::{Instant, Sleep, sleep_until},
 };
 
-/// For the head of a request, from its first byte.
+use super::capacity::Place;
+
+/// For the head of a request, from its first byte; for the first one, from the connection on.
 const HEAD: Duration = Duration::from_secs(10);
 
 #[derive(Clone, Copy)]
@@ -41,8 +45,9 @@ enum Phase {
 pub(super) struct Phases(Arc<Mutex<Phase>>);
 
 impl Phases {
+    /// Of a connection that was just made.
     pub(super) fn new() -> Self {
-        Self(Arc::new(Mutex::new(Phase::Idle)))
+        Self(Arc::new(Mutex::new(Phase::Head(Instant::now() + HEAD))))
     }
 
     fn set(&self, phase: Phase) {
@@ -83,11 +88,14 @@ pub(super) struct Patient<T> {
     inner: T,
     phases: Phases,
     limit: Pin<Box<Sleep>>,
+    /// Also of what a connection is upgraded to.
+    _place: Option<Place>,
 }
 
 impl<T> Patient<T> {
-    pub(super) fn new(inner: T, phases: Phases) -> Self {
-        Self { inner, phases, limit: Box::pin(sleep_until(Instant::now())) }
+    /// `place`: where connections are counted, the one of this connection.
+    pub(super) fn new(inner: T, phases: Phases, place: Option<Place>) -> Self {
+        Self { inner, phases, limit: Box::pin(sleep_until(Instant::now())), _place: place }
     }
 }
 
@@ -194,11 +202,30 @@ mod tests {
     use super::*;
 
     #[tokio::test(start_paused = true)]
+    async fn who_has_not_asked_anything_yet_is_not_waited_for() {
+        let (mut client, server) = duplex(64);
+        let mut server = Patient::new(server, Phases::new(), None);
+        let began = Instant::now();
+        let silent = server.read_u8().await.unwrap_err();
+        assert_eq!((silent.kind(), began.elapsed()), (io::ErrorKind::TimedOut, HEAD));
+
+        // Nor does a first byte give it more time.
+        let (phases, began) = (Phases::new(), Instant::now());
+        let mut server = Patient::new(server.inner, phases, None);
+        tokio::time::sleep(HEAD / 2).await;
+        client.write_all(b"G").await.unwrap();
+        server.read_u8().await.unwrap();
+        let slow = server.read_u8().await.unwrap_err();
+        assert_eq!((slow.kind(), began.elapsed()), (io::ErrorKind::TimedOut, HEAD));
+    }
+
+    #[tokio::test(start_paused = true)]
     async fn a_head_is_waited_for_but_not_for_long() {
         let (mut client, server) = duplex(64);
         let phases = Phases::new();
-        let mut server = Patient::new(server, phases.clone());
+        let mut server = Patient::new(server, phases.clone(), None);
         let mut byte = [0];
+        drop(phases.busy());
         for _ in 0..2 {
             // However long it was idle.
             let began = Instant::now();
@@ -234,7 +261,7 @@ mod tests {
 
         // What became another protocol has no heads.
         let (mut client, server) = duplex(64);
-        let mut server = Patient::new(server, phases.clone());
+        let mut server = Patient::new(server, phases.clone(), None);
         let switched = Response::builder().status(101).body(Body::empty()).unwrap();
         drop(Answer::to(switched, phases.busy()));
         slowly(&mut server, &mut client).await.unwrap();

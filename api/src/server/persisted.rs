@@ -2,11 +2,14 @@
 
 use std::{
     collections::HashMap,
-    sync::{Arc, Mutex, PoisonError},
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
 };
 
 use async_graphql::{Request, Value};
 use sha2::{Digest, Sha256};
+use wrenn_schema::Error;
+
+use crate::ws::PERSISTED;
 
 /// Bytes of all documents that are kept together, and of one of them.
 const ALL: usize = 8 * 1024 * 1024;
@@ -22,6 +25,15 @@ pub(super) enum Unusable {
     Malformed,
     #[error("`sha256Hash` is not that of the query")]
     OtherDigest,
+}
+
+impl From<Unusable> for Error {
+    fn from(unusable: Unusable) -> Self {
+        match unusable {
+            Unusable::NotFound => Self::not_found(unusable.to_string()),
+            Unusable::Malformed | Unusable::OtherDigest => Self::invalid(PERSISTED, unusable.to_string()),
+        }
+    }
 }
 
 type Hash = [u8; 32];
@@ -41,17 +53,22 @@ pub(super) struct Persisted(Mutex<Documents>);
 impl Persisted {
     /// Puts the document in its place where a request has only its digest, and remembers it where it has both.
     pub(super) fn resolve(&self, request: &mut Request) -> Result<(), Unusable> {
-        let Some(wanted) = request.extensions.get("persistedQuery") else { return Ok(()) };
+        let Some(wanted) = request.extensions.get(PERSISTED) else { return Ok(()) };
         let hash = parse(wanted).ok_or(Unusable::Malformed)?;
-        let mut documents = self.0.lock().unwrap_or_else(PoisonError::into_inner);
         if request.query.is_empty() {
-            request.query = documents.get(hash).ok_or(Unusable::NotFound)?.to_string();
+            let known = self.documents().get(hash).ok_or(Unusable::NotFound)?;
+            request.query = known.to_string();
         } else if hash == Hash::from(Sha256::digest(&request.query)) {
-            documents.put(hash, &request.query);
+            // Not while the documents are held: a large one takes its time.
+            self.documents().put(hash, &request.query);
         } else {
             return Err(Unusable::OtherDigest);
         }
         Ok(())
+    }
+
+    fn documents(&self) -> MutexGuard<'_, Documents> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 

@@ -17,6 +17,10 @@ pub(super) fn start() -> Result<PrometheusHandle, BuildError> {
     let installed = PrometheusBuilder::new().set_buckets(&BUCKETS)?.install_recorder()?;
     metrics::describe_counter!("wrenn_http_requests_total", "HTTP requests answered");
     metrics::describe_histogram!("wrenn_http_request_seconds", "Time to the head of the answer, in seconds");
+    metrics::describe_counter!(
+        "wrenn_http_connections_refused_total",
+        "Connections of peers that had as many as they may"
+    );
     metrics::describe_gauge!("wrenn_ws_sockets", "Open WebSockets");
     metrics::describe_counter!("wrenn_ws_operations_total", "Operations started on WebSockets");
     *handle = Some(installed.clone());

@@ -1,5 +1,10 @@
 use std::time::Duration;
 
+/// The most that [`Limits::window`] and [`Limits::queue_bytes`] may be together, so that a client that was killed finds
+/// all that it lost: of the 896 KiB that envd keeps, the two hops to it may hold 384 KiB, and there are three events of
+/// 64 KiB here that are counted too late or not at all. What is left is 320 KiB, of which base64 makes 426 KiB.
+pub const UNDER_WAY: usize = 416 * 1024;
+
 /// What one socket may cost, and how long it may keep the server waiting.
 #[derive(Clone, Debug)]
 pub struct Limits {
@@ -14,7 +19,8 @@ pub struct Limits {
     pub queue_frames: usize,
     /// Bytes of events that may be on their way to a peer without it having confirmed, by answering a ping, that it has
     /// read them. Bounds what a keystroke's echo waits behind, and what a client that is killed has to ask for again:
-    /// with what waits before it (in `api`, `agent` and the transports between) less than envd's `HISTORY`.
+    /// with what waits before it (in `api`, `agent` and the transports between) less than envd's `HISTORY`; see
+    /// [`UNDER_WAY`].
     pub window: usize,
     /// From the upgrade to the acknowledgement.
     pub init_timeout: Duration,

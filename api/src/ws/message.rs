@@ -12,6 +12,9 @@ use super::Close;
 /// Longest operation id that is taken, in bytes. Clients use a UUID or a counter.
 const MAX_ID: usize = 256;
 
+/// The extension of a request by which a document that is known already is asked for.
+pub(crate) const PERSISTED: &str = "persistedQuery";
+
 /// What a client may say.
 #[derive(Debug, Deserialize)]
 #[serde(tag = "type", rename_all = "snake_case")]
@@ -45,7 +48,10 @@ impl ClientMessage {
             Self::Subscribe { id, .. } | Self::Complete { id } if id.is_empty() || id.len() > MAX_ID => {
                 Err(Close::BadRequest(format!("Invalid message: `id` must have 1 to {MAX_ID} bytes")))
             }
-            Self::Subscribe { payload, .. } if payload.query.is_empty() => {
+            // One that was shown before is asked for by its digest.
+            Self::Subscribe { payload, .. }
+                if payload.query.is_empty() && !payload.extensions.contains_key(PERSISTED) =>
+            {
                 Err(Close::BadRequest("Invalid message: `payload.query` is missing".to_owned()))
             }
             _ => Ok(message),

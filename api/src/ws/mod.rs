@@ -39,4 +39,5 @@ mod writer;
 pub use close::Close;
 pub use connection::{SUBPROTOCOL, refuse_subprotocol, serve};
 pub use gate::{Gate, Refused, Standing};
-pub use limits::Limits;
+pub use limits::{Limits, UNDER_WAY};
+pub(crate) use message::PERSISTED;

@@ -78,6 +78,13 @@ async fn answer(agent: &PlayedAgent, more: Arc<Semaphore>, mut request: Request<
             .header(header::SET_COOKIE, "wrenn_preview=stolen; Path=/")
             .body(Body::empty())
             .expect("a response"),
+        "/origin" => response
+            .header("service-worker-allowed", "/")
+            .header("clear-site-data", "\"*\"")
+            .header("strict-transport-security", "max-age=1")
+            .header("x-own", "1")
+            .body(Body::empty())
+            .expect("a response"),
         "/events" => {
             let events = stream::unfold((more, 0), |(more, sent)| async move {
                 more.acquire().await.ok()?.forget();

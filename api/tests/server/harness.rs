@@ -20,6 +20,7 @@ pub struct Running {
     pub team_id: String,
     pub api_key: String,
     admin_key: String,
+    config: Config,
     _dir: TempDir,
 }
 
@@ -54,11 +55,16 @@ impl Running {
         ))
         .unwrap();
         let first = bootstrap_options().run(&config).await.unwrap();
-        let server = builder.start(config).await.unwrap();
+        let server = builder.start(config.clone()).await.unwrap();
         let http = Client::builder().timeout(DEADLINE).build().unwrap();
         let api_key = first.api_key.expose_secret().to_owned();
         let admin_key = first.admin_key.expose_secret().to_owned();
-        Self { server, http, team_id: first.team_id, api_key, admin_key, _dir: dir }
+        Self { server, http, team_id: first.team_id, api_key, admin_key, config, _dir: dir }
+    }
+
+    /// Its keys open nothing any more: they are replaced, as another run of `bootstrap` does.
+    pub async fn revoke_keys(&self) {
+        bootstrap_options().run(&self.config).await.unwrap();
     }
 
     pub fn url(&self, path: &str) -> String {

@@ -3,6 +3,7 @@
 #[expect(dead_code, reason = "it is played in full for the tests of the schema; files need a part of it")]
 #[path = "../../../schema/tests/control_plane/agent/mod.rs"]
 mod agent;
+mod connections;
 mod extension;
 mod files;
 mod graphql_ws;

@@ -37,7 +37,11 @@ struct Serving {
 
 impl Serving {
     async fn start(dir: &Path) -> Self {
-        let mut child = wrenn_api(dir).stderr(Stdio::piped()).spawn().unwrap();
+        Self::of(&mut wrenn_api(dir)).await
+    }
+
+    async fn of(program: &mut Command) -> Self {
+        let mut child = program.stderr(Stdio::piped()).spawn().unwrap();
         let stderr = BufReader::new(child.stderr.take().unwrap()).lines();
         let mut serving = Self { child, stderr, url: String::new() };
         let line = serving.logged("listening").await;
@@ -143,6 +147,21 @@ async fn bootstrap_makes_keys_once_and_replaces_them_when_run_again() {
         let answer = serving.viewer(&key(&first, replaced)).await;
         assert_eq!(answer["errors"][0]["extensions"]["code"], "UNAUTHENTICATED", "{answer}");
     }
+    serving.signal(Signal::SIGTERM);
+    assert!(timeout(DEADLINE, serving.child.wait()).await.unwrap().unwrap().success());
+}
+
+#[tokio::test]
+async fn it_takes_as_many_open_files_as_it_may_have() {
+    let dir = TempDir::new().unwrap();
+    let mut program = Command::new("sh");
+    program.args(["-c", "ulimit -Sn 256 && exec \"$0\"", env!("CARGO_BIN_EXE_wrenn-api")]);
+    program.env_clear().env("WRENN_DIR", dir.path()).env("WRENN_API_LISTEN", "127.0.0.1:0");
+    let mut serving = Serving::of(program.kill_on_drop(true)).await;
+    let limits = std::fs::read_to_string(format!("/proc/{}/limits", serving.child.id().unwrap())).unwrap();
+    let files = limits.lines().find_map(|line| line.strip_prefix("Max open files")).unwrap();
+    let [soft, hard] = [0, 1].map(|place| files.split_whitespace().nth(place).unwrap());
+    assert_eq!(soft, hard);
     serving.signal(Signal::SIGTERM);
     assert!(timeout(DEADLINE, serving.child.wait()).await.unwrap().unwrap().success());
 }

@@ -2,6 +2,7 @@
 
 use std::sync::Arc;
 
+use chrono::{DateTime, Utc};
 use futures_util::StreamExt;
 use reqwest::{Client, Method, RequestBuilder, Response, redirect::Policy};
 use serde_json::{Value, json};
@@ -15,7 +16,7 @@ use wrenn_proto::agent::v1::CapsuleState;
 use crate::{
     agent::PlayedAgent,
     guest,
-    harness::{Running, header},
+    harness::{DEADLINE, Running, header},
 };
 
 const DOMAIN: &str = "WRENN_PROXY_DOMAIN = 'capsules.localhost'";
@@ -64,12 +65,20 @@ impl Hosted {
 
     /// The token of a preview of port 80.
     async fn preview(&self) -> String {
-        let make = "mutation($id: ID!) { createPreviewUrl(capsuleId: $id, port: 80) { url } }";
-        let made = self.ask(make, json!({ "id": self.capsule })).await;
+        self.preview_for(3600).await.0
+    }
+
+    /// The same for so many seconds, and when it expires.
+    async fn preview_for(&self, seconds: u32) -> (String, DateTime<Utc>) {
+        let make = "mutation($id: ID!, $sec: Int!) {
+            createPreviewUrl(capsuleId: $id, port: 80, expiresInSec: $sec) { url expiresAt } }";
+        let made = self.ask(make, json!({ "id": self.capsule, "sec": seconds })).await;
         let url = made["createPreviewUrl"]["url"].as_str().expect("a URL").to_owned();
+        let expires_at = made["createPreviewUrl"]["expiresAt"].as_str().expect("a time");
+        let expires_at = expires_at.parse().expect("a time");
         let (before, token) = url.split_once("?wrenn_token=").expect("a token");
         assert!(before.starts_with(&format!("http://80-{}.capsules.localhost:", self.capsule)), "{before}");
-        token.to_owned()
+        (token.to_owned(), expires_at)
     }
 
     async fn pause(&self) {
@@ -277,7 +286,7 @@ async fn a_preview_url_opens_one_port_and_a_cookie_goes_on() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn redirects_and_cookies_hold_outside() {
+async fn redirects_cookies_and_origins_hold_outside() {
     let hosted = Hosted::start(DOMAIN).await;
     let prefix = hosted.prefix(3000);
     for (said, by_path, by_name) in [
@@ -302,6 +311,12 @@ async fn redirects_and_cookies_hold_outside() {
     assert_eq!(below.headers().get_all("set-cookie").iter().count(), 1, "not one of ours");
     let named = hosted.keyed(hosted.named(Method::GET, 3000, "/cookies")).send().await.unwrap();
     assert_eq!(cookie(&named), ("a=b".to_owned(), "Path=/".to_owned()));
+
+    let names = ["service-worker-allowed", "clear-site-data", "strict-transport-security", "x-own"];
+    let below = hosted.keyed(hosted.below(Method::GET, 3000, "/origin")).send().await.unwrap();
+    assert_eq!(names.map(|name| below.headers().contains_key(name)), [false, false, false, true]);
+    let named = hosted.keyed(hosted.named(Method::GET, 3000, "/origin")).send().await.unwrap();
+    assert_eq!(names.map(|name| named.headers().contains_key(name)), [true; 4], "its own origin");
 
     let bare = hosted.http.get(hosted.running.url(&format!("{prefix}?a=b"))).send().await.unwrap();
     assert_eq!((bare.status().as_u16(), header(&bare, "location")), (308, format!("{prefix}/?a=b")));
@@ -332,14 +347,12 @@ async fn bodies_flow_both_ways_as_they_come() {
     hosted.running.server.stop().await;
 }
 
-#[tokio::test(flavor = "multi_thread")]
-async fn an_upgrade_becomes_a_tunnel_until_the_server_goes() {
-    let hosted = Hosted::start("").await;
+/// A tunnel to port 80, opened by a query and headers of one's own.
+async fn tunnel(hosted: &Hosted, query: &str, headers: &str) -> TcpStream {
     let mut socket = TcpStream::connect(hosted.running.server.local_addr()).await.unwrap();
     let request = format!(
-        "GET {}/tunnel HTTP/1.1\r\nhost: x\r\nx-api-key: {}\r\nconnection: Upgrade\r\nupgrade: echo\r\n\r\n",
+        "GET {}/tunnel{query} HTTP/1.1\r\nhost: x\r\n{headers}connection: Upgrade\r\nupgrade: echo\r\n\r\n",
         hosted.prefix(80),
-        hosted.running.api_key
     );
     socket.write_all(request.as_bytes()).await.unwrap();
     let mut head = Vec::new();
@@ -348,6 +361,13 @@ async fn an_upgrade_becomes_a_tunnel_until_the_server_goes() {
     }
     let head = String::from_utf8(head).unwrap().to_lowercase();
     assert!(head.starts_with("http/1.1 101 ") && head.contains("upgrade: echo\r\n"), "{head}");
+    socket
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_upgrade_becomes_a_tunnel_until_the_server_goes() {
+    let hosted = Hosted::start("").await;
+    let mut socket = tunnel(&hosted, "", &format!("x-api-key: {}\r\n", hosted.running.api_key)).await;
     for word in ["to ", "and ", "fro"] {
         socket.write_all(word.as_bytes()).await.unwrap();
         let mut back = vec![0; word.len()];
@@ -356,6 +376,57 @@ async fn an_upgrade_becomes_a_tunnel_until_the_server_goes() {
     }
     hosted.running.server.stop().await;
     assert_eq!(socket.read(&mut [0; 8]).await.unwrap_or(0), 0, "it ends with the server");
+}
+
+/// Waits until it ends, however that is.
+async fn ended(mut socket: TcpStream) {
+    let end = tokio::time::timeout(DEADLINE, socket.read(&mut [0])).await.expect("it goes on");
+    assert_eq!(end.unwrap_or(0), 0);
+}
+
+/// The same of an answer.
+async fn broken_off(answer: Response) {
+    let end = tokio::time::timeout(DEADLINE, answer.bytes()).await.expect("it goes on");
+    end.expect_err("it is not whole");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_goes_on_ends_with_the_permission() {
+    let hosted = Hosted::start(DOMAIN).await;
+    let events = async |query: &str, key: Option<&str>| {
+        let mut request = hosted.below(Method::GET, 80, &format!("/events{query}"));
+        if let Some(key) = key {
+            request = request.header("x-api-key", key);
+        }
+        let answer = request.send().await.unwrap();
+        assert_eq!(answer.status(), 200);
+        answer
+    };
+    hosted.set_public(80, true).await;
+    let public = (tunnel(&hosted, "", "").await, events("", None).await);
+    let key = format!("x-api-key: {}\r\n", hosted.running.api_key);
+    let keyed = (tunnel(&hosted, "", &key).await, events("", Some(&hosted.running.api_key)).await);
+    let signed = format!("?wrenn_token={}", hosted.preview().await);
+    let signed = (tunnel(&hosted, &signed, "").await, events(&signed, None).await);
+    let (short, expires_at) = hosted.preview_for(3).await;
+    let short = format!("?wrenn_token={short}");
+    let short = (tunnel(&hosted, &short, "").await, events(&short, None).await);
+
+    tokio::join!(ended(short.0), broken_off(short.1));
+    assert!(Utc::now() >= expires_at, "not before");
+    hosted.set_public(80, false).await;
+    tokio::join!(ended(public.0), broken_off(public.1));
+    // Those of others go on.
+    let mut echo = [0];
+    let mut tunnels = [keyed.0, signed.0];
+    for tunnel in &mut tunnels {
+        tunnel.write_all(b"x").await.unwrap();
+        tunnel.read_exact(&mut echo).await.unwrap();
+    }
+    hosted.running.revoke_keys().await;
+    let [one, other] = tunnels.map(ended);
+    tokio::join!(one, other, broken_off(keyed.1), broken_off(signed.1));
+    hosted.running.server.stop().await;
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -2,6 +2,7 @@ use std::time::Instant;
 
 use futures_util::{SinkExt, StreamExt};
 use serde_json::{Value, json};
+use sha2::{Digest, Sha256};
 use tokio::{net::TcpStream, time::timeout};
 use tokio_tungstenite::{
     MaybeTlsStream, WebSocketStream, connect_async,
@@ -67,6 +68,56 @@ async fn a_bad_key_or_none_is_4403() {
         say(&mut socket, json!({ "type": "connection_init", "payload": payload })).await;
         assert_eq!(close_code(hear(&mut socket).await), 4403);
     }
+    running.server.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_socket_ends_with_its_key() {
+    let running = Running::start("WRENN_WS_RECHECK_SEC = 1").await;
+    let mut socket = open(&running, None).await.unwrap();
+    say(&mut socket, json!({ "type": "connection_init", "payload": { "apiKey": running.api_key } })).await;
+    assert_eq!(hear_json(&mut socket).await["type"], "connection_ack");
+    running.revoke_keys().await;
+    assert_eq!(close_code(hear(&mut socket).await), 4403);
+    running.server.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_document_is_sent_once_and_then_asked_for() {
+    let running = Running::start("").await;
+    let mut socket = open(&running, None).await.unwrap();
+    say(&mut socket, json!({ "type": "connection_init", "payload": { "apiKey": running.api_key } })).await;
+    assert_eq!(hear_json(&mut socket).await["type"], "connection_ack");
+    let hash: String = Sha256::digest(VIEWER).iter().map(|byte| format!("{byte:02x}")).collect();
+    let extensions = json!({ "persistedQuery": { "version": 1, "sha256Hash": hash } });
+    let ask = |payload: Value| json!({ "type": "subscribe", "id": "1", "payload": payload });
+    let by_hash = ask(json!({ "extensions": extensions }));
+
+    for (asked, message, code) in [
+        (by_hash.clone(), "PersistedQueryNotFound", "NOT_FOUND"),
+        (
+            ask(json!({ "query": "{ viewer { __typename } }", "extensions": extensions })),
+            "`sha256Hash` is not that of the query",
+            "INVALID_INPUT",
+        ),
+    ] {
+        say(&mut socket, asked).await;
+        let refused = hear_json(&mut socket).await;
+        assert_eq!(refused["type"], "error", "{refused}");
+        assert_eq!(refused["payload"][0]["message"], message);
+        assert_eq!(refused["payload"][0]["extensions"]["code"], code);
+    }
+    for asked in [ask(json!({ "query": VIEWER, "extensions": extensions })), by_hash] {
+        say(&mut socket, asked).await;
+        let next = hear_json(&mut socket).await;
+        assert_eq!(next["payload"]["data"]["viewer"]["team"]["id"], running.team_id, "{next}");
+        assert_eq!(hear_json(&mut socket).await["type"], "complete");
+    }
+    // By whichever way it was shown.
+    let asked = running.post().json(&json!({ "extensions": extensions }));
+    let answer = asked.header("x-api-key", &running.api_key).send().await.unwrap();
+    let answer: Value = answer.json().await.unwrap();
+    assert_eq!(answer["data"]["viewer"]["team"]["id"], running.team_id, "{answer}");
     running.server.stop().await;
 }
 

@@ -41,6 +41,9 @@ async fn echo_size_and_resize() {
     client.processes.resize(with_token(size(132, 43))).await.expect("resize");
     client.write(pid, 6, b"x\n").await.expect("write");
     shows(&mut reader, "43 132\r\n").await;
+    let listed = client.list().await;
+    let present = listed.iter().find(|process| process.pid == pid).and_then(|process| process.size);
+    assert_eq!(present, Some(pb::PtySize { columns: 132, rows: 43 }));
     let refused = client.processes.resize(with_token(size(0, 43))).await.expect_err("no width");
     assert_eq!(refused.code(), Code::InvalidArgument);
 

@@ -90,6 +90,12 @@ async fn refusal(watched: Option<&Arc<Watched>>) -> Error {
     }
 }
 
+/// Returns once the caller is not accepted any more: for what lives as long as a subscription without being one.
+pub(crate) async fn until_refused(services: &Arc<Services>, caller: &Caller) -> Error {
+    let watched = services.standings.of(services, caller);
+    refusal(watched.as_ref()).await
+}
+
 /// `inner`, as long as the caller is accepted and the server runs. Ends after the first error.
 pub(crate) fn while_allowed<T>(
     services: Arc<Services>,

@@ -24,7 +24,7 @@ use wrenn_entities::{
 
 pub(crate) use self::{
     guard::{HostAgent, Member, PlatformAdmin},
-    live::{Standings, while_allowed},
+    live::{Standings, until_refused, while_allowed},
 };
 use crate::{Error, Services, host, key, loader::Loaders, secret};
 

@@ -9,7 +9,7 @@ use secrecy::{ExposeSecret, SecretString};
 use wrenn_entities::{CapsuleId, HostId, capsule::CapsuleState};
 
 pub use super::url::TOKEN;
-use super::{route::Route, url, wake::wake};
+use super::{route::Route, url, wake::wake, withdrawal::withdrawn};
 pub use crate::host::HostStream;
 use crate::{
     Error, Services,
@@ -26,8 +26,8 @@ const LOOK_UP: Duration = Duration::from_secs(10);
 /// A port of a capsule.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Target {
-    capsule: CapsuleId,
-    port: u16,
+    pub(super) capsule: CapsuleId,
+    pub(super) port: u16,
 }
 
 impl Target {
@@ -88,6 +88,7 @@ pub struct Admission {
     route: Arc<Route>,
     target: Target,
     actor: Actor,
+    caller: Caller,
 }
 
 /// Decides whether a request may go to the port. A wrong key or token is never overlooked.
@@ -120,12 +121,13 @@ pub async fn admit(
     let absent = || Error::not_found(format!("there is no capsule {}", target.capsule));
     match (route, caller) {
         (Some(route), Some((Caller::Key(key), by))) if key.team_id == route.team_id => {
-            let actor = Actor::new(&Caller::Key(key), request_id)?;
-            Ok(Admission { by, route, target, actor })
+            let caller = Caller::Key(key);
+            let actor = Actor::new(&caller, request_id)?;
+            Ok(Admission { by, route, target, actor, caller })
         }
         (Some(route), _) if route.is_public(target.port) => {
             let actor = Actor::visitor(route.team_id, request_id);
-            Ok(Admission { by: Pass::Public, route, target, actor })
+            Ok(Admission { by: Pass::Public, route, target, actor, caller: Caller::Anonymous })
         }
         (_, Some(_)) => Err(absent()),
         (_, None) => Err(Error::unauthenticated(
@@ -168,6 +170,12 @@ impl Admission {
         }
         wake(services, &self.actor, self.target.capsule, true).await?;
         self.find(services).await
+    }
+
+    /// Returns, with the reason, once this visitor would not be let in any more: for what goes on after that was
+    /// decided.
+    pub fn withdrawn(&self, services: &Arc<Services>) -> impl Future<Output = Error> + Send + use<> {
+        withdrawn(services.clone(), self.target, self.by, self.caller.clone())
     }
 
     async fn find(&self, services: &Services) -> Result<String, Error> {

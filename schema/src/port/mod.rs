@@ -5,6 +5,7 @@ mod mutation;
 mod route;
 pub(crate) mod url;
 mod wake;
+mod withdrawal;
 
 use std::{collections::HashMap, sync::Arc, time::Duration};
 
@@ -18,7 +19,10 @@ use wrenn_proto::{
 };
 
 pub use self::mutation::PortMutation;
-pub(crate) use self::route::{Routes, public_ports};
+pub(crate) use self::{
+    route::{Routes, public_ports},
+    wake::Wakings,
+};
 use crate::{
     Error, Services,
     access::RequestId,

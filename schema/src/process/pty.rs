@@ -8,7 +8,7 @@ use wrenn_proto::{
 };
 
 use super::{
-    EnvVarInput, ExecInput,
+    EnvVarInput, ExecInput, PtyResized,
     input::{bounded_input, check_tag},
     mutation::{CALL, InputPayload, named_by_host},
     pid,
@@ -102,14 +102,37 @@ impl OpenPtyInput {
 }
 
 /// The process that has the tag.
-async fn process_of(services: &Services, actor: &Actor, id: CapsuleId, tag: &str) -> Result<i32, Error> {
+async fn process_of(
+    services: &Services,
+    actor: &Actor,
+    id: CapsuleId,
+    tag: &str,
+) -> Result<envd::Process, Error> {
     let mut client = agent_of(services, actor, id).await?;
     let request = requested(agent::CapsuleRef { capsule_id: id.to_string() }, &actor.request_id);
     let list = answer("ListProcesses", CALL, client.list_processes(request)).await?;
-    let found = list.processes.iter().find(|process| process.tag == tag && process.running);
-    found.map(|process| pid(process.pid)).ok_or_else(|| {
+    list.processes.into_iter().find(|process| process.tag == tag && process.running).ok_or_else(|| {
         Error::not_found(format!("no process that runs has the tag `{tag}`")).with_field("tag")
     })
+}
+
+/// The size that a terminal has now, as far as its capsule can be asked.
+pub(super) async fn present_size(
+    services: &Services,
+    actor: &Actor,
+    id: CapsuleId,
+    tag: &str,
+) -> Option<PtyResized> {
+    let side = |cells: u32| i32::try_from(cells).unwrap_or(i32::MAX);
+    match process_of(services, actor, id, tag).await {
+        Ok(process) => {
+            process.size.map(|size| PtyResized { columns: side(size.columns), rows: side(size.rows) })
+        }
+        Err(error) => {
+            tracing::debug!(capsule = %id, tag, error = %error.chain(), "the size of a terminal is not known");
+            None
+        }
+    }
 }
 
 #[derive(Default)]
@@ -176,8 +199,8 @@ impl PtyMutation {
         answer("ResizePty", CALL, client.resize_pty(request)).await.map_err(of_tag)?;
         let resized = Change::TerminalResized { id, tag: tag.clone(), columns, rows };
         services(ctx)?.bus.publish(resized);
-        let pid = process_of(services(ctx)?, &actor, id, &tag).await?;
-        Ok(PtyPayload { pty: Pty { pid, tag, columns, rows } })
+        let process = process_of(services(ctx)?, &actor, id, &tag).await?;
+        Ok(PtyPayload { pty: Pty { pid: pid(process.pid), tag, columns, rows } })
     }
 
     /// Hangs up: what runs in the terminal gets SIGHUP, as from a line that broke.

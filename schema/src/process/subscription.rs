@@ -1,12 +1,19 @@
 //! The output of processes, live.
 
+use std::sync::Arc;
+
 use async_graphql::{Context, ID, InputObject, Subscription};
 use futures_util::{Stream, StreamExt};
+use wrenn_entities::CapsuleId;
 use wrenn_proto::envd::v1 as envd;
 
-use super::{ExecInput, ProcessEvent, PtyResized, exec, input::selector, pty::named};
+use super::{
+    ExecInput, ProcessEvent, PtyResized, exec,
+    input::selector,
+    pty::{named, present_size},
+};
 use crate::{
-    Error,
+    Error, Services,
     access::{Actor, Member, caller, services, while_allowed},
     bus::{Change, Received, Subscriber, Topic},
     error::parse_id,
@@ -77,29 +84,46 @@ impl ProcessSubscription {
         let services = services(ctx)?.clone();
         let id = parse_id("capsuleId", &capsule_id)?;
         let after = envd::OutputCursor { pty: after.map(|at| at.0), ..Default::default() };
+        let actor = Actor::of(ctx)?;
         let resizes = services.bus.subscribe(Topic::Terminals(id));
-        let wire = exec::follow(&services, &Actor::of(ctx)?, id, named(&tag)?, after).await?;
-        let events = with_resizes(exec::events("FollowProcess", wire), resizes, tag);
+        let wire = exec::follow(&services, &actor, id, named(&tag)?, after).await?;
+        let terminal = Terminal { services: services.clone(), actor, id, tag };
+        let events = with_resizes(exec::events("FollowProcess", wire), resizes, terminal);
         Ok(while_allowed(services, caller(ctx)?.clone(), events))
     }
 }
 
-/// The events of a terminal, and between them its new sizes. Like the events, only made when they are asked for.
+/// A terminal, and who watches it.
+struct Terminal {
+    services: Arc<Services>,
+    actor: Actor,
+    id: CapsuleId,
+    tag: String,
+}
+
+/// The events of a terminal, and between them its new sizes; where one was missed, that which it has now. Like the
+/// events, only made when they are asked for.
 fn with_resizes(
     events: impl Stream<Item = Result<ProcessEvent, Error>> + Send,
     mut resizes: Subscriber,
-    tag: String,
+    terminal: Terminal,
 ) -> impl Stream<Item = Result<ProcessEvent, Error>> + Send {
     async_stream::stream! {
         let mut events = std::pin::pin!(events);
         loop {
             let next = tokio::select! {
                 biased;
-                resize = resizes.receive() => match resize {
-                    Received::Change(Change::TerminalResized { tag: of, columns, rows, .. }) if of == tag => {
-                        Some(Ok(ProcessEvent::Resized(PtyResized { columns, rows })))
-                    }
-                    _ => continue,
+                resize = resizes.receive() => {
+                    let Terminal { services, actor, id, tag } = &terminal;
+                    let resized = match resize {
+                        Received::Change(Change::TerminalResized { tag: of, columns, rows, .. }) if of == *tag => {
+                            Some(PtyResized { columns, rows })
+                        }
+                        Received::Change(_) => None,
+                        Received::Missed => present_size(services, actor, *id, tag).await,
+                    };
+                    let Some(resized) = resized else { continue };
+                    Some(Ok(ProcessEvent::Resized(resized)))
                 },
                 event = events.next() => event,
             };

@@ -183,11 +183,12 @@ async fn one_request_wakes_for_all(world: &World) {
         .await;
     set(world, id, 80, true).await;
     let gate = agent.gate("resume");
-    let woken = (0..8).map(|_| async {
-        let admission = admit(world, target(id, 80), &Shown::default()).await.expect("is public");
-        admission.host(&world.services).await
-    });
-    let woken = futures_util::future::join_all(woken);
+    let mut admissions = Vec::new();
+    for _ in 0..50 {
+        admissions.push(admit(world, target(id, 80), &Shown::default()).await.expect("is public"));
+    }
+    world.reads();
+    let woken = futures_util::future::join_all(admissions.iter().map(|one| one.host(&world.services)));
     let open = async {
         arrived(&agent, "resume", 1).await;
         gate.add_permits(8);
@@ -197,6 +198,9 @@ async fn one_request_wakes_for_all(world: &World) {
         assert_eq!(host.expect("is awake"), agent.host.to_string());
     }
     assert_eq!(agent.calls("resume"), 1);
+    // Those of the team's capsule, not those of the jobs.
+    let looks = world.reads().into_iter().filter(|sql| sql.contains("\"capsules\".\"team_id\" =")).count();
+    assert!((1..10).contains(&looks), "one looks for all of them, not {looks}");
     assert_eq!(world.row(id).await.state, CapsuleState::Running);
 
     let fork = world

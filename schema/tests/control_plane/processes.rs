@@ -153,11 +153,11 @@ async fn terminals_are_opened_and_closed(world: &World) {
         assert_eq!(next_data(&mut one).await["ptyOutput"], json!({"__typename": "ProcessGap"}));
         watched.push(one);
     }
+    let resize = "mutation($id: ID!, $rows: Int!) {
+        resizePty(capsuleId: $id, tag: \"proc-0000abcd\", columns: 120, rows: $rows) { pty { pid } }
+    }";
     for rows in [40, 41] {
-        let query = "mutation($id: ID!, $rows: Int!) {
-            resizePty(capsuleId: $id, tag: \"proc-0000abcd\", columns: 120, rows: $rows) { pty { pid } }
-        }";
-        world.ask(query, json!({"id": id, "rows": rows})).await;
+        world.ask(resize, json!({"id": id, "rows": rows})).await;
     }
     for one in &mut watched[..2] {
         for rows in [40, 41] {
@@ -169,6 +169,14 @@ async fn terminals_are_opened_and_closed(world: &World) {
     }
     let other = tokio::time::timeout(std::time::Duration::from_millis(200), watched[2].next()).await;
     assert!(other.is_err(), "of another terminal: {other:?}");
+    // Who falls behind is told the size that it has by then.
+    for rows in 100..200 {
+        world.ask(resize, json!({"id": id, "rows": rows})).await;
+    }
+    let seen = next_data(&mut watched[0]).await;
+    assert_eq!(seen["ptyOutput"], json!({"__typename": "PtyResized", "columns": 120, "rows": 199}));
+    world.ask(resize, json!({"id": id, "rows": 200})).await;
+    assert_eq!(next_data(&mut watched[0]).await["ptyOutput"]["rows"], 200, "and then of what follows");
     for (call, code, field) in [
         ("closePty(capsuleId: $id, tag: \"none\") { pty { pid } }", "NOT_FOUND", "tag"),
         ("closePty(capsuleId: $id, tag: \"7\") { pty { pid } }", "INVALID_INPUT", "tag"),

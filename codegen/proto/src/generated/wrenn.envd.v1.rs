@@ -167,6 +167,9 @@ pub struct Process {
     pub exit_code: ::core::option::Option<i32>,
     #[prost(string, optional, tag = "10")]
     pub signal: ::core::option::Option<::prost::alloc::string::String>,
+    /// Of its terminal as it is now, if it has one.
+    #[prost(message, optional, tag = "11")]
+    pub size: ::core::option::Option<PtySize>,
 }
 #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
 pub struct StartResponse {

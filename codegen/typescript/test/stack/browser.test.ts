@@ -1,25 +1,12 @@
 import assert from "node:assert/strict";
 import { readFile } from "node:fs/promises";
 import { after, before, it } from "node:test";
+import { Capsule } from "@wrenn/sdk";
 import { type Browser, chromium } from "playwright-core";
-import { apiKey, url } from "../support/stack.js";
+import { LAUNCH } from "../support/browser.js";
+import { apiKey, until, url, wrenn } from "../support/stack.js";
 
 const BUNDLE = new URL("../../../dist/browser.js", import.meta.url);
-
-/** Debian's; without its background services, which have nobody to talk to here. */
-const LAUNCH = {
-  executablePath: process.env["CHROMIUM"] ?? "/usr/bin/chromium",
-  args: [
-    "--no-sandbox",
-    "--disable-gpu",
-    "--disable-quic",
-    "--disable-background-networking",
-    "--disable-component-update",
-    "--disable-sync",
-    // The page is made up below, so the browser does not know that it comes from where the server is.
-    "--disable-features=LocalNetworkAccessChecks",
-  ],
-};
 
 let browser: Browser;
 before(async () => {
@@ -27,6 +14,7 @@ before(async () => {
 });
 after(async () => {
   await browser?.close();
+  wrenn.close();
 });
 
 it("works in a page", async () => {
@@ -87,4 +75,40 @@ it("works in a page", async () => {
     code: "NOT_FOUND",
   });
   assert.deepEqual(failures, []);
+});
+
+/** A page, and a service worker that wants to answer for the whole origin. */
+const SERVICE = `
+use IO::Socket::INET; $SIG{CHLD} = 'IGNORE';
+my $server = IO::Socket::INET->new(LocalPort => 3000, Listen => 5, ReuseAddr => 1) or die;
+while (my $client = $server->accept) {
+  next if fork;
+  my ($path) = <$client> =~ m{^\\S+ (\\S+)};
+  while (my $line = <$client>) { last if $line eq "\\r\\n" }
+  my ($type, $body) = $path eq '/worker.js' ? ('text/javascript', '// It does nothing.') : ('text/html', '<!doctype html>');
+  print $client "HTTP/1.1 200 OK\\r\\nContent-Type: $type\\r\\nService-Worker-Allowed: /\\r\\nContent-Length: " .
+    length($body) . "\\r\\nConnection: close\\r\\n\\r\\n$body";
+  exit;
+}`;
+
+it("keeps service workers of capsules below their paths", async () => {
+  await using capsule = await Capsule.create({ wrenn });
+  await capsule.start(["perl", "-e", SERVICE]);
+  await until("the port", async () => (await capsule.ports.list()).some(({ number }) => number === 3000));
+  const { search } = new URL((await capsule.ports.previewUrl(3000)).url);
+  const home = new URL(`/proxy/${capsule.id}/3000/`, url).href;
+  const page = await browser.newPage();
+  await page.goto(home + search);
+  assert.equal(page.url(), home);
+  const registered = await page.evaluate(async () => {
+    const register = async (scope?: string) => {
+      const options = scope === undefined ? {} : { scope };
+      return navigator.serviceWorker.register("worker.js", options).then(
+        (registration) => registration.scope,
+        (error: Error) => error.name,
+      );
+    };
+    return [await register("/"), await register("/proxy/"), await register()];
+  });
+  assert.deepEqual(registered, ["SecurityError", "SecurityError", home]);
 });

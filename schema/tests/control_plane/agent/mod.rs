@@ -53,6 +53,8 @@ struct Stage {
     templates: BTreeMap<String, agent::SnapshotCapsuleResponse>,
     files: Files,
     ports: Vec<envd::Port>,
+    /// Of the one terminal there is.
+    size: Option<envd::PtySize>,
 }
 
 /// How an agent and whoever installs it reach the control plane.

@@ -264,7 +264,8 @@ impl Agent for Service {
     ) -> Result<Response<envd::ListResponse>, Status> {
         self.enter("processes").await?;
         self.running(&request.into_inner().capsule_id)?;
-        Ok(Response::new(envd::ListResponse { processes: vec![process()] }))
+        let process = envd::Process { size: self.stage().size, ..process() };
+        Ok(Response::new(envd::ListResponse { processes: vec![process] }))
     }
 
     async fn signal_process(
@@ -304,9 +305,10 @@ impl Agent for Service {
 
     async fn resize_pty(
         &self,
-        _: Request<agent::ResizePtyRequest>,
+        request: Request<agent::ResizePtyRequest>,
     ) -> Result<Response<envd::ResizeResponse>, Status> {
         self.enter("resize").await?;
+        self.stage().size = request.into_inner().pty.and_then(|pty| pty.size);
         Ok(Response::new(envd::ResizeResponse {}))
     }
 
