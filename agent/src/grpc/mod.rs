@@ -2,10 +2,12 @@
 //!
 //! This room translates; every rule about capsules is in [`crate::capsule`].
 
+mod each;
 mod files;
 mod metrics;
 mod passage;
 mod ports;
+mod processes;
 mod relay;
 mod request;
 mod service;

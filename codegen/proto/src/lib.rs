@@ -61,5 +61,8 @@ pub const READ_AHEAD: usize = 64 * 1024;
 /// Bytes of a file in one message, either way.
 pub const PIECE: usize = 128 * 1024;
 
+/// Capsules that one call to a host may name: as many as a page of a list has at most.
+pub const MOST_CAPSULES: usize = 200;
+
 /// The largest message of a file listing on any hop, in bytes: ten thousand entries with long names and links.
 pub const LARGEST_LISTING: usize = 16 << 20;

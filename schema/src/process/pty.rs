@@ -10,6 +10,7 @@ use wrenn_proto::{
 use super::{
     EnvVarInput, ExecInput,
     input::{bounded_input, check_tag},
+    list::list,
     mutation::{CALL, InputPayload, named_by_host},
     pid,
 };
@@ -17,7 +18,11 @@ use crate::{
     Error, Services,
     access::{Actor, Member, services},
     bus::Change,
-    capsule::{reach::agent_of, rules},
+    capsule::{
+        self,
+        reach::{agent_of, running_on},
+        rules,
+    },
     error::parse_id,
     host::{answer, requested},
     scalar::{Base64, BigInt},
@@ -103,11 +108,10 @@ impl OpenPtyInput {
 
 /// The process that has the tag.
 async fn process_of(services: &Services, actor: &Actor, id: CapsuleId, tag: &str) -> Result<i32, Error> {
-    let mut client = agent_of(services, actor, id).await?;
-    let request = requested(agent::CapsuleRef { capsule_id: id.to_string() }, &actor.request_id);
-    let list = answer("ListProcesses", CALL, client.list_processes(request)).await?;
-    let found = list.processes.iter().find(|process| process.tag == tag && process.running);
-    found.map(|process| pid(process.pid)).ok_or_else(|| {
+    let row = capsule::find(&services.db, actor.team_id, id).await?;
+    let list = list(services, &actor.request_id, (running_on(&row)?, id)).await?;
+    let found = list.iter().find(|process| process.tag == tag && process.running);
+    found.map(|process| process.pid).ok_or_else(|| {
         Error::not_found(format!("no process that runs has the tag `{tag}`")).with_field("tag")
     })
 }

@@ -8,7 +8,8 @@ use tonic::{Request, Response, Status, Streaming};
 use wrenn_proto::{
     FIELD,
     agent::v1::{
-        self as agent, Capsule, CapsuleRef, CapsuleState, agent_server::Agent, capsule_event::Event,
+        self as agent, Capsule, CapsuleRef, CapsuleRefs, CapsuleState, Failure, agent_server::Agent,
+        capsule_event::Event,
     },
     envd::v1::{self as envd, file_event, port_event, process_event},
 };
@@ -26,6 +27,29 @@ pub struct Service {
     pub events: broadcast::Sender<Capsule>,
     pub port_events: broadcast::Sender<port_event::Event>,
     pub file_events: broadcast::Sender<file_event::Event>,
+}
+
+/// What is said of several capsules.
+pub type Each<T> = tokio_stream::Iter<std::vec::IntoIter<Result<T, Status>>>;
+
+/// Says of each capsule what it is asked for, or what went wrong.
+fn each<T: Default, M>(
+    capsules: Vec<String>,
+    ask: impl Fn(&str) -> Result<T, Status>,
+    message: impl Fn(String, Option<Failure>, T) -> M,
+) -> Response<Each<M>> {
+    let said: Vec<_> = capsules
+        .into_iter()
+        .map(|id| match ask(&id) {
+            Ok(answer) => Ok(message(id, None, answer)),
+            Err(status) => {
+                let (code, text) = (status.code().into(), status.message().to_owned());
+                let failure = Failure { code, message: text, ..Default::default() };
+                Ok(message(id, Some(failure), T::default()))
+            }
+        })
+        .collect();
+    Response::new(tokio_stream::iter(said))
 }
 
 /// Counts a writing that did not come to its end.
@@ -92,6 +116,9 @@ impl Agent for Service {
     type WatchDirectoryStream = Watching;
     type WatchPortsStream = PortEvents;
     type WatchMetricsStream = Points;
+    type ListProcessesStream = Each<agent::CapsuleProcesses>;
+    type ListPortsStream = Each<agent::CapsulePorts>;
+    type GetMetricsStream = Each<agent::CapsuleMetrics>;
 
     async fn info(&self, _: Request<agent::InfoRequest>) -> Result<Response<agent::HostInfo>, Status> {
         Ok(Response::new(agent::HostInfo::default()))
@@ -260,11 +287,13 @@ impl Agent for Service {
 
     async fn list_processes(
         &self,
-        request: Request<CapsuleRef>,
-    ) -> Result<Response<envd::ListResponse>, Status> {
+        request: Request<CapsuleRefs>,
+    ) -> Result<Response<Self::ListProcessesStream>, Status> {
         self.enter("processes").await?;
-        self.running(&request.into_inner().capsule_id)?;
-        Ok(Response::new(envd::ListResponse { processes: vec![process()] }))
+        let ask = |id: &str| self.running(id).map(|()| vec![process()]);
+        Ok(each(request.into_inner().capsule_ids, ask, |capsule_id, failure, processes| {
+            agent::CapsuleProcesses { capsule_id, failure, processes }
+        }))
     }
 
     async fn signal_process(
@@ -449,11 +478,15 @@ impl Agent for Service {
 
     async fn list_ports(
         &self,
-        request: Request<CapsuleRef>,
-    ) -> Result<Response<envd::ListPortsResponse>, Status> {
+        request: Request<CapsuleRefs>,
+    ) -> Result<Response<Self::ListPortsStream>, Status> {
         self.enter("ports").await?;
-        self.running(&request.into_inner().capsule_id)?;
-        Ok(Response::new(envd::ListPortsResponse { ports: self.stage().ports.clone() }))
+        let ask = |id: &str| self.running(id).map(|()| self.stage().ports.clone());
+        Ok(each(request.into_inner().capsule_ids, ask, |capsule_id, failure, ports| agent::CapsulePorts {
+            capsule_id,
+            failure,
+            ports,
+        }))
     }
 
     async fn watch_ports(&self, request: Request<CapsuleRef>) -> Result<Response<PortEvents>, Status> {
@@ -466,13 +499,18 @@ impl Agent for Service {
     async fn get_metrics(
         &self,
         request: Request<agent::GetMetricsRequest>,
-    ) -> Result<Response<agent::GetMetricsResponse>, Status> {
+    ) -> Result<Response<Self::GetMetricsStream>, Status> {
         self.enter("metrics").await?;
         let request = request.into_inner();
         assert!(request.range_sec <= 24 * 60 * 60);
         // As many points as minutes were asked for, three at most.
-        let points = (1..=3.min(i64::from(request.range_sec / 60))).map(point).collect();
-        Ok(Response::new(agent::GetMetricsResponse { points }))
+        let points: Vec<_> = (1..=3.min(i64::from(request.range_sec / 60))).map(point).collect();
+        let ask = |_: &str| Ok(points.clone());
+        Ok(each(request.capsule_ids, ask, |capsule_id, failure, points| agent::CapsuleMetrics {
+            capsule_id,
+            failure,
+            points,
+        }))
     }
 
     async fn watch_metrics(&self, request: Request<CapsuleRef>) -> Result<Response<Points>, Status> {
