@@ -14,7 +14,9 @@ mod service;
 mod status;
 mod templates;
 mod tls;
+mod waited;
 mod watch;
 
 pub use service::AgentService;
 pub use tls::{Accepted, CONTROL_PLANE_NAME, ServerTls, TlsConnection, TlsError, accept};
+pub use waited::Timed;

@@ -5,6 +5,7 @@ use tokio_stream::Stream;
 use tonic::{Status, Streaming};
 
 use super::relay::{ended_by, refusal};
+use super::waited::for_guest;
 use crate::capsule::Running;
 
 /// What the guest sends, until it ends or its capsule's life does; the capsule is in use until then, if `running`
@@ -17,7 +18,7 @@ pub fn pass_on<T: Send + 'static>(
         let (running, mut messages) = passage?;
         let received = tokio::select! {
             biased;
-            received = messages.message() => match received {
+            received = for_guest(messages.message()) => match received {
                 Err(status) => Err(ended_by(&running, status).await),
                 received => received,
             },

@@ -13,6 +13,7 @@ use wrenn_proto::envd::v1 as envd;
 use super::relay::{relay, within_life};
 use super::request::{Call, detached};
 use super::status::status;
+use super::waited::carried;
 use super::watch::watch;
 use crate::capsule::{CapsuleError, CapsuleRegistry, CapsuleSpec, Running, parse_capsule_id};
 use crate::host::HostProbe;
@@ -186,7 +187,7 @@ impl Agent for AgentService {
         let process = required(message.process, "process")?;
         let capsules = self.capsules.clone();
         // To its end, so that a process that was started is also watched over.
-        let started = tokio::spawn(tracing::Instrument::instrument(
+        let started = tokio::spawn(carried(tracing::Instrument::instrument(
             async move {
                 let start = running.handle.guest.request(process, &id);
                 let mut processes = running.handle.guest.processes();
@@ -197,7 +198,7 @@ impl Agent for AgentService {
                 Ok(Response::new(started))
             },
             span,
-        ));
+        )));
         started.await.unwrap_or_else(|_| Err(Status::internal("the agent failed; its log says more")))
     }
 

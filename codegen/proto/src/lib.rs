@@ -34,6 +34,9 @@ pub const TOKEN: &str = "x-wrenn-token";
 pub const FIELD: &str = "x-wrenn-field";
 /// Status metadata key of the stable code (as in `Cause`) of what made a host end a stream.
 pub const CAUSE: &str = "x-wrenn-cause";
+/// Metadata key of how long a host waited for guests before its answer ended, in microseconds. Guests that are waited
+/// for at once count once. In the trailers, or where there is nothing but headers, in these.
+pub const GUEST_WAITED: &str = "x-wrenn-guest-us";
 /// The cause of a create that ended because the host has no image of the template. Another host may have one.
 pub const IMAGE_MISSING: &str = "IMAGE_MISSING";
 

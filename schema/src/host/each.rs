@@ -72,7 +72,8 @@ where
                 };
                 said.insert(id, answer);
             }
-            Ok(Response::new(()))
+            let end = wire.trailers().await?.unwrap_or_default();
+            Ok(Response::from_parts(end, (), tonic::Extensions::default()))
         };
         answer(call, CALL, told).await
     };

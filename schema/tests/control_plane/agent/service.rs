@@ -6,7 +6,7 @@ use tokio::sync::{broadcast, mpsc};
 use tokio_stream::wrappers::ReceiverStream;
 use tonic::{Request, Response, Status, Streaming};
 use wrenn_proto::{
-    FIELD,
+    FIELD, GUEST_WAITED,
     agent::v1::{
         self as agent, Capsule, CapsuleRef, CapsuleRefs, CapsuleState, Failure, agent_server::Agent,
         capsule_event::Event,
@@ -20,6 +20,9 @@ use super::{
     gauges::{Points, PortEvents, point, watch_metrics, watch_ports},
     guest::{Events, exited, output, play, process},
 };
+
+/// How long the guest takes to send a signal, as its host says. In microseconds.
+pub const SIGNAL_TOOK_US: u64 = 1500;
 
 #[derive(Clone)]
 pub struct Service {
@@ -310,7 +313,9 @@ impl Agent for Service {
             return Err(status);
         }
         let process = envd::Process { running: false, signal: Some(signal.signal), ..process() };
-        Ok(Response::new(envd::SignalResponse { process: Some(process) }))
+        let mut response = Response::new(envd::SignalResponse { process: Some(process) });
+        response.metadata_mut().insert(GUEST_WAITED, SIGNAL_TOOK_US.into());
+        Ok(response)
     }
 
     async fn write_input(
