@@ -15,6 +15,7 @@ use tokio_stream::wrappers::ReceiverStream;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 use tonic::transport::Server;
+use tower::layer::layer_fn;
 use wrenn_proto::agent::v1::agent_server::AgentServer;
 use wrenn_proto::{CONNECTION_WINDOW, CONTENT_WINDOW, FRAME};
 use wrenn_vmm::disk::{self, DiskError, DiskOptions};
@@ -31,7 +32,7 @@ use crate::config::{Config, OnStop};
 use crate::control::{
     ControlClient, ControlError, Credentials, CredentialsError, CredentialsFile, HostLink, LinkError,
 };
-use crate::grpc::{Accepted, AgentService, ServerTls, TlsConnection, TlsError};
+use crate::grpc::{Accepted, AgentService, ServerTls, Timed, TlsConnection, TlsError};
 use crate::host::{self, HostProbe};
 use crate::lock::{DirectoryLock, LockError};
 use crate::metrics::Meters;
@@ -356,6 +357,7 @@ async fn serve_grpc(
         .max_frame_size(FRAME)
         .initial_connection_window_size(CONNECTION_WINDOW)
         .http2_keepalive_interval(Some(KEEPALIVE))
+        .layer(layer_fn(Timed))
         .add_service(service)
         .serve_with_incoming_shutdown(incoming, stop.cancelled_owned())
         .await;

@@ -8,7 +8,7 @@ use std::sync::LazyLock;
 use std::time::Instant;
 
 use rcgen::ExtendedKeyUsagePurpose;
-use support::calls::{capsule, collect, create, new_id, run, sh, until};
+use support::calls::{capsule, capsules, collect, create, new_id, only, run, sh, until};
 use support::{CONTROL_PLANE, Site};
 use tokio::sync::{Mutex, MutexGuard};
 use tonic::Code;
@@ -120,7 +120,7 @@ async fn a_capsule_outlives_its_agent() {
     let (agent, mut client) = site.start(&[]).await;
     let adopted = client.get_capsule(capsule(&id)).await.unwrap().into_inner();
     assert_eq!(adopted.state(), CapsuleState::Running);
-    let processes = client.list_processes(capsule(&id)).await.unwrap().into_inner().processes;
+    let processes = only(client.list_processes(capsules(&[&id])).await).await.processes;
     assert!(processes.iter().any(|process| process.pid == sleeper.pid && process.running), "{processes:?}");
     client.pause_capsule(capsule(&id)).await.unwrap();
     agent.stop().await;

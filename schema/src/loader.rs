@@ -12,6 +12,7 @@ use std::{
 };
 
 use sea_orm::{ColumnTrait, EntityTrait, QueryFilter};
+use tokio::sync::{Semaphore, SemaphorePermit};
 use wrenn_entities::{CapsuleId, HostId, TeamId, TemplateId, capsule, host, team, template};
 
 use crate::{
@@ -19,9 +20,13 @@ use crate::{
     access::RequestId,
     capsule::reach::live,
     host::Placed,
+    metrics::{self, CapsuleMetricPoint, MetricsRange},
     port::{self, Port},
     process::{self, Process},
 };
+
+/// Calls of one operation under way at a time, of those that ask about one capsule.
+const AT_ONCE: usize = 16;
 
 /// Things of one kind.
 struct Batch<K, V> {
@@ -83,7 +88,11 @@ pub(crate) struct Loaders {
     /// Each with an answer of its own: that one host is away is not the failure of another.
     processes: Batch<Placed, Result<Vec<Process>, Error>>,
     ports: Batch<Placed, Result<Vec<Port>, Error>>,
+    /// By range: that is known only when it is asked for.
+    metrics: [Batch<Placed, Result<Vec<CapsuleMetricPoint>, Error>>; MetricsRange::COUNT],
     public_ports: Batch<CapsuleId, Vec<u16>>,
+    /// For what each capsule is asked on its own.
+    turns: Semaphore,
 }
 
 impl Loaders {
@@ -97,7 +106,9 @@ impl Loaders {
             capsules: Batch::default(),
             processes: Batch::default(),
             ports: Batch::default(),
+            metrics: Default::default(),
             public_ports: Batch::default(),
+            turns: Semaphore::new(AT_ONCE),
         }
     }
 
@@ -115,6 +126,9 @@ impl Loaders {
         if let Some(placed) = live(row) {
             self.processes.announce(placed);
             self.ports.announce(placed);
+        }
+        if let Ok(placed) = metrics::measured(row) {
+            self.metrics.iter().for_each(|range| range.announce(placed));
         }
     }
 
@@ -192,6 +206,26 @@ impl Loaders {
         Ok(list.into_iter().map(|port| port.among(&public)).collect())
     }
 
+    pub(crate) async fn metrics(
+        &self,
+        placed: Placed,
+        range: MetricsRange,
+    ) -> Result<Vec<CapsuleMetricPoint>, Error> {
+        let points = self.metrics[range as usize]
+            .get(placed, async |capsules| {
+                Ok(metrics::points(&self.services, &self.request_id, capsules, range).await)
+            })
+            .await?;
+        points.unwrap_or_else(|| Ok(Vec::new()))
+    }
+
+    /// To ask a host about one capsule, for as long as it is held: what has arguments of its own is not batched, and a
+    /// list of many capsules must not ask for all of it at once.
+    pub(crate) async fn turn(&self) -> Option<SemaphorePermit<'_>> {
+        // Nobody closes it.
+        self.turns.acquire().await.ok()
+    }
+
     pub(crate) async fn public_ports(&self, id: CapsuleId) -> Result<Vec<u16>, Error> {
         let ports =
             self.public_ports.get(id, async |ids| port::public_ports(&self.services.db, ids).await).await?;
@@ -206,6 +240,9 @@ impl Loaders {
         self.capsules.forget().await;
         self.processes.forget().await;
         self.ports.forget().await;
+        for range in &self.metrics {
+            range.forget().await;
+        }
         self.public_ports.forget().await;
     }
 }

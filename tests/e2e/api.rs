@@ -5,7 +5,7 @@ use std::sync::Arc;
 
 use anyhow::{Context, Result, ensure};
 use serde_json::{Value, json};
-use wrenn_tests::graphql::{Client, Failure};
+use wrenn_tests::graphql::{Client, Exec, Failure};
 use wrenn_tests::stack::Stack;
 
 const PAGE: &str = "query($first: Int, $after: String, $last: Int, $before: String, $filter: CapsuleFilter) {
@@ -178,5 +178,30 @@ fn judge(outcomes: Vec<Result<wrenn_tests::graphql::Capsule>>, state: &str) -> R
         }
     }
     ensure!(carried_out > 0, "every caller was refused");
+    Ok(())
+}
+
+pub async fn says_where_the_time_went(stack: Arc<Stack>) -> Result<()> {
+    let client = stack.client();
+    let id = client.create(json!({})).await?.id;
+    let exec = "mutation($input: ExecInput!) { exec(input: $input) { exitCode } }";
+    let input = Exec::shell(&id, "sleep 1").input();
+    let timing = client.timing(exec, json!({ "input": input })).await?;
+    let ms = |part: &str| timing[part].as_f64().with_context(|| format!("{part} in {timing}"));
+    ensure!(ms("guestMs")? >= 1000.0, "it is the guest that sleeps: {timing}");
+    ensure!(ms("agentMs")? > 0.0 && ms("databaseMs")? > 0.0, "{timing}");
+    // One after the other; each is rounded.
+    let parts = ms("guestMs")? + ms("agentMs")? + ms("databaseMs")?;
+    ensure!(parts <= ms("totalMs")? + 0.01, "{timing}");
+
+    let look = "query($id: ID!) { capsule(id: $id) { ports { number } processes { pid } metrics(range: M5) { at } } }";
+    let timing = client.timing(look, json!({ "id": id })).await?;
+    ensure!(timing["agentCalls"] == 3, "{timing}");
+    ensure!(timing["guestMs"].as_f64().is_some_and(|guest| guest > 0.0), "{timing}");
+    // What its host knows itself.
+    let look = "query($id: ID!) { capsule(id: $id) { metrics(range: M5) { at } } }";
+    let timing = client.timing(look, json!({ "id": id })).await?;
+    ensure!((&timing["agentCalls"], &timing["guestMs"]) == (&json!(1), &json!(0.0)), "{timing}");
+    client.destroy(&id).await?;
     Ok(())
 }

@@ -60,6 +60,7 @@ const BOTH: &[(&str, Test)] = tests![
     api::filters_capsules,
     api::creates_once_per_idempotency_key,
     api::concurrent_changes_lose_nothing,
+    api::says_where_the_time_went,
     copies::a_snapshot_is_a_template,
     copies::snapshots_are_refused_with_reasons,
     copies::forks_begin_where_their_parent_was,

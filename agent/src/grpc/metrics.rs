@@ -1,34 +1,52 @@
-//! A capsule's load.
+//! The load of capsules.
 
 use std::time::Duration;
 
+use futures_util::StreamExt;
 use tonic::{Request, Response, Status};
 use wrenn_proto::agent::v1 as agent;
 
+use super::each::{Answer, each};
 use super::relay::refusal;
 use super::service::{AgentService, BoxStream};
 use super::status::status;
 use crate::capsule::{CapsuleError, Running, State, parse_capsule_id};
+use crate::ids::CapsuleId;
 use crate::metrics::{LONGEST_RANGE, Point, Points};
 
-pub async fn get_metrics(
-    service: &AgentService,
+pub fn get_metrics(
+    service: AgentService,
     request: Request<agent::GetMetricsRequest>,
-) -> Result<Response<agent::GetMetricsResponse>, Status> {
-    let agent::GetMetricsRequest { capsule_id, range_sec } = request.into_inner();
-    let found = parse_capsule_id(&capsule_id).and_then(|id| {
-        let range = range(range_sec)?;
-        let view = service.capsules.get(id)?;
-        match view.state {
-            State::Stopping | State::Stopped => {
-                Err(CapsuleError::WrongState { id, state: view.state, cause: view.cause.clone() })
-            }
-            _ => Ok((id, range)),
+) -> Result<Response<BoxStream<agent::CapsuleMetrics>>, Status> {
+    let agent::GetMetricsRequest { capsule_ids, range_sec } = request.into_inner();
+    let range = range(range_sec).map_err(|error| status(&error))?;
+    let answers = each(capsule_ids, move |capsule| {
+        let id = measured(&service, &capsule).map_err(|error| status(&error));
+        let meters = service.capsules.engine().meters.clone();
+        async move {
+            let id = id?;
+            // Those of a capsule that has not run under this agent are read from a file.
+            let points = tokio::task::spawn_blocking(move || meters.since(id, range)).await;
+            let points = points.map_err(|_| Status::internal("the agent failed; its log says more"))?;
+            Ok(points.into_iter().map(to_proto).collect())
         }
+    })?;
+    let messages = answers.map(|Answer { capsule_id, failure, answer: points }| {
+        Ok(agent::CapsuleMetrics { capsule_id, failure, points })
     });
-    let (id, range) = found.map_err(|error| status(&error))?;
-    let points = service.capsules.engine().meters.since(id, range);
-    Ok(Response::new(agent::GetMetricsResponse { points: points.into_iter().map(to_proto).collect() }))
+    Ok(Response::new(messages.boxed()))
+}
+
+/// A capsule of which something is known.
+fn measured(service: &AgentService, capsule: &str) -> Result<CapsuleId, CapsuleError> {
+    let id = parse_capsule_id(capsule)?;
+    let view = service.capsules.get(id)?;
+    match view.state {
+        State::Stopping | State::Stopped => {
+            Err(CapsuleError::WrongState { id, state: view.state, cause: view.cause.clone() })
+        }
+        _ => Ok(id),
+    }
 }
 
 pub async fn watch_metrics(

@@ -5,6 +5,7 @@ use tokio_stream::{Stream, StreamExt};
 use tonic::Status;
 
 use super::relay::{ended_by, refusal};
+use super::waited::for_guest;
 use crate::capsule::Running;
 
 /// What the guest sends, until it ends or its capsule's life does; the capsule is in use until then, if `running`
@@ -17,7 +18,7 @@ pub fn pass_on<T: Send + 'static>(
         let (running, mut messages) = passage?;
         let received = tokio::select! {
             biased;
-            received = messages.next() => match received.transpose() {
+            received = for_guest(messages.next()) => match received.transpose() {
                 Err(status) => Err(ended_by(&running, status).await),
                 received => received,
             },

@@ -1,23 +1,35 @@
-//! What listens in a running capsule. Whoever looks does not keep it awake.
+//! What listens in running capsules. Whoever looks does not keep them awake.
 
+use futures_util::StreamExt;
 use tonic::{Request, Response, Status};
 use wrenn_proto::agent::v1 as agent;
 use wrenn_proto::envd::v1 as envd;
 
+use super::each::{Answer, each};
 use super::passage::pass_on;
 use super::relay::within_life;
 use super::request::Call;
 use super::service::{AgentService, BoxStream};
 
-pub async fn list_ports(
-    service: &AgentService,
-    request: Request<agent::CapsuleRef>,
-) -> Result<Response<envd::ListPortsResponse>, Status> {
+pub fn list_ports(
+    service: AgentService,
+    request: Request<agent::CapsuleRefs>,
+) -> Result<Response<BoxStream<agent::CapsulePorts>>, Status> {
     let Call { message, id, .. } = Call::of("ListPorts", request);
-    let running = service.look_into(&message.capsule_id)?;
-    let list = running.handle.guest.request(envd::ListPortsRequest {}, &id);
-    let mut ports = running.handle.guest.ports();
-    Ok(Response::new(within_life(&running, ports.list(list)).await?.into_inner()))
+    let lists = each(message.capsule_ids, move |capsule| {
+        let running = service.look_into(&capsule);
+        let id = id.clone();
+        async move {
+            let running = running?;
+            let list = running.handle.guest.request(envd::ListPortsRequest {}, &id);
+            let mut ports = running.handle.guest.ports();
+            Ok(within_life(&running, ports.list(list)).await?.into_inner().ports)
+        }
+    })?;
+    let messages = lists.map(|Answer { capsule_id, failure, answer: ports }| {
+        Ok(agent::CapsulePorts { capsule_id, failure, ports })
+    });
+    Ok(Response::new(messages.boxed()))
 }
 
 pub async fn watch_ports(

@@ -16,6 +16,7 @@ use wrenn_proto::envd::v1::{
 };
 
 use super::status::with_cause;
+use super::waited::for_guest;
 use crate::capsule::{CapsuleError, LifeEnd, Running};
 use crate::request_id::RequestId;
 
@@ -43,7 +44,7 @@ pub async fn within_life<T>(
 ) -> Result<T, Status> {
     let outcome = tokio::select! {
         biased;
-        outcome = call => outcome,
+        outcome = for_guest(call) => outcome,
         end = running.handle.life.ended() => return Err(refusal(running, end)),
     };
     match outcome {
@@ -107,7 +108,7 @@ impl Relay {
         while !self.over {
             let received = tokio::select! {
                 biased;
-                received = self.events.message() => received,
+                received = for_guest(self.events.message()) => received,
                 end = self.running.handle.life.ended() => return Some(self.end(end)),
             };
             match received {
@@ -181,7 +182,7 @@ impl Relay {
             let request = self.running.handle.guest.request(follow, &self.id);
             let mut processes = self.running.handle.guest.processes();
             let followed = tokio::select! {
-                followed = processes.follow(request) => followed,
+                followed = for_guest(processes.follow(request)) => followed,
                 end = life.ended() => return Some(self.end(end)),
             };
             match followed {

@@ -13,6 +13,7 @@ use wrenn_proto::envd::v1 as envd;
 use super::relay::{relay, within_life};
 use super::request::{Call, detached};
 use super::status::status;
+use super::waited::carried;
 use super::watch::watch;
 use crate::capsule::{CapsuleError, CapsuleRegistry, CapsuleSpec, Running, parse_capsule_id};
 use crate::host::HostProbe;
@@ -186,7 +187,7 @@ impl Agent for AgentService {
         let process = required(message.process, "process")?;
         let capsules = self.capsules.clone();
         // To its end, so that a process that was started is also watched over.
-        let started = tokio::spawn(tracing::Instrument::instrument(
+        let started = tokio::spawn(carried(tracing::Instrument::instrument(
             async move {
                 let start = running.handle.guest.request(process, &id);
                 let mut processes = running.handle.guest.processes();
@@ -197,7 +198,7 @@ impl Agent for AgentService {
                 Ok(Response::new(started))
             },
             span,
-        ));
+        )));
         started.await.unwrap_or_else(|_| Err(Status::internal("the agent failed; its log says more")))
     }
 
@@ -215,15 +216,13 @@ impl Agent for AgentService {
         Ok(Response::new(Box::pin(relay(running, events, id))))
     }
 
+    type ListProcessesStream = BoxStream<agent::CapsuleProcesses>;
+
     async fn list_processes(
         &self,
-        request: Request<agent::CapsuleRef>,
-    ) -> Result<Response<envd::ListResponse>, Status> {
-        let Call { message, id, .. } = Call::of("ListProcesses", request);
-        let running = self.look_into(&message.capsule_id)?;
-        let list = running.handle.guest.request(envd::ListRequest {}, &id);
-        let mut processes = running.handle.guest.processes();
-        Ok(Response::new(within_life(&running, processes.list(list)).await?.into_inner()))
+        request: Request<agent::CapsuleRefs>,
+    ) -> Result<Response<Self::ListProcessesStream>, Status> {
+        super::processes::list_processes(self.clone(), request)
     }
 
     async fn signal_process(
@@ -358,11 +357,13 @@ impl Agent for AgentService {
         super::files::watch_directory(self, request).await
     }
 
+    type ListPortsStream = BoxStream<agent::CapsulePorts>;
+
     async fn list_ports(
         &self,
-        request: Request<agent::CapsuleRef>,
-    ) -> Result<Response<envd::ListPortsResponse>, Status> {
-        super::ports::list_ports(self, request).await
+        request: Request<agent::CapsuleRefs>,
+    ) -> Result<Response<Self::ListPortsStream>, Status> {
+        super::ports::list_ports(self.clone(), request)
     }
 
     type WatchPortsStream = BoxStream<envd::PortEvent>;
@@ -374,11 +375,13 @@ impl Agent for AgentService {
         super::ports::watch_ports(self, request).await
     }
 
+    type GetMetricsStream = BoxStream<agent::CapsuleMetrics>;
+
     async fn get_metrics(
         &self,
         request: Request<agent::GetMetricsRequest>,
-    ) -> Result<Response<agent::GetMetricsResponse>, Status> {
-        super::metrics::get_metrics(self, request).await
+    ) -> Result<Response<Self::GetMetricsStream>, Status> {
+        super::metrics::get_metrics(self.clone(), request)
     }
 
     type WatchMetricsStream = BoxStream<agent::MetricPoint>;

@@ -2,6 +2,7 @@
 
 use tonic::metadata::MetadataValue;
 use tonic::{Code, Status};
+use wrenn_proto::agent::v1::Failure;
 use wrenn_proto::{CAUSE, FIELD, IMAGE_MISSING};
 
 use crate::capsule::CapsuleError;
@@ -41,6 +42,16 @@ pub fn status(error: &CapsuleError) -> Status {
         CapsuleError::VmmDied(_) => with_cause(Status::internal(error.to_string()), "VMM_DIED"),
         CapsuleError::Step { .. } => Status::new(Code::Internal, crate::report(error)),
     }
+}
+
+/// A status as an answer: that of one capsule among several of a call.
+pub fn failure(status: &Status) -> Failure {
+    let metadata = |key| {
+        let value = status.metadata().get(key).and_then(|value| value.to_str().ok());
+        value.unwrap_or_default().to_owned()
+    };
+    let (field, cause) = (metadata(FIELD), metadata(CAUSE));
+    Failure { code: status.code().into(), message: status.message().to_owned(), field, cause }
 }
 
 /// Names what ended a stream or stands in the way.

@@ -8,7 +8,7 @@ use wrenn_proto::agent::v1 as agent;
 use wrenn_proto::agent::v1::CapsuleState;
 use wrenn_vmm::network::SlotNumber;
 
-use super::support::calls::{capsule, create, new_id, run, until};
+use super::support::calls::{capsule, capsules, create, new_id, only, run, until};
 use super::support::{Site, names};
 use super::{Client, nature, site};
 
@@ -112,7 +112,7 @@ async fn a_capsule_that_was_made_ahead_is_like_any_other() {
     let ahead = ready(&site).await;
     assert_eq!(created(&mut client, &site, &third).await, ahead, "and the next one, too");
 
-    let listed = client.list_processes(capsule(&second)).await.unwrap().into_inner().processes;
+    let listed = only(client.list_processes(capsules(&[&second])).await).await.processes;
     assert!(listed.is_empty(), "nobody ran anything in it: {listed:?}");
     let (one, other) = (nature(&mut client, &second).await, nature(&mut client, &third).await);
     assert_eq!((&one.hostname, &one.capsule_id), (&second, &second));

@@ -3,11 +3,17 @@
 use tonic::Code;
 use wrenn_proto::agent::v1 as agent;
 
-use crate::support::calls::{capsule, create, new_id, sh, until};
-use crate::{cause, ended, finish, site};
+use crate::support::calls::{capsule, create, new_id, only, sh, until};
+use crate::{Client, cause, ended, finish, site};
 
 fn range(id: &str, range_sec: u32) -> agent::GetMetricsRequest {
-    agent::GetMetricsRequest { capsule_id: id.to_owned(), range_sec }
+    agent::GetMetricsRequest { capsule_ids: vec![id.to_owned()], range_sec }
+}
+
+async fn points(client: &mut Client, id: &str, range_sec: u32) -> Vec<agent::MetricPoint> {
+    let said = only(client.get_metrics(range(id, range_sec)).await).await;
+    assert_eq!(said.failure, None);
+    said.points
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -26,22 +32,22 @@ async fn load_is_measured_while_a_capsule_runs_and_kept_while_it_is_paused() {
         busiest = busiest.max(point.cpu_percent);
     }
     assert!(busiest > 10.0, "a loop in the guest is work for the host: {busiest}");
-    let points = client.get_metrics(range(&id, 600)).await.unwrap().into_inner().points;
-    assert!(points.len() >= 6 && points.windows(2).all(|pair| pair[0].at_ns < pair[1].at_ns), "{points:?}");
+    let known = points(&mut client, &id, 600).await;
+    assert!(known.len() >= 6 && known.windows(2).all(|pair| pair[0].at_ns < pair[1].at_ns), "{known:?}");
     for coarser in [7200, 86_400] {
-        let points = client.get_metrics(range(&id, coarser)).await.unwrap().into_inner().points;
-        assert!(!points.is_empty(), "the open window counts");
+        let known = points(&mut client, &id, coarser).await;
+        assert!(!known.is_empty(), "the open window counts");
     }
     for wrong in [0, 86_401] {
-        let status = client.get_metrics(range(&id, wrong)).await.unwrap_err();
+        let status = client.get_metrics(range(&id, wrong)).await.map(drop).unwrap_err();
         assert_eq!(status.code(), Code::InvalidArgument);
     }
 
     client.pause_capsule(capsule(&id)).await.unwrap();
     let end = ended(live).await;
     assert_eq!(cause(&end), Some("CAPSULE_PAUSED"));
-    let paused = client.get_metrics(range(&id, 600)).await.unwrap().into_inner().points;
-    assert!(paused.len() >= points.len());
+    let paused = points(&mut client, &id, 600).await;
+    assert!(paused.len() >= known.len());
     assert_eq!(
         client.watch_metrics(capsule(&id)).await.map(drop).unwrap_err().code(),
         Code::FailedPrecondition
@@ -49,26 +55,24 @@ async fn load_is_measured_while_a_capsule_runs_and_kept_while_it_is_paused() {
     agent.stop().await;
 
     let (agent, mut client) = site.start(&[]).await;
-    let again = client.get_metrics(range(&id, 600)).await.unwrap().into_inner().points;
+    let again = points(&mut client, &id, 600).await;
     assert_eq!(again, paused, "kept over the agent");
     client.resume_capsule(capsule(&id)).await.unwrap();
     until("it goes on where it was", async || {
-        let points = client.get_metrics(range(&id, 600)).await.unwrap().into_inner().points;
-        points.len() > paused.len() && points[..paused.len()] == paused[..]
+        let now = points(&mut client, &id, 600).await;
+        now.len() > paused.len() && now[..paused.len()] == paused[..]
     })
     .await;
     agent.stop().await;
 
     // An agent that comes back to a capsule that ran on has what the one before knew.
     let (agent, mut client) = site.start(&[]).await;
-    let known = client.get_metrics(range(&id, 600)).await.unwrap().into_inner().points;
+    let known = points(&mut client, &id, 600).await;
     assert!(known.len() > paused.len() && known[..paused.len()] == paused[..]);
-    until("an adopted capsule is measured", async || {
-        client.get_metrics(range(&id, 600)).await.unwrap().into_inner().points.len() > known.len()
-    })
-    .await;
+    until("an adopted capsule is measured", async || points(&mut client, &id, 600).await.len() > known.len())
+        .await;
     client.destroy_capsule(capsule(&id)).await.unwrap();
-    let gone = client.get_metrics(range(&id, 600)).await.unwrap_err();
-    assert_eq!((gone.code(), cause(&gone)), (Code::FailedPrecondition, Some("DESTROYED")));
+    let gone = only(client.get_metrics(range(&id, 600)).await).await.failure.expect("nothing is known");
+    assert_eq!((Code::from_i32(gone.code), gone.cause.as_str()), (Code::FailedPrecondition, "DESTROYED"));
     finish(agent, site).await;
 }

@@ -1,7 +1,8 @@
 //! What goes into and out of a capsule besides its processes, with a real agent and real microVMs: files, ports, the
-//! proxy, load; and what is done to all of them at once.
+//! proxy, load; and what is asked of, or done to, many of them at once.
 
 mod drain;
+mod each;
 mod files;
 mod http;
 mod load;

@@ -8,7 +8,7 @@ use wrenn_proto::envd::v1 as envd;
 
 use crate::http::{Answer, Proxy};
 use crate::server::{listening, serve};
-use crate::support::calls::{capsule, create, new_id, run, until};
+use crate::support::calls::{capsule, capsules, create, new_id, only, run, until};
 use crate::{cause, ended, finish, kill, site, state};
 
 #[tokio::test(flavor = "multi_thread")]
@@ -141,7 +141,7 @@ async fn ports_are_listed_as_they_open_and_whoever_looks_keeps_nobody_awake() {
     let opened = events.message().await.unwrap().unwrap().event;
     let Some(envd::port_event::Event::Opened(port)) = opened else { panic!("{opened:?}") };
     assert_eq!(port.number, 3000);
-    let listed = client.list_ports(capsule(&id)).await.unwrap().into_inner().ports;
+    let listed = only(client.list_ports(capsules(&[&id])).await).await.ports;
     assert_eq!(listed.iter().map(|port| port.number).collect::<Vec<_>>(), [3000]);
     assert_eq!(proxy.connect().await.get(&id, 3000, "/echo").await.status, 200);
 

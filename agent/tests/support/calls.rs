@@ -2,8 +2,8 @@
 
 use std::time::{Duration, Instant};
 
-use tonic::Streaming;
 use tonic::transport::Channel;
+use tonic::{Response, Status, Streaming};
 use wrenn_agent::ids::{CapsuleId, TeamId, TemplateId};
 use wrenn_proto::agent::v1 as agent;
 use wrenn_proto::agent::v1::agent_client::AgentClient;
@@ -30,6 +30,18 @@ pub fn create(id: &str) -> agent::CreateCapsuleRequest {
 
 pub fn capsule(id: &str) -> agent::CapsuleRef {
     agent::CapsuleRef { capsule_id: id.to_owned() }
+}
+
+pub fn capsules(ids: &[&str]) -> agent::CapsuleRefs {
+    agent::CapsuleRefs { capsule_ids: ids.iter().copied().map(str::to_owned).collect() }
+}
+
+/// What is said of the only capsule that was asked about.
+pub async fn only<T>(said: Result<Response<Streaming<T>>, Status>) -> T {
+    let mut said = said.unwrap().into_inner();
+    let first = said.message().await.unwrap().expect("an answer");
+    assert!(said.message().await.unwrap().is_none(), "one answer is wanted");
+    first
 }
 
 pub fn sh(id: &str, line: &str) -> agent::StartProcessRequest {

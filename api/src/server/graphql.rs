@@ -68,6 +68,7 @@ async fn timed(work: impl Future<Output = Answer>) -> Answer {
         "databaseStatements": spent.statements(),
         "agentMs": ms(spent.agents()),
         "agentCalls": spent.calls(),
+        "guestMs": ms(spent.guests()),
     });
     response.extension("wrenn", timing)
 }

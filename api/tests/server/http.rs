@@ -178,6 +178,7 @@ async fn who_asks_is_told_where_the_time_goes() {
     let timing = &body["extensions"]["wrenn"];
     assert!(timing["databaseStatements"].as_u64().is_some_and(|statements| statements > 0), "{body}");
     assert_eq!((&timing["agentCalls"], &timing["agentMs"]), (&json!(0), &json!(0.0)), "{body}");
+    assert_eq!(timing["guestMs"], 0.0, "{body}");
     let (total, database) = (timing["totalMs"].as_f64().unwrap(), timing["databaseMs"].as_f64().unwrap());
     assert!(total >= database && database > 0.0, "{timing}");
     running.server.stop().await;

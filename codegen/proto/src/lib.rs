@@ -36,6 +36,9 @@ pub const TOKEN: &str = "x-wrenn-token";
 pub const FIELD: &str = "x-wrenn-field";
 /// Status metadata key of the stable code (as in `Cause`) of what made a host end a stream.
 pub const CAUSE: &str = "x-wrenn-cause";
+/// Metadata key of how long a host waited for guests before its answer ended, in microseconds. Guests that are waited
+/// for at once count once. In the trailers, or where there is nothing but headers, in these.
+pub const GUEST_WAITED: &str = "x-wrenn-guest-us";
 /// The cause of a create that ended because the host has no image of the template. Another host may have one.
 pub const IMAGE_MISSING: &str = "IMAGE_MISSING";
 
@@ -62,6 +65,9 @@ pub const FRAME: u32 = 64 * 1024;
 pub const READ_AHEAD: usize = 64 * 1024;
 /// Bytes of a file in one message to a host.
 pub const PIECE: usize = 128 * 1024;
+
+/// Capsules that one call to a host may name: as many as a page of a list has at most.
+pub const MOST_CAPSULES: usize = 200;
 
 /// The largest message of a file listing on any hop, in bytes: ten thousand entries with long names and links.
 pub const LARGEST_LISTING: usize = 16 << 20;

@@ -213,6 +213,7 @@ impl Capsule {
         path: String,
         #[graphql(default_with = "Some(1)")] depth: Option<i32>,
     ) -> Result<Vec<FileEntry>, Error> {
+        let _turn = loaders(ctx)?.turn().await;
         file::list(services(ctx)?, request_id(ctx)?, &self.0, path, depth.unwrap_or(1)).await
     }
 
@@ -223,7 +224,7 @@ impl Capsule {
         ctx: &Context<'_>,
         range: MetricsRange,
     ) -> Result<Vec<CapsuleMetricPoint>, Error> {
-        metrics::points(services(ctx)?, request_id(ctx)?, &self.0, range).await
+        loaders(ctx)?.metrics(metrics::measured(&self.0)?, range).await
     }
 }
 

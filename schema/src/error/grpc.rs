@@ -1,6 +1,7 @@
 //! gRPC status → error, code by code.
 
-use tonic::{Code as Grpc, Status};
+use tonic::{Code as Grpc, Status, metadata::MetadataValue};
+use wrenn_proto::{CAUSE, FIELD, agent::v1::Failure};
 
 use super::{Code, Error, Refusal};
 
@@ -44,9 +45,23 @@ impl Error {
             } else {
                 status.message().to_owned()
             },
-            field: metadata(&status, wrenn_proto::FIELD),
-            cause: metadata(&status, wrenn_proto::CAUSE),
+            field: metadata(&status, FIELD),
+            cause: metadata(&status, CAUSE),
         })
+    }
+
+    /// What a host agent answered for one capsule of several.
+    pub(crate) fn of_one(call: &'static str, failure: Failure) -> Self {
+        let Failure { code, message, field, cause } = failure;
+        let mut status = Status::new(Grpc::from_i32(code), message);
+        for (key, value) in [(FIELD, field), (CAUSE, cause)] {
+            if !value.is_empty()
+                && let Ok(value) = MetadataValue::try_from(value)
+            {
+                status.metadata_mut().insert(key, value);
+            }
+        }
+        Self::from_agent(call, status)
     }
 
     pub(crate) fn agent_lost() -> Self {
@@ -61,14 +76,28 @@ mod tests {
     #[test]
     fn the_field_and_the_cause_come_along() {
         let mut status = Status::invalid_argument("no such directory");
-        status.metadata_mut().insert(wrenn_proto::FIELD, "cwd".parse().expect("a value"));
+        status.metadata_mut().insert(FIELD, "cwd".parse().expect("a value"));
         let error = Error::from_agent("exec", status);
         assert_eq!((error.code(), error.field()), (Code::InvalidInput, Some("cwd")));
 
         let mut status = Status::unavailable("the capsule was paused");
-        status.metadata_mut().insert(wrenn_proto::CAUSE, "CAPSULE_PAUSED".parse().expect("a value"));
+        status.metadata_mut().insert(CAUSE, "CAPSULE_PAUSED".parse().expect("a value"));
         let error = Error::from_agent("exec", status);
         assert_eq!((error.code(), error.cause()), (Code::Unavailable, Some("CAPSULE_PAUSED")));
+    }
+
+    #[test]
+    fn one_capsule_fails_as_a_call_would() {
+        let failure = Failure {
+            code: Grpc::FailedPrecondition.into(),
+            message: "the capsule is stopped".to_owned(),
+            field: String::new(),
+            cause: "VMM_DIED".to_owned(),
+        };
+        let error = Error::of_one("ports", failure);
+        let shown = (error.code(), error.field(), error.cause());
+        assert_eq!(shown, (Code::FailedPrecondition, None, Some("VMM_DIED")));
+        assert_eq!(error.to_string(), "the capsule is stopped");
     }
 
     #[test]

@@ -194,8 +194,14 @@ pub(crate) async fn answer<T>(
     response: impl Future<Output = Result<tonic::Response<T>, Status>>,
 ) -> Result<T, Error> {
     match spent::call(tokio::time::timeout(deadline, response)).await {
-        Ok(Ok(response)) => Ok(response.into_inner()),
-        Ok(Err(status)) => Err(Error::from_agent(call, status)),
+        Ok(Ok(response)) => {
+            spent::of_it_guests(response.metadata());
+            Ok(response.into_inner())
+        }
+        Ok(Err(status)) => {
+            spent::of_it_guests(status.metadata());
+            Err(Error::from_agent(call, status))
+        }
         Err(_) => Err(Error::deadline_exceeded(format!(
             "the capsule's host did not answer within {} s",
             deadline.as_secs()

@@ -15,7 +15,7 @@ pub(crate) use self::{
     authority::Authority,
     client::{AgentClient, HostClients, answer, requested},
     credential::{authenticate, recheck},
-    each::{Placed, each},
+    each::{Answers, Placed, each, only},
 };
 pub use self::{authority::AuthorityError, client::HostStream, mutation::HostMutation};
 

@@ -2,12 +2,9 @@
 
 mod subscription;
 
-use std::time::Duration;
-
 use async_graphql::{Enum, SimpleObject};
 use chrono::{DateTime, Utc};
 use wrenn_entities::{
-    HostId,
     capsule::{CapsuleState, Model},
     time,
 };
@@ -18,11 +15,9 @@ use crate::{
     Error, Services,
     access::RequestId,
     capsule::state,
-    host::{answer, requested},
+    host::{AgentClient, Answers, Placed, each, requested},
     scalar::BigInt,
 };
-
-const CALL: Duration = Duration::from_secs(15);
 
 /// What a capsule used at a moment, or on average since the point before.
 #[derive(SimpleObject, Clone, Debug)]
@@ -67,6 +62,9 @@ pub enum MetricsRange {
 }
 
 impl MetricsRange {
+    /// How many there are.
+    pub(crate) const COUNT: usize = Self::H24 as usize + 1;
+
     fn seconds(self) -> u32 {
         60 * match self {
             Self::M5 => 5,
@@ -80,26 +78,30 @@ impl MetricsRange {
     }
 }
 
-/// The points of a running or paused capsule, oldest first.
+/// The points of running or paused capsules, oldest first.
 pub(crate) async fn points(
     services: &Services,
     request_id: &RequestId,
-    row: &Model,
+    capsules: Vec<Placed>,
     range: MetricsRange,
-) -> Result<Vec<CapsuleMetricPoint>, Error> {
-    let mut client = services.hosts.get(measured_on(row)?).await?;
-    let message = agent::GetMetricsRequest { capsule_id: row.id.to_string(), range_sec: range.seconds() };
-    let got = answer("GetMetrics", CALL, client.get_metrics(requested(message, request_id))).await?;
-    Ok(got.points.into_iter().map(CapsuleMetricPoint::from).collect())
+) -> Answers<Vec<CapsuleMetricPoint>> {
+    let range_sec = range.seconds();
+    let ask = |mut client: AgentClient, capsule_ids| async move {
+        client.get_metrics(requested(agent::GetMetricsRequest { capsule_ids, range_sec }, request_id)).await
+    };
+    let read = |of: agent::CapsuleMetrics| {
+        (of.capsule_id, of.failure, of.points.into_iter().map(CapsuleMetricPoint::from).collect())
+    };
+    each(services, "GetMetrics", capsules, ask, read).await
 }
 
-/// The host that knows what the capsule used.
-fn measured_on(row: &Model) -> Result<HostId, Error> {
+/// Where it is known what the capsule used.
+pub(crate) fn measured(row: &Model) -> Result<Placed, Error> {
     match (row.state, row.host_id) {
         (CapsuleState::Missing, _) => Err(state::unfit(row)),
         (CapsuleState::Stopped | CapsuleState::Error, _) | (_, None) => {
             Err(Error::not_found(format!("nothing is measured of the capsule {} in its state", row.id)))
         }
-        (_, Some(host)) => Ok(host),
+        (_, Some(host)) => Ok((host, row.id)),
     }
 }

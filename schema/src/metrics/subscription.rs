@@ -6,13 +6,13 @@ use async_graphql::{Context, ID, Subscription};
 use futures_util::Stream;
 use wrenn_proto::agent::v1 as agent;
 
-use super::{CapsuleMetricPoint, MetricsRange, points};
+use super::{CapsuleMetricPoint, MetricsRange, measured, points};
 use crate::{
     Error,
     access::{Actor, Member, caller, services, while_allowed},
     capsule::{self, reach::running_on},
     error::parse_id,
-    host::{answer, requested},
+    host::{answer, only, requested},
 };
 
 const OPEN: Duration = Duration::from_secs(15);
@@ -37,7 +37,7 @@ impl MetricsSubscription {
         // What is to come is asked for first, so that nothing is missed between.
         let request = requested(agent::CapsuleRef { capsule_id: row.id.to_string() }, &actor.request_id);
         let mut live = answer("WatchMetrics", OPEN, client.watch_metrics(request)).await?;
-        let known = points(&services, &actor.request_id, &row, range).await?;
+        let known = only(points(&services, &actor.request_id, vec![measured(&row)?], range).await)?;
         let inner = async_stream::try_stream! {
             let last = known.last().map(|point| point.at);
             for point in known {

@@ -7,7 +7,7 @@ pub(crate) mod url;
 mod wake;
 mod withdrawal;
 
-use std::{collections::HashMap, sync::Arc, time::Duration};
+use std::{sync::Arc, time::Duration};
 
 use async_graphql::SimpleObject;
 use chrono::{DateTime, Utc};
@@ -27,7 +27,7 @@ use crate::{
     Error, Services,
     access::RequestId,
     capsule::reach::none_if_not_running,
-    host::{Placed, answer, each, requested},
+    host::{AgentClient, Answers, Placed, answer, each, requested},
 };
 
 const CALL: Duration = Duration::from_secs(15);
@@ -70,20 +70,14 @@ pub(crate) async fn lists(
     services: &Services,
     request_id: &RequestId,
     capsules: Vec<Placed>,
-) -> HashMap<Placed, Result<Vec<Port>, Error>> {
-    each(capsules, |host, id| list(services, request_id, host, id)).await
-}
-
-async fn list(
-    services: &Services,
-    request_id: &RequestId,
-    host: HostId,
-    id: CapsuleId,
-) -> Result<Vec<Port>, Error> {
-    let mut client = services.hosts.get(host).await?;
-    let request = requested(agent::CapsuleRef { capsule_id: id.to_string() }, request_id);
-    let list = answer("ListPorts", CALL, client.list_ports(request)).await;
-    none_if_not_running(list.map(|list| list.ports.into_iter().map(Port::from).collect()))
+) -> Answers<Vec<Port>> {
+    let ask = |mut client: AgentClient, capsule_ids| async move {
+        client.list_ports(requested(agent::CapsuleRefs { capsule_ids }, request_id)).await
+    };
+    let read =
+        |of: agent::CapsulePorts| (of.capsule_id, of.failure, of.ports.into_iter().map(Port::from).collect());
+    let lists = each(services, "ListPorts", capsules, ask, read).await;
+    lists.into_iter().map(|(placed, list)| (placed, none_if_not_running(list))).collect()
 }
 
 /// An item once changes of a running capsule's ports are told, then whenever one has opened or closed, or may have while

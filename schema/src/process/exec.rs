@@ -16,6 +16,7 @@ use crate::{
     access::Actor,
     capsule::reach::agent_of,
     host::{answer, requested},
+    spent,
 };
 
 /// Bytes of each stream that `exec` keeps; what comes after is read and dropped.
@@ -135,7 +136,8 @@ pub(super) async fn run(
     let mut wire = open(services, actor, input, true).await?;
     let (mut stdout, mut stderr, mut process) = (Kept::default(), Kept::default(), 0);
     let exited = loop {
-        let message = wire.message().await.map_err(|status| Error::from_agent("Exec", status))?;
+        let message =
+            spent::more(wire.message()).await.map_err(|status| Error::from_agent("Exec", status))?;
         match message.ok_or_else(Error::agent_lost)?.event {
             Some(Event::Started(started)) => process = pid(started.pid),
             Some(Event::Output(output)) => match output.stream().into() {
@@ -149,6 +151,10 @@ pub(super) async fn run(
             None => {}
         }
     };
+    // Nothing but the end is left, where the host says how long its guest took.
+    if let Ok(Some(end)) = spent::more(wire.trailers()).await {
+        spent::of_it_guests(&end);
+    }
     if let Some(cause) = exited.cause {
         return Err(Error::unavailable(cause.message).with_cause(cause.code));
     }

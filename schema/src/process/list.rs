@@ -1,8 +1,5 @@
 //! The processes of many capsules, asked for together.
 
-use std::{collections::HashMap, time::Duration};
-
-use wrenn_entities::{CapsuleId, HostId};
 use wrenn_proto::agent::v1 as agent;
 
 use super::Process;
@@ -10,28 +7,34 @@ use crate::{
     Error, Services,
     access::RequestId,
     capsule::reach::none_if_not_running,
-    host::{Placed, answer, each, requested},
+    host::{AgentClient, Answers, Placed, each, only, requested},
 };
 
-const CALL: Duration = Duration::from_secs(15);
-
-/// The processes of running capsules on their hosts.
+/// The processes of running capsules on their hosts; none of those that turn out not to run.
 pub(crate) async fn lists(
     services: &Services,
     request_id: &RequestId,
     capsules: Vec<Placed>,
-) -> HashMap<Placed, Result<Vec<Process>, Error>> {
-    each(capsules, |host, id| list(services, request_id, host, id)).await
+) -> Answers<Vec<Process>> {
+    let lists = asked(services, request_id, capsules).await;
+    lists.into_iter().map(|(placed, list)| (placed, none_if_not_running(list))).collect()
 }
 
-async fn list(
+/// Those of one capsule that has to run.
+pub(super) async fn list(
     services: &Services,
     request_id: &RequestId,
-    host: HostId,
-    id: CapsuleId,
+    capsule: Placed,
 ) -> Result<Vec<Process>, Error> {
-    let mut client = services.hosts.get(host).await?;
-    let request = requested(agent::CapsuleRef { capsule_id: id.to_string() }, request_id);
-    let list = answer("ListProcesses", CALL, client.list_processes(request)).await;
-    none_if_not_running(list.map(|list| list.processes.into_iter().map(Process::from).collect()))
+    only(asked(services, request_id, vec![capsule]).await)
+}
+
+async fn asked(services: &Services, request_id: &RequestId, capsules: Vec<Placed>) -> Answers<Vec<Process>> {
+    let ask = |mut client: AgentClient, capsule_ids| async move {
+        client.list_processes(requested(agent::CapsuleRefs { capsule_ids }, request_id)).await
+    };
+    let read = |of: agent::CapsuleProcesses| {
+        (of.capsule_id, of.failure, of.processes.into_iter().map(Process::from).collect())
+    };
+    each(services, "ListProcesses", capsules, ask, read).await
 }

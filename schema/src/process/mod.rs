@@ -41,6 +41,9 @@ pub struct Process {
     running: bool,
     exit_code: Option<i32>,
     signal: Option<String>,
+    /// Of its terminal.
+    #[graphql(skip)]
+    size: Option<PtyResized>,
 }
 
 /// Pids stay below 2^22.
@@ -50,6 +53,7 @@ fn pid(pid: u32) -> i32 {
 
 impl From<envd::Process> for Process {
     fn from(process: envd::Process) -> Self {
+        let side = |cells: u32| i32::try_from(cells).unwrap_or(i32::MAX);
         Self {
             pid: pid(process.pid),
             tag: process.tag,
@@ -61,6 +65,7 @@ impl From<envd::Process> for Process {
             running: process.running,
             exit_code: process.exit_code,
             signal: process.signal,
+            size: process.size.map(|size| PtyResized { columns: side(size.columns), rows: side(size.rows) }),
         }
     }
 }
@@ -98,7 +103,7 @@ pub struct ProcessGap {
 }
 
 /// Somebody gave the terminal another size: of those who watch it, only one can say how large it is.
-#[derive(SimpleObject)]
+#[derive(SimpleObject, Clone, Debug)]
 pub struct PtyResized {
     columns: i32,
     rows: i32,

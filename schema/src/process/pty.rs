@@ -8,8 +8,9 @@ use wrenn_proto::{
 };
 
 use super::{
-    EnvVarInput, ExecInput, PtyResized,
+    EnvVarInput, ExecInput, Process, PtyResized,
     input::{bounded_input, check_tag},
+    list::list,
     mutation::{CALL, InputPayload, named_by_host},
     pid,
 };
@@ -17,7 +18,11 @@ use crate::{
     Error, Services,
     access::{Actor, Member, services},
     bus::Change,
-    capsule::{reach::agent_of, rules},
+    capsule::{
+        self,
+        reach::{agent_of, running_on},
+        rules,
+    },
     error::parse_id,
     host::{answer, requested},
     scalar::{Base64, BigInt},
@@ -102,16 +107,10 @@ impl OpenPtyInput {
 }
 
 /// The process that has the tag.
-async fn process_of(
-    services: &Services,
-    actor: &Actor,
-    id: CapsuleId,
-    tag: &str,
-) -> Result<envd::Process, Error> {
-    let mut client = agent_of(services, actor, id).await?;
-    let request = requested(agent::CapsuleRef { capsule_id: id.to_string() }, &actor.request_id);
-    let list = answer("ListProcesses", CALL, client.list_processes(request)).await?;
-    list.processes.into_iter().find(|process| process.tag == tag && process.running).ok_or_else(|| {
+async fn process_of(services: &Services, actor: &Actor, id: CapsuleId, tag: &str) -> Result<Process, Error> {
+    let row = capsule::find(&services.db, actor.team_id, id).await?;
+    let list = list(services, &actor.request_id, (running_on(&row)?, id)).await?;
+    list.into_iter().find(|process| process.tag == tag && process.running).ok_or_else(|| {
         Error::not_found(format!("no process that runs has the tag `{tag}`")).with_field("tag")
     })
 }
@@ -123,11 +122,8 @@ pub(super) async fn present_size(
     id: CapsuleId,
     tag: &str,
 ) -> Option<PtyResized> {
-    let side = |cells: u32| i32::try_from(cells).unwrap_or(i32::MAX);
     match process_of(services, actor, id, tag).await {
-        Ok(process) => {
-            process.size.map(|size| PtyResized { columns: side(size.columns), rows: side(size.rows) })
-        }
+        Ok(process) => process.size,
         Err(error) => {
             tracing::debug!(capsule = %id, tag, error = %error.chain(), "the size of a terminal is not known");
             None
@@ -200,7 +196,7 @@ impl PtyMutation {
         let resized = Change::TerminalResized { id, tag: tag.clone(), columns, rows };
         services(ctx)?.bus.publish(resized);
         let process = process_of(services(ctx)?, &actor, id, &tag).await?;
-        Ok(PtyPayload { pty: Pty { pid: pid(process.pid), tag, columns, rows } })
+        Ok(PtyPayload { pty: Pty { pid: process.pid, tag, columns, rows } })
     }
 
     /// Hangs up: what runs in the terminal gets SIGHUP, as from a line that broke.

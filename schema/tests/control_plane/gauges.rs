@@ -136,7 +136,7 @@ async fn ports_are_asked_for_together(world: &World) {
     let response = world.schema.execute(request).await;
     assert!(response.errors.is_empty(), "{response:?}");
     assert_eq!(world.reads().len(), 2, "the page, and which ports are public");
-    assert_eq!(agent.calls("ports"), 5);
+    assert_eq!(agent.calls("ports"), 1);
 }
 
 async fn load_is_shown(world: &World) {

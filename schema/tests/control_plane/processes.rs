@@ -1,12 +1,15 @@
 //! Running things in capsules.
 
+use std::{sync::Arc, time::Duration};
+
 use base64::{Engine, engine::general_purpose::STANDARD};
 use futures_util::StreamExt;
 use serde_json::json;
 use wrenn_entities::capsule::CapsuleState;
+use wrenn_schema::Spent;
 
 use crate::{
-    agent::arrived,
+    agent::{SIGNAL_TOOK_US, arrived},
     on_both_databases,
     world::{Refused, World, next, next_data},
 };
@@ -20,6 +23,7 @@ on_both_databases!(
     output_is_live,
     output_is_taken_up_again,
     streams_end_with_a_cause,
+    what_a_guest_took_is_told_from_what_its_host_did,
 );
 
 const EXEC: &str = "mutation($input: ExecInput!) { exec(input: $input) {
@@ -297,4 +301,28 @@ async fn a_program_gets_a_capsule_of_its_own(world: &World) {
         gate.add_permits(100);
         arrived(&agent, "destroy", destroyed + 1).await;
     }
+}
+
+async fn what_a_guest_took_is_told_from_what_its_host_did(world: &World) {
+    let agent = world.host("one").await;
+    let id = world.create().await.to_string();
+    let gate = agent.gate("signal");
+    let held = Duration::from_millis(20);
+    let spent = Arc::new(Spent::default());
+    let query =
+        "mutation($id: ID!) { signalProcess(capsuleId: $id, selector: \"7\") { process { running } } }";
+    let asked = spent.note(world.ask(query, json!({"id": id})));
+    let answered = async {
+        arrived(&agent, "signal", 1).await;
+        tokio::time::sleep(held).await;
+        gate.add_permits(1);
+    };
+    tokio::join!(asked, answered);
+    let guest = Duration::from_micros(SIGNAL_TOOK_US);
+    assert_eq!((spent.calls(), spent.guests()), (1, guest));
+    assert!(spent.agents() >= held - guest, "{spent:?}");
+    // Nobody is told of a guest that was not asked.
+    let spent = Arc::new(Spent::default());
+    spent.note(world.ask("{ capsules { nodes { id } } }", json!({}))).await;
+    assert_eq!((spent.calls(), spent.guests(), spent.agents()), (0, Duration::ZERO, Duration::ZERO));
 }

@@ -4,6 +4,7 @@ use std::fmt;
 use std::time::Duration;
 
 use anyhow::{Context, Result};
+use reqwest::RequestBuilder;
 use serde::Deserialize;
 use serde::de::DeserializeOwned;
 use serde_json::{Value, json};
@@ -77,6 +78,8 @@ struct Response {
     data: Option<Value>,
     #[serde(default)]
     errors: Vec<GraphqlError>,
+    #[serde(default)]
+    extensions: Value,
 }
 
 /// A caller with one API key (or none).
@@ -123,13 +126,31 @@ impl Client {
 
     /// `data` of the answer. Errors of the server are a [`Failure`] (find it by `downcast_ref`).
     pub async fn run(&self, query: &str, variables: Value) -> Result<Value> {
-        let mut request = self
+        self.answered(self.request(query, variables))
+            .await?
+            .data
+            .context("an answer with neither data nor errors")
+    }
+
+    /// Where the time of a request went: `extensions.wrenn` of its answer.
+    pub async fn timing(&self, query: &str, variables: Value) -> Result<Value> {
+        let request = self.request(query, variables).header("X-Wrenn-Timing", "1");
+        let mut answer = self.answered(request).await?;
+        answer.extensions.get_mut("wrenn").map(Value::take).context("an answer without its timing")
+    }
+
+    fn request(&self, query: &str, variables: Value) -> RequestBuilder {
+        let request = self
             .http
             .post(format!("{}/graphql", self.base))
             .json(&json!({ "query": query, "variables": variables }));
-        if let Some(key) = &self.key {
-            request = request.header("X-API-Key", key);
+        match &self.key {
+            Some(key) => request.header("X-API-Key", key),
+            None => request,
         }
+    }
+
+    async fn answered(&self, request: RequestBuilder) -> Result<Response> {
         let response = request.send().await.context("sending a GraphQL request")?;
         let status = response.status();
         let text = response.text().await.context("reading a GraphQL answer")?;
@@ -138,7 +159,7 @@ impl Client {
         if !answer.errors.is_empty() {
             return Err(Failure(answer.errors).into());
         }
-        answer.data.context("an answer with neither data nor errors")
+        Ok(answer)
     }
 
     /// One top-level field of the answer.

@@ -32,6 +32,25 @@ pub struct CapsuleRef {
     #[prost(string, tag = "1")]
     pub capsule_id: ::prost::alloc::string::String,
 }
+/// At most 200. Each is answered for on its own, in no order, as soon as its answer is there.
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct CapsuleRefs {
+    #[prost(string, repeated, tag = "1")]
+    pub capsule_ids: ::prost::alloc::vec::Vec<::prost::alloc::string::String>,
+}
+/// The status that a call for this capsule alone would have ended with.
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct Failure {
+    #[prost(int32, tag = "1")]
+    pub code: i32,
+    #[prost(string, tag = "2")]
+    pub message: ::prost::alloc::string::String,
+    /// What would be in the status metadata; empty if nothing would.
+    #[prost(string, tag = "3")]
+    pub field: ::prost::alloc::string::String,
+    #[prost(string, tag = "4")]
+    pub cause: ::prost::alloc::string::String,
+}
 #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
 pub struct Capsule {
     #[prost(string, tag = "1")]
@@ -163,6 +182,16 @@ pub struct StartProcessRequest {
     /// StartProcess only: the process counts as activity while it runs, even with no one attached.
     #[prost(bool, tag = "3")]
     pub keep_awake: bool,
+}
+#[derive(Clone, PartialEq, ::prost::Message)]
+pub struct CapsuleProcesses {
+    #[prost(string, tag = "1")]
+    pub capsule_id: ::prost::alloc::string::String,
+    /// Instead of the list.
+    #[prost(message, optional, tag = "2")]
+    pub failure: ::core::option::Option<Failure>,
+    #[prost(message, repeated, tag = "3")]
+    pub processes: ::prost::alloc::vec::Vec<super::super::envd::v1::Process>,
 }
 #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
 pub struct FollowProcessRequest {
@@ -346,18 +375,34 @@ pub struct WatchDirectoryRequest {
     #[prost(message, optional, tag = "2")]
     pub directory: ::core::option::Option<super::super::envd::v1::WatchRequest>,
 }
-#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
-pub struct GetMetricsRequest {
+#[derive(Clone, PartialEq, ::prost::Message)]
+pub struct CapsulePorts {
     #[prost(string, tag = "1")]
     pub capsule_id: ::prost::alloc::string::String,
+    /// Instead of the list.
+    #[prost(message, optional, tag = "2")]
+    pub failure: ::core::option::Option<Failure>,
+    #[prost(message, repeated, tag = "3")]
+    pub ports: ::prost::alloc::vec::Vec<super::super::envd::v1::Port>,
+}
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct GetMetricsRequest {
+    /// As in CapsuleRefs.
+    #[prost(string, repeated, tag = "1")]
+    pub capsule_ids: ::prost::alloc::vec::Vec<::prost::alloc::string::String>,
     /// How far back, at most a day. The tier that is kept this long answers: 10 minutes at 500 ms, 2 hours at 30 s, 24 hours
     /// at 5 minutes.
     #[prost(uint32, tag = "2")]
     pub range_sec: u32,
 }
 #[derive(Clone, PartialEq, ::prost::Message)]
-pub struct GetMetricsResponse {
-    #[prost(message, repeated, tag = "1")]
+pub struct CapsuleMetrics {
+    #[prost(string, tag = "1")]
+    pub capsule_id: ::prost::alloc::string::String,
+    /// Instead of the points.
+    #[prost(message, optional, tag = "2")]
+    pub failure: ::core::option::Option<Failure>,
+    #[prost(message, repeated, tag = "3")]
     pub points: ::prost::alloc::vec::Vec<MetricPoint>,
 }
 #[derive(Clone, Copy, PartialEq, ::prost::Message)]
@@ -814,11 +859,12 @@ pub mod agent_client {
                 .insert(GrpcMethod::new("wrenn.agent.v1.Agent", "FollowProcess"));
             self.inner.server_streaming(req, path, codec).await
         }
+        /// Looking is no activity.
         pub async fn list_processes(
             &mut self,
-            request: impl tonic::IntoRequest<super::CapsuleRef>,
+            request: impl tonic::IntoRequest<super::CapsuleRefs>,
         ) -> std::result::Result<
-            tonic::Response<super::super::super::envd::v1::ListResponse>,
+            tonic::Response<tonic::codec::Streaming<super::CapsuleProcesses>>,
             tonic::Status,
         > {
             self.inner
@@ -836,7 +882,7 @@ pub mod agent_client {
             let mut req = request.into_request();
             req.extensions_mut()
                 .insert(GrpcMethod::new("wrenn.agent.v1.Agent", "ListProcesses"));
-            self.inner.unary(req, path, codec).await
+            self.inner.server_streaming(req, path, codec).await
         }
         pub async fn signal_process(
             &mut self,
@@ -1229,12 +1275,12 @@ pub mod agent_client {
                 .insert(GrpcMethod::new("wrenn.agent.v1.Agent", "WatchDirectory"));
             self.inner.server_streaming(req, path, codec).await
         }
-        /// What listens in a running capsule. Looking is no activity.
+        /// What listens in running capsules. Looking is no activity.
         pub async fn list_ports(
             &mut self,
-            request: impl tonic::IntoRequest<super::CapsuleRef>,
+            request: impl tonic::IntoRequest<super::CapsuleRefs>,
         ) -> std::result::Result<
-            tonic::Response<super::super::super::envd::v1::ListPortsResponse>,
+            tonic::Response<tonic::codec::Streaming<super::CapsulePorts>>,
             tonic::Status,
         > {
             self.inner
@@ -1252,7 +1298,7 @@ pub mod agent_client {
             let mut req = request.into_request();
             req.extensions_mut()
                 .insert(GrpcMethod::new("wrenn.agent.v1.Agent", "ListPorts"));
-            self.inner.unary(req, path, codec).await
+            self.inner.server_streaming(req, path, codec).await
         }
         pub async fn watch_ports(
             &mut self,
@@ -1280,12 +1326,12 @@ pub mod agent_client {
                 .insert(GrpcMethod::new("wrenn.agent.v1.Agent", "WatchPorts"));
             self.inner.server_streaming(req, path, codec).await
         }
-        /// Load of a running or paused capsule, oldest point first.
+        /// Load of running or paused capsules, oldest point first.
         pub async fn get_metrics(
             &mut self,
             request: impl tonic::IntoRequest<super::GetMetricsRequest>,
         ) -> std::result::Result<
-            tonic::Response<super::GetMetricsResponse>,
+            tonic::Response<tonic::codec::Streaming<super::CapsuleMetrics>>,
             tonic::Status,
         > {
             self.inner
@@ -1303,7 +1349,7 @@ pub mod agent_client {
             let mut req = request.into_request();
             req.extensions_mut()
                 .insert(GrpcMethod::new("wrenn.agent.v1.Agent", "GetMetrics"));
-            self.inner.unary(req, path, codec).await
+            self.inner.server_streaming(req, path, codec).await
         }
         /// The newest point first, then each as it is taken, every 500 ms.
         pub async fn watch_metrics(
@@ -1442,11 +1488,18 @@ pub mod agent_server {
             tonic::Response<Self::FollowProcessStream>,
             tonic::Status,
         >;
+        /// Server streaming response type for the ListProcesses method.
+        type ListProcessesStream: tonic::codegen::tokio_stream::Stream<
+                Item = std::result::Result<super::CapsuleProcesses, tonic::Status>,
+            >
+            + std::marker::Send
+            + 'static;
+        /// Looking is no activity.
         async fn list_processes(
             &self,
-            request: tonic::Request<super::CapsuleRef>,
+            request: tonic::Request<super::CapsuleRefs>,
         ) -> std::result::Result<
-            tonic::Response<super::super::super::envd::v1::ListResponse>,
+            tonic::Response<Self::ListProcessesStream>,
             tonic::Status,
         >;
         async fn signal_process(
@@ -1578,14 +1631,17 @@ pub mod agent_server {
             tonic::Response<Self::WatchDirectoryStream>,
             tonic::Status,
         >;
-        /// What listens in a running capsule. Looking is no activity.
+        /// Server streaming response type for the ListPorts method.
+        type ListPortsStream: tonic::codegen::tokio_stream::Stream<
+                Item = std::result::Result<super::CapsulePorts, tonic::Status>,
+            >
+            + std::marker::Send
+            + 'static;
+        /// What listens in running capsules. Looking is no activity.
         async fn list_ports(
             &self,
-            request: tonic::Request<super::CapsuleRef>,
-        ) -> std::result::Result<
-            tonic::Response<super::super::super::envd::v1::ListPortsResponse>,
-            tonic::Status,
-        >;
+            request: tonic::Request<super::CapsuleRefs>,
+        ) -> std::result::Result<tonic::Response<Self::ListPortsStream>, tonic::Status>;
         /// Server streaming response type for the WatchPorts method.
         type WatchPortsStream: tonic::codegen::tokio_stream::Stream<
                 Item = std::result::Result<
@@ -1599,14 +1655,17 @@ pub mod agent_server {
             &self,
             request: tonic::Request<super::CapsuleRef>,
         ) -> std::result::Result<tonic::Response<Self::WatchPortsStream>, tonic::Status>;
-        /// Load of a running or paused capsule, oldest point first.
+        /// Server streaming response type for the GetMetrics method.
+        type GetMetricsStream: tonic::codegen::tokio_stream::Stream<
+                Item = std::result::Result<super::CapsuleMetrics, tonic::Status>,
+            >
+            + std::marker::Send
+            + 'static;
+        /// Load of running or paused capsules, oldest point first.
         async fn get_metrics(
             &self,
             request: tonic::Request<super::GetMetricsRequest>,
-        ) -> std::result::Result<
-            tonic::Response<super::GetMetricsResponse>,
-            tonic::Status,
-        >;
+        ) -> std::result::Result<tonic::Response<Self::GetMetricsStream>, tonic::Status>;
         /// Server streaming response type for the WatchMetrics method.
         type WatchMetricsStream: tonic::codegen::tokio_stream::Stream<
                 Item = std::result::Result<super::MetricPoint, tonic::Status>,
@@ -2275,16 +2334,19 @@ pub mod agent_server {
                 "/wrenn.agent.v1.Agent/ListProcesses" => {
                     #[allow(non_camel_case_types)]
                     struct ListProcessesSvc<T: Agent>(pub Arc<T>);
-                    impl<T: Agent> tonic::server::UnaryService<super::CapsuleRef>
+                    impl<
+                        T: Agent,
+                    > tonic::server::ServerStreamingService<super::CapsuleRefs>
                     for ListProcessesSvc<T> {
-                        type Response = super::super::super::envd::v1::ListResponse;
+                        type Response = super::CapsuleProcesses;
+                        type ResponseStream = T::ListProcessesStream;
                         type Future = BoxFuture<
-                            tonic::Response<Self::Response>,
+                            tonic::Response<Self::ResponseStream>,
                             tonic::Status,
                         >;
                         fn call(
                             &mut self,
-                            request: tonic::Request<super::CapsuleRef>,
+                            request: tonic::Request<super::CapsuleRefs>,
                         ) -> Self::Future {
                             let inner = Arc::clone(&self.0);
                             let fut = async move {
@@ -2310,7 +2372,7 @@ pub mod agent_server {
                                 max_decoding_message_size,
                                 max_encoding_message_size,
                             );
-                        let res = grpc.unary(method, req).await;
+                        let res = grpc.server_streaming(method, req).await;
                         Ok(res)
                     };
                     Box::pin(fut)
@@ -3026,16 +3088,19 @@ pub mod agent_server {
                 "/wrenn.agent.v1.Agent/ListPorts" => {
                     #[allow(non_camel_case_types)]
                     struct ListPortsSvc<T: Agent>(pub Arc<T>);
-                    impl<T: Agent> tonic::server::UnaryService<super::CapsuleRef>
+                    impl<
+                        T: Agent,
+                    > tonic::server::ServerStreamingService<super::CapsuleRefs>
                     for ListPortsSvc<T> {
-                        type Response = super::super::super::envd::v1::ListPortsResponse;
+                        type Response = super::CapsulePorts;
+                        type ResponseStream = T::ListPortsStream;
                         type Future = BoxFuture<
-                            tonic::Response<Self::Response>,
+                            tonic::Response<Self::ResponseStream>,
                             tonic::Status,
                         >;
                         fn call(
                             &mut self,
-                            request: tonic::Request<super::CapsuleRef>,
+                            request: tonic::Request<super::CapsuleRefs>,
                         ) -> Self::Future {
                             let inner = Arc::clone(&self.0);
                             let fut = async move {
@@ -3061,7 +3126,7 @@ pub mod agent_server {
                                 max_decoding_message_size,
                                 max_encoding_message_size,
                             );
-                        let res = grpc.unary(method, req).await;
+                        let res = grpc.server_streaming(method, req).await;
                         Ok(res)
                     };
                     Box::pin(fut)
@@ -3115,11 +3180,14 @@ pub mod agent_server {
                 "/wrenn.agent.v1.Agent/GetMetrics" => {
                     #[allow(non_camel_case_types)]
                     struct GetMetricsSvc<T: Agent>(pub Arc<T>);
-                    impl<T: Agent> tonic::server::UnaryService<super::GetMetricsRequest>
+                    impl<
+                        T: Agent,
+                    > tonic::server::ServerStreamingService<super::GetMetricsRequest>
                     for GetMetricsSvc<T> {
-                        type Response = super::GetMetricsResponse;
+                        type Response = super::CapsuleMetrics;
+                        type ResponseStream = T::GetMetricsStream;
                         type Future = BoxFuture<
-                            tonic::Response<Self::Response>,
+                            tonic::Response<Self::ResponseStream>,
                             tonic::Status,
                         >;
                         fn call(
@@ -3150,7 +3218,7 @@ pub mod agent_server {
                                 max_decoding_message_size,
                                 max_encoding_message_size,
                             );
-                        let res = grpc.unary(method, req).await;
+                        let res = grpc.server_streaming(method, req).await;
                         Ok(res)
                     };
                     Box::pin(fut)

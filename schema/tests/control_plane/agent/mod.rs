@@ -28,6 +28,7 @@ use wrenn_proto::{
     envd::v1::{self as envd, file_event, port_event},
 };
 
+pub use self::service::SIGNAL_TOOK_US;
 use self::{
     files::Files,
     service::Service,

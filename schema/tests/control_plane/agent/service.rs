@@ -6,9 +6,10 @@ use tokio::sync::{broadcast, mpsc};
 use tokio_stream::wrappers::ReceiverStream;
 use tonic::{Request, Response, Status, Streaming};
 use wrenn_proto::{
-    FIELD,
+    FIELD, GUEST_WAITED,
     agent::v1::{
-        self as agent, Capsule, CapsuleRef, CapsuleState, agent_server::Agent, capsule_event::Event,
+        self as agent, Capsule, CapsuleRef, CapsuleRefs, CapsuleState, Failure, agent_server::Agent,
+        capsule_event::Event,
     },
     envd::v1::{self as envd, file_event, port_event, process_event},
 };
@@ -20,12 +21,38 @@ use super::{
     guest::{Events, exited, output, play, process},
 };
 
+/// How long the guest takes to send a signal, as its host says. In microseconds.
+pub const SIGNAL_TOOK_US: u64 = 1500;
+
 #[derive(Clone)]
 pub struct Service {
     pub stage: Arc<Mutex<Stage>>,
     pub events: broadcast::Sender<Capsule>,
     pub port_events: broadcast::Sender<port_event::Event>,
     pub file_events: broadcast::Sender<file_event::Event>,
+}
+
+/// What is said of several capsules.
+pub type Each<T> = tokio_stream::Iter<std::vec::IntoIter<Result<T, Status>>>;
+
+/// Says of each capsule what it is asked for, or what went wrong.
+fn each<T: Default, M>(
+    capsules: Vec<String>,
+    ask: impl Fn(&str) -> Result<T, Status>,
+    message: impl Fn(String, Option<Failure>, T) -> M,
+) -> Response<Each<M>> {
+    let said: Vec<_> = capsules
+        .into_iter()
+        .map(|id| match ask(&id) {
+            Ok(answer) => Ok(message(id, None, answer)),
+            Err(status) => {
+                let (code, text) = (status.code().into(), status.message().to_owned());
+                let failure = Failure { code, message: text, ..Default::default() };
+                Ok(message(id, Some(failure), T::default()))
+            }
+        })
+        .collect();
+    Response::new(tokio_stream::iter(said))
 }
 
 /// Counts a writing that did not come to its end.
@@ -92,6 +119,9 @@ impl Agent for Service {
     type WatchDirectoryStream = Watching;
     type WatchPortsStream = PortEvents;
     type WatchMetricsStream = Points;
+    type ListProcessesStream = Each<agent::CapsuleProcesses>;
+    type ListPortsStream = Each<agent::CapsulePorts>;
+    type GetMetricsStream = Each<agent::CapsuleMetrics>;
 
     async fn info(&self, _: Request<agent::InfoRequest>) -> Result<Response<agent::HostInfo>, Status> {
         Ok(Response::new(agent::HostInfo::default()))
@@ -260,12 +290,14 @@ impl Agent for Service {
 
     async fn list_processes(
         &self,
-        request: Request<CapsuleRef>,
-    ) -> Result<Response<envd::ListResponse>, Status> {
+        request: Request<CapsuleRefs>,
+    ) -> Result<Response<Self::ListProcessesStream>, Status> {
         self.enter("processes").await?;
-        self.running(&request.into_inner().capsule_id)?;
-        let process = envd::Process { size: self.stage().size, ..process() };
-        Ok(Response::new(envd::ListResponse { processes: vec![process] }))
+        let size = self.stage().size;
+        let ask = |id: &str| self.running(id).map(|()| vec![envd::Process { size, ..process() }]);
+        Ok(each(request.into_inner().capsule_ids, ask, |capsule_id, failure, processes| {
+            agent::CapsuleProcesses { capsule_id, failure, processes }
+        }))
     }
 
     async fn signal_process(
@@ -282,7 +314,9 @@ impl Agent for Service {
             return Err(status);
         }
         let process = envd::Process { running: false, signal: Some(signal.signal), ..process() };
-        Ok(Response::new(envd::SignalResponse { process: Some(process) }))
+        let mut response = Response::new(envd::SignalResponse { process: Some(process) });
+        response.metadata_mut().insert(GUEST_WAITED, SIGNAL_TOOK_US.into());
+        Ok(response)
     }
 
     async fn write_input(
@@ -451,11 +485,15 @@ impl Agent for Service {
 
     async fn list_ports(
         &self,
-        request: Request<CapsuleRef>,
-    ) -> Result<Response<envd::ListPortsResponse>, Status> {
+        request: Request<CapsuleRefs>,
+    ) -> Result<Response<Self::ListPortsStream>, Status> {
         self.enter("ports").await?;
-        self.running(&request.into_inner().capsule_id)?;
-        Ok(Response::new(envd::ListPortsResponse { ports: self.stage().ports.clone() }))
+        let ask = |id: &str| self.running(id).map(|()| self.stage().ports.clone());
+        Ok(each(request.into_inner().capsule_ids, ask, |capsule_id, failure, ports| agent::CapsulePorts {
+            capsule_id,
+            failure,
+            ports,
+        }))
     }
 
     async fn watch_ports(&self, request: Request<CapsuleRef>) -> Result<Response<PortEvents>, Status> {
@@ -468,13 +506,18 @@ impl Agent for Service {
     async fn get_metrics(
         &self,
         request: Request<agent::GetMetricsRequest>,
-    ) -> Result<Response<agent::GetMetricsResponse>, Status> {
+    ) -> Result<Response<Self::GetMetricsStream>, Status> {
         self.enter("metrics").await?;
         let request = request.into_inner();
         assert!(request.range_sec <= 24 * 60 * 60);
         // As many points as minutes were asked for, three at most.
-        let points = (1..=3.min(i64::from(request.range_sec / 60))).map(point).collect();
-        Ok(Response::new(agent::GetMetricsResponse { points }))
+        let points: Vec<_> = (1..=3.min(i64::from(request.range_sec / 60))).map(point).collect();
+        let ask = |_: &str| Ok(points.clone());
+        Ok(each(request.capsule_ids, ask, |capsule_id, failure, points| agent::CapsuleMetrics {
+            capsule_id,
+            failure,
+            points,
+        }))
     }
 
     async fn watch_metrics(&self, request: Request<CapsuleRef>) -> Result<Response<Points>, Status> {
