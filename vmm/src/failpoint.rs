@@ -36,6 +36,8 @@ pub enum Operation {
     Golden,
     Create,
     Pause,
+    /// A pause that failed after its vCPUs had stopped: the capsule goes on.
+    Thaw,
     Resume,
     Destroy,
     /// A running capsule becomes a template.
@@ -55,6 +57,7 @@ impl fmt::Display for Operation {
             Self::Golden => "golden",
             Self::Create => "create",
             Self::Pause => "pause",
+            Self::Thaw => "thaw",
             Self::Resume => "resume",
             Self::Destroy => "destroy",
             Self::Snapshot => "snapshot",
@@ -84,7 +87,7 @@ const fn sure(name: &'static str, operations: &'static [Operation]) -> Point {
     Point { name, may_fail: false, operations }
 }
 
-use Operation::{Attach, Create, Destroy, Detach, Fork, Golden, Merge, Pause, Resume, Snapshot};
+use Operation::{Attach, Create, Destroy, Detach, Fork, Golden, Merge, Pause, Resume, Snapshot, Thaw};
 
 /// Every failpoint there is. `wrenn-agent failpoints` prints them; a test walks them all.
 pub const POINTS: &[Point] = &[
@@ -118,6 +121,7 @@ pub const POINTS: &[Point] = &[
     fallible("commit.renamed", &[Golden, Pause, Snapshot]),
     fallible("commit.visible", &[Golden, Pause, Snapshot]),
     fallible("pause.committed", &[Pause]),
+    sure("pause.thawed", &[Thaw]),
     sure("pause.recorded", &[Pause]),
     sure("pause.released", &[Pause]),
     fallible("dismantle.ended", &[Pause, Destroy]),
