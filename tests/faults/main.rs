@@ -6,6 +6,7 @@ mod churn;
 mod hosts;
 mod pauses;
 mod replicas;
+mod restores;
 mod sdk;
 mod silence;
 mod streams;
@@ -52,6 +53,7 @@ const FAILING: Wanted = Wanted { failpoints: true, ..ONE };
 const FAILING_ON_COPIES: Wanted = Wanted { setting: Some(("WRENN_DISK_STORE", "copy")), ..FAILING };
 const FAILING_ON_MAPPED_DISKS: Wanted =
     Wanted { setting: Some(("WRENN_DISK_STORE", "dm-snapshot")), ..FAILING };
+const FAILING_WITH_A_POOL: Wanted = Wanted { setting: Some(("WRENN_WARM_POOL", "1")), ..FAILING };
 /// Guests that are silent for longer than this are waited for otherwise.
 const IMPATIENT: Wanted = Wanted { setting: Some(("WRENN_RECONNECT_GRACE", "5")), ..ONE };
 const FAILING_ON_POSTGRES: Wanted = Wanted { postgres: true, ..FAILING };
@@ -70,10 +72,12 @@ const TESTS: &[(&str, Wanted, Test)] = tests![
     FAILING walk::every_failpoint,
     FAILING_ON_COPIES walk::every_failpoint_of_a_merge,
     FAILING_ON_MAPPED_DISKS walk::every_failpoint_of_a_mapping,
+    FAILING_WITH_A_POOL walk::every_failpoint_of_a_warm_start,
     FAILING pauses::with_an_absent_agent_lose_no_time,
     FAILING pauses::that_fail_late_lose_no_time,
     FAILING pauses::that_failed_are_not_taken_for_complete,
     FAILING pauses::are_finished_by_an_agent_told_to_end,
+    FAILING restores::without_fresh_random_numbers_are_not_served,
     IMPATIENT silence::of_a_guest_is_waited_for,
     IMPATIENT silence::of_a_vmm_is_waited_for,
     ONE agent::killed_while_output_flows,

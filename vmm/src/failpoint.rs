@@ -35,6 +35,8 @@ pub enum Operation {
     /// The first create of a template and size: it is booted and its golden snapshot taken.
     Golden,
     Create,
+    /// A create that takes a machine which was made ahead.
+    Warm,
     Pause,
     /// A pause that failed after its vCPUs had stopped: the capsule goes on.
     Thaw,
@@ -56,6 +58,7 @@ impl fmt::Display for Operation {
         f.write_str(match self {
             Self::Golden => "golden",
             Self::Create => "create",
+            Self::Warm => "warm",
             Self::Pause => "pause",
             Self::Thaw => "thaw",
             Self::Resume => "resume",
@@ -87,7 +90,7 @@ const fn sure(name: &'static str, operations: &'static [Operation]) -> Point {
     Point { name, may_fail: false, operations }
 }
 
-use Operation::{Attach, Create, Destroy, Detach, Fork, Golden, Merge, Pause, Resume, Snapshot, Thaw};
+use Operation::{Attach, Create, Destroy, Detach, Fork, Golden, Merge, Pause, Resume, Snapshot, Thaw, Warm};
 
 /// Every failpoint there is. `wrenn-agent failpoints` prints them; a test walks them all.
 pub const POINTS: &[Point] = &[
@@ -107,10 +110,17 @@ pub const POINTS: &[Point] = &[
     fallible("slot.making", &[Create]),
     fallible("launch.begun", &[Create, Resume]),
     fallible("launch.parts", &[Create, Resume]),
+    fallible("launch.restricted", &[Create, Resume]),
     fallible("launch.restored", &[Create, Resume]),
     fallible("launch.connected", &[Create, Resume]),
+    fallible("handover.reseeded", &[Create, Resume]),
     fallible("launch.handed-over", &[Create, Resume]),
     sure("launch.served", &[Create, Resume]),
+    fallible("pool.moved", &[Warm]),
+    fallible("pool.attached", &[Warm]),
+    fallible("pool.restricted", &[Warm]),
+    fallible("pool.resumed", &[Warm]),
+    fallible("pool.handed-over", &[Warm]),
     sure("pause.announced", &[Pause]),
     fallible("pause.prepared", &[Pause]),
     fallible("pause.stopped", &[Pause]),
