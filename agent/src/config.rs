@@ -88,7 +88,7 @@ pub const SETTINGS: &[Setting] = &[
     setting(
         "WRENN_RECONNECT_GRACE",
         "10",
-        "seconds a capsule may take to answer after a restore or an adoption",
+        "seconds a capsule may take to answer after a restore; an adopted one 60 times as long",
     ),
     setting("WRENN_ON_STOP", "keep", "capsules at SIGTERM: keep (leave them running) or pause"),
     setting("WRENN_LOG", "info", "log filter, as `info,wrenn_agent=debug`"),

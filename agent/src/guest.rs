@@ -25,6 +25,7 @@ use wrenn_proto::envd::v1::{
     PrepareSnapshotRequest,
 };
 use wrenn_proto::{CONNECTION_WINDOW, ENVD_PORT, FRAME, LARGEST_LISTING, STREAM_WINDOW, TOKEN};
+use wrenn_vmm::failpoint;
 
 pub use content::{Content, Reading};
 
@@ -161,6 +162,7 @@ impl Guest {
     ) -> Result<PostRestoreResponse, GuestError> {
         let request = self.request(message, id);
         let answer = bounded(within, GuestClient::new(self.channel.clone()).post_restore(request)).await?;
+        failpoint!("handover.reseeded").await.map_err(|_| GuestError::NotReseeded)?;
         if answer.reseeded { Ok(answer) } else { Err(GuestError::NotReseeded) }
     }
 }
@@ -215,7 +217,68 @@ async fn reach(address: SocketAddr, deadline: Instant) -> Option<TcpStream> {
 
 #[cfg(test)]
 mod tests {
+    use wrenn_proto::envd::v1 as pb;
+    use wrenn_proto::envd::v1::guest_server::{Guest as Service, GuestServer};
+
     use super::*;
+
+    /// An envd whose kernel did not take new random numbers.
+    struct Unseeded;
+
+    #[tonic::async_trait]
+    impl Service for Unseeded {
+        async fn health(&self, _: Request<HealthRequest>) -> Result<tonic::Response<HealthResponse>, Status> {
+            Err(Status::unimplemented("health"))
+        }
+
+        async fn configure(
+            &self,
+            _: Request<ConfigureRequest>,
+        ) -> Result<tonic::Response<pb::ConfigureResponse>, Status> {
+            Err(Status::unimplemented("configure"))
+        }
+
+        async fn prepare_snapshot(
+            &self,
+            _: Request<PrepareSnapshotRequest>,
+        ) -> Result<tonic::Response<pb::PrepareSnapshotResponse>, Status> {
+            Err(Status::unimplemented("prepare_snapshot"))
+        }
+
+        async fn post_restore(
+            &self,
+            _: Request<PostRestoreRequest>,
+        ) -> Result<tonic::Response<PostRestoreResponse>, Status> {
+            Ok(tonic::Response::new(PostRestoreResponse { clock_step_ns: 0, reseeded: false }))
+        }
+
+        async fn metrics(
+            &self,
+            _: Request<pb::MetricsRequest>,
+        ) -> Result<tonic::Response<pb::MetricsResponse>, Status> {
+            Err(Status::unimplemented("metrics"))
+        }
+
+        async fn grow_disk(
+            &self,
+            _: Request<pb::GrowDiskRequest>,
+        ) -> Result<tonic::Response<pb::GrowDiskResponse>, Status> {
+            Err(Status::unimplemented("grow_disk"))
+        }
+    }
+
+    #[tokio::test]
+    async fn a_guest_that_does_not_confirm_new_random_numbers_is_an_error() {
+        const PATIENCE: Duration = Duration::from_secs(10);
+        // Of the loopback's many addresses one that nothing else listens on.
+        let address = Ipv4Addr::new(127, 0, 77, 1);
+        let server = tonic::transport::Server::builder().add_service(GuestServer::new(Unseeded));
+        let server = tokio::spawn(server.serve((address, ENVD_PORT).into()));
+        let guest = Guest::connect(address, None, Instant::now() + PATIENCE).await.unwrap();
+        let answer = guest.post_restore(PostRestoreRequest::default(), &RequestId::new(), PATIENCE).await;
+        assert!(matches!(answer, Err(GuestError::NotReseeded)), "{answer:?}");
+        server.abort();
+    }
 
     #[tokio::test]
     async fn a_guest_that_is_not_there_is_given_up_in_time() {

@@ -153,7 +153,7 @@ async fn create(client: &Client) -> Result<String> {
 }
 
 /// Waits until a capsule can be used again after its agent came back.
-async fn back_in_service(client: &Client, id: &str) -> Result<()> {
+pub async fn back_in_service(client: &Client, id: &str) -> Result<()> {
     wait::until_true(format!("{id} in service again"), PATIENCE, async || {
         Ok(client.sh(id, "echo here").await? == "here")
     })

@@ -51,15 +51,17 @@ pub const POOLED: [Kind; 3] = [Kind::Namespace, Kind::Link, Kind::Route];
 /// Network slots that an agent keeps ready unless it is told otherwise.
 const SPARE_SLOTS: usize = 2;
 
-/// The inventory once nothing is under way: a VMM for each running capsule and none else, and the spare slots made.
+/// The inventory once nothing is under way: a VMM for each running capsule and each made ahead, none else, and the spare
+/// slots made.
 pub async fn at_rest(stack: &Stack) -> Result<HostInventory> {
     let running = stack.client().capsules(json!({ "states": ["RUNNING"] })).await?.len();
     wait::until("a host at rest", Duration::from_secs(60), async || {
         let vmms = stack.vmm_count();
-        ensure!(vmms == running, "{vmms} VMMs for {running} running capsules");
+        let wanted = running + stack.warm_pool();
+        ensure!(vmms == wanted, "{vmms} VMMs for {running} running capsules");
         let now = HostInventory::take(stack.scope())?;
         let slots = now.count(Kind::Namespace);
-        ensure!(slots == running + SPARE_SLOTS, "{slots} network slots for {running} running capsules");
+        ensure!(slots == wanted + SPARE_SLOTS, "{slots} network slots for {running} running capsules");
         Ok(Some(without_logs(now)))
     })
     .await

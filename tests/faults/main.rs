@@ -4,8 +4,11 @@ mod agent;
 mod api;
 mod churn;
 mod hosts;
+mod pauses;
 mod replicas;
+mod restores;
 mod sdk;
+mod silence;
 mod streams;
 mod vmm;
 mod walk;
@@ -30,8 +33,8 @@ struct Wanted {
     hosts: usize,
     on_stop: OnStop,
     failpoints: bool,
-    /// The store of the agents' disks, instead of the best there is.
-    disk_store: Option<&'static str>,
+    /// Of the agents, one that is not as it is by itself.
+    setting: Option<(&'static str, &'static str)>,
     /// A second control plane, on Postgres and joined by Redis.
     replica: bool,
 }
@@ -41,14 +44,18 @@ const ONE: Wanted = Wanted {
     hosts: 1,
     on_stop: OnStop::Keep,
     failpoints: false,
-    disk_store: None,
+    setting: None,
     replica: false,
 };
 const TWO_REPLICAS: Wanted = Wanted { postgres: true, replica: true, ..ONE };
 const TWO_HOSTS: Wanted = Wanted { hosts: 2, ..ONE };
 const FAILING: Wanted = Wanted { failpoints: true, ..ONE };
-const FAILING_ON_COPIES: Wanted = Wanted { disk_store: Some("copy"), ..FAILING };
-const FAILING_ON_MAPPED_DISKS: Wanted = Wanted { disk_store: Some("dm-snapshot"), ..FAILING };
+const FAILING_ON_COPIES: Wanted = Wanted { setting: Some(("WRENN_DISK_STORE", "copy")), ..FAILING };
+const FAILING_ON_MAPPED_DISKS: Wanted =
+    Wanted { setting: Some(("WRENN_DISK_STORE", "dm-snapshot")), ..FAILING };
+const FAILING_WITH_A_POOL: Wanted = Wanted { setting: Some(("WRENN_WARM_POOL", "1")), ..FAILING };
+/// Guests that are silent for longer than this are waited for otherwise.
+const IMPATIENT: Wanted = Wanted { setting: Some(("WRENN_RECONNECT_GRACE", "5")), ..ONE };
 const FAILING_ON_POSTGRES: Wanted = Wanted { postgres: true, ..FAILING };
 const PAUSING: Wanted = Wanted { on_stop: OnStop::Pause, ..ONE };
 
@@ -65,6 +72,14 @@ const TESTS: &[(&str, Wanted, Test)] = tests![
     FAILING walk::every_failpoint,
     FAILING_ON_COPIES walk::every_failpoint_of_a_merge,
     FAILING_ON_MAPPED_DISKS walk::every_failpoint_of_a_mapping,
+    FAILING_WITH_A_POOL walk::every_failpoint_of_a_warm_start,
+    FAILING pauses::with_an_absent_agent_lose_no_time,
+    FAILING pauses::that_fail_late_lose_no_time,
+    FAILING pauses::that_failed_are_not_taken_for_complete,
+    FAILING pauses::are_finished_by_an_agent_told_to_end,
+    FAILING restores::without_fresh_random_numbers_are_not_served,
+    IMPATIENT silence::of_a_guest_is_waited_for,
+    IMPATIENT silence::of_a_vmm_is_waited_for,
     ONE agent::killed_while_output_flows,
     FAILING agent::killed_amid_changes,
     FAILING agent::killed_with_the_vmm_once_a_pause_was_saved,
@@ -102,7 +117,7 @@ fn main() -> ExitCode {
 
 /// The test on a fresh stack; whatever the test did, nothing may be left when the stack is taken down.
 async fn with_stack(wanted: Wanted, test: Test) -> Result<()> {
-    if wanted.disk_store == FAILING_ON_MAPPED_DISKS.disk_store && !Path::new(DEVICE_MAPPER).exists() {
+    if wanted.setting == FAILING_ON_MAPPED_DISKS.setting && !Path::new(DEVICE_MAPPER).exists() {
         let reason = "no device-mapper in this kernel; run `make test-host`";
         ensure!(std::env::var_os("WRENN_TEST_HOST").is_none(), reason);
         eprintln!("DID NOT RUN: {reason}");
@@ -111,9 +126,9 @@ async fn with_stack(wanted: Wanted, test: Test) -> Result<()> {
     let cluster = if wanted.postgres { Some(Cluster::start().await?) } else { None };
     let database = cluster.as_ref().map_or(Database::Sqlite, Database::Postgres);
     let redis = if wanted.replica { Some(Arc::new(RedisServer::start().await?)) } else { None };
-    let Wanted { hosts, on_stop, failpoints, disk_store, replica, .. } = wanted;
+    let Wanted { hosts, on_stop, failpoints, setting, replica, .. } = wanted;
     let replicas = usize::from(replica);
-    let settings = disk_store.map(|store| ("WRENN_DISK_STORE", store.to_owned())).into_iter().collect();
+    let settings = setting.map(|(name, value)| (name, value.to_owned())).into_iter().collect();
     let options = StackOptions {
         database,
         redis,

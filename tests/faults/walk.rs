@@ -32,6 +32,9 @@ const FIRST_DISK_MIB: usize = 6000;
 
 const MERGE: &str = "merge";
 
+/// Only where machines are made ahead.
+const WARM: &str = "warm";
+
 /// Only where disks are mapped devices.
 const MAPPING: [&str; 2] = ["attach", "detach"];
 
@@ -39,7 +42,7 @@ const MAPPING: [&str; 2] = ["attach", "detach"];
 const PAUSES_TO_A_MERGE: usize = 12;
 
 pub async fn every_failpoint(stack: &Stack) -> Result<()> {
-    walk(stack, |operation| operation != MERGE && !MAPPING.contains(&operation)).await
+    walk(stack, |operation| ![MERGE, WARM].contains(&operation) && !MAPPING.contains(&operation)).await
 }
 
 /// Those of a merge, which there is only where files share no blocks.
@@ -50,6 +53,11 @@ pub async fn every_failpoint_of_a_merge(stack: &Stack) -> Result<()> {
 /// Those of a disk that becomes a device, or ceases to be one.
 pub async fn every_failpoint_of_a_mapping(stack: &Stack) -> Result<()> {
     walk(stack, |operation| MAPPING.contains(&operation)).await
+}
+
+/// Those of a create that takes a machine which was made ahead.
+pub async fn every_failpoint_of_a_warm_start(stack: &Stack) -> Result<()> {
+    walk(stack, |operation| operation == WARM).await
 }
 
 async fn walk(stack: &Stack, here: impl Fn(&str) -> bool) -> Result<()> {
@@ -150,7 +158,7 @@ impl<'a> Walk<'a> {
         let host = self.stack.host();
         let victim = self.stage(operation).await?;
         let before = host.passed(point)?;
-        host.order(&format!("{point}=error*1"))?;
+        host.order(&order(operation, point, "error*1"))?;
         let passage = self.perform(operation, point, victim).await;
         let passed =
             wait::until_true(format!("{point} passed"), PATIENCE, async || Ok(host.passed(point)? > before))
@@ -185,7 +193,7 @@ impl<'a> Walk<'a> {
     async fn with_kill(&mut self, operation: &str, point: &str) -> Result<Passage> {
         let host = self.stack.host();
         let victim = self.stage(operation).await?;
-        host.order(&format!("{point}=kill"))?;
+        host.order(&order(operation, point, "kill"))?;
         let passage = self.perform(operation, point, victim).await;
         let died = host.died(PATIENCE).await;
         host.order("")?;
@@ -203,7 +211,8 @@ impl<'a> Walk<'a> {
         self.passages += 1;
         match operation {
             "golden" | "create" | "attach" => return Ok(None),
-            "pause" | "resume" | "destroy" | "snapshot" | "fork" | "merge" | "detach" => {}
+            WARM => return self.member_made().await.map(|()| None),
+            "pause" | "thaw" | "resume" | "destroy" | "snapshot" | "fork" | "merge" | "detach" => {}
             other => bail!("nothing here does {other:?}: the walk must learn it"),
         }
         let id = marked(self.client).await?;
@@ -213,6 +222,17 @@ impl<'a> Walk<'a> {
         Ok(Some(id))
     }
 
+    /// Waits for a machine that was made ahead. An agent that was just started makes none before somebody creates a
+    /// capsule.
+    async fn member_made(&self) -> Result<()> {
+        let id = self.client.create(json!({})).await?.id;
+        self.client.destroy(&id).await?;
+        wait::until_true("a machine made ahead", PATIENCE, async || {
+            Ok(self.stack.host().warm_members().await? > 0)
+        })
+        .await
+    }
+
     /// Does the operation. That it may come to nothing is what this is about.
     async fn perform(&self, operation: &str, point: &str, victim: Option<String>) -> Result<Passage> {
         let client = self.client;
@@ -220,12 +240,12 @@ impl<'a> Walk<'a> {
         let id = victim.as_deref().unwrap_or_default();
         let template = format!("walked-{}", self.passages);
         let outcome = match operation {
-            "create" | "attach" => client.create(json!({})).await.map(drop),
+            "create" | "attach" | WARM => client.create(json!({})).await.map(drop),
             "golden" => {
                 let disk_mib = FIRST_DISK_MIB + self.passages;
                 client.create(json!({ "diskMib": disk_mib })).await.map(drop)
             }
-            "pause" => client.pause(id).await.map(drop),
+            "pause" | "thaw" => client.pause(id).await.map(drop),
             "resume" => client.resume(id).await.map(drop),
             "destroy" | "detach" => client.destroy(id).await.map(drop),
             "snapshot" => client.snapshot(id, &template).await.map(drop),
@@ -330,10 +350,12 @@ impl<'a> Walk<'a> {
         wait::until_true("the host as it was", PATIENCE, async || {
             let now = HostInventory::take(self.stack.scope())?;
             self.lasting(&self.before).difference(&self.lasting(&now)).into_result("left")?;
-            for kind in POOLED.into_iter().chain([Kind::Process]) {
+            for kind in POOLED.into_iter().chain([Kind::Process, Kind::ControlGroup]) {
                 let (was, is) = (self.before.count(kind), now.count(kind));
                 ensure!(was == is, "{was} times {kind} before, {is} now");
             }
+            let (members, ahead) = (homes_of_members(now), self.stack.warm_pool());
+            ensure!(members == ahead, "homes of {members} machines made ahead instead of {ahead}");
             Ok(true)
         })
         .await
@@ -345,8 +367,32 @@ impl<'a> Walk<'a> {
             let kept = ["data/golden/", "data/templates/"].iter().any(|folder| path.contains(folder));
             path.contains(&self.sleeper) || kept && !path.contains(".partial")
         };
-        comparable(inventory).without(Kind::Process).without_items(Kind::File, passing)
+        let lasting = comparable(inventory).without(Kind::Process).without_items(Kind::File, passing);
+        // Of machines made ahead there is always another one: they are counted.
+        let lasting = if self.stack.warm_pool() > 0 { lasting.without(Kind::ControlGroup) } else { lasting };
+        [Kind::File, Kind::RuntimeFile, Kind::Socket]
+            .into_iter()
+            .fold(lasting, |lasting, kind| lasting.without_items(kind, is_of_a_member))
     }
+}
+
+/// What is to happen at a failpoint, and what else must for the operation to come there.
+fn order(operation: &str, point: &str, action: &str) -> String {
+    let before = if operation == "thaw" { "pause.committed=error*1;" } else { "" };
+    format!("{before}{point}={action}")
+}
+
+/// A machine made ahead, and what is in its home, is called so.
+fn is_of_a_member(path: &str) -> bool {
+    path.split('/').any(|part| part.starts_with("pool-"))
+}
+
+fn homes_of_members(inventory: HostInventory) -> usize {
+    let other = |path: &str| {
+        let home = path.rsplit_once('/').is_some_and(|(folder, _)| folder.ends_with("data/capsules"));
+        !(home && is_of_a_member(path))
+    };
+    inventory.without_items(Kind::File, other).count(Kind::File)
 }
 
 /// Whether an error there must be told to whoever asked. Not where a machine is taken apart after its capsule is safe,
@@ -355,6 +401,8 @@ fn must_fail(operation: &str, point: &str) -> bool {
     match operation {
         "destroy" => true,
         "merge" => false,
+        // A capsule is restored instead.
+        WARM => false,
         _ => !point.starts_with("dismantle.") && !point.starts_with("slot."),
     }
 }

@@ -6,6 +6,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
 use std::fs;
+use std::net::Ipv4Addr;
 use std::ops::RangeInclusive;
 use std::path::{Path, PathBuf};
 use std::process::Command;
@@ -61,6 +62,8 @@ pub enum Kind {
     /// Beside the sockets, outside the stack's directory.
     RuntimeFile,
     ControlGroup,
+    /// That the host's kernel remembers of a slot that has no network any more.
+    Connection,
 }
 
 impl fmt::Display for Kind {
@@ -79,6 +82,7 @@ impl fmt::Display for Kind {
             Self::File => "file",
             Self::RuntimeFile => "file beside the sockets",
             Self::ControlGroup => "control group",
+            Self::Connection => "tracked connection",
         })
     }
 }
@@ -114,6 +118,7 @@ impl HostInventory {
             inventory.put(Kind::FirewallTable, [FIREWALL_TABLE.to_owned()]);
         }
         inventory.put(Kind::ControlGroup, control_groups(scope));
+        inventory.put(Kind::Connection, connections(scope)?);
         inventory.put(Kind::LoopDevice, loop_devices(scope)?);
         inventory.put(Kind::MappedDevice, mapped_devices(scope)?);
         inventory.put(Kind::Mount, mounts(scope)?);
@@ -161,7 +166,10 @@ impl HostInventory {
                 .filter(|(kind, item)| missing(kind, item))
                 .collect()
         };
-        Difference { appeared: entries(later, self), vanished: entries(self, later) }
+        let mut vanished = entries(self, later);
+        // What an earlier run left there ends by itself, or with the next use of its slot.
+        vanished.retain(|(kind, _)| *kind != Kind::Connection);
+        Difference { appeared: entries(later, self), vanished }
     }
 }
 
@@ -263,6 +271,32 @@ fn control_groups(scope: &Scope) -> Vec<String> {
     found
 }
 
+/// Those that began in a slot, or on the host's end of its link. A kernel that does not show its table has none.
+fn connections(scope: &Scope) -> Result<Vec<String>> {
+    let table = match fs::read_to_string("/proc/net/nf_conntrack") {
+        Err(error) if error.kind() == std::io::ErrorKind::NotFound => String::new(),
+        table => table.context("reading /proc/net/nf_conntrack")?,
+    };
+    let of_nobody = |slot: &u16| {
+        scope.slots.contains(slot) && !Path::new(&format!("/run/netns/wrenn-ns-{slot}")).exists()
+    };
+    let of_nobody = |line: &&str| slot_of_connection(line).as_ref().is_some_and(of_nobody);
+    // Without what changes: counters and the time that is left.
+    let ends = |line: &str| {
+        line.split_whitespace().filter(|word| word.contains('=')).take(4).collect::<Vec<_>>().join(" ")
+    };
+    Ok(table.lines().filter(of_nobody).map(ends).collect())
+}
+
+/// The slot that a line of the table is about: of the two addresses 10.12.x.y of slot N the first is 2·N.
+fn slot_of_connection(line: &str) -> Option<u16> {
+    let source = line.split_whitespace().find_map(|word| word.strip_prefix("src="))?;
+    match source.parse::<Ipv4Addr>().ok()?.octets() {
+        [10, 12, high, low] => Some(u16::from_be_bytes([high, low]) / 2),
+        _ => None,
+    }
+}
+
 fn loop_devices(scope: &Scope) -> Result<Vec<String>> {
     let mut found = Vec::new();
     for entry in fs::read_dir("/sys/block").context("reading /sys/block")?.flatten() {
@@ -346,6 +380,17 @@ mod tests {
         assert!(scope().holds_line("10.11.0.20 via 10.12.0.41 dev wrenn-veth-20 proto static"));
         assert!(scope().holds_line("iifname \"wrenn-veth-21\" accept"));
         assert!(!scope().holds_line("10.11.0.20 dev wrenn-veth-200"));
+    }
+
+    #[test]
+    fn a_connection_is_of_the_slot_it_began_in() {
+        let line = |source: &str| {
+            format!("ipv4 2 tcp 6 119 TIME_WAIT src={source} dst=10.11.0.20 sport=1 dport=2 src=10.11.0.20")
+        };
+        assert_eq!(slot_of_connection(&line("10.12.0.40")), Some(20));
+        assert_eq!(slot_of_connection(&line("10.12.0.41")), Some(20));
+        assert_eq!(slot_of_connection(&line("10.13.0.41")), None);
+        assert_eq!(slot_of_connection("ipv6 10 udp 17 src=fe80::1 dst=fe80::2"), None);
     }
 
     #[test]

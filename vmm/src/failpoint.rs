@@ -35,7 +35,11 @@ pub enum Operation {
     /// The first create of a template and size: it is booted and its golden snapshot taken.
     Golden,
     Create,
+    /// A create that takes a machine which was made ahead.
+    Warm,
     Pause,
+    /// A pause that failed after its vCPUs had stopped: the capsule goes on.
+    Thaw,
     Resume,
     Destroy,
     /// A running capsule becomes a template.
@@ -54,7 +58,9 @@ impl fmt::Display for Operation {
         f.write_str(match self {
             Self::Golden => "golden",
             Self::Create => "create",
+            Self::Warm => "warm",
             Self::Pause => "pause",
+            Self::Thaw => "thaw",
             Self::Resume => "resume",
             Self::Destroy => "destroy",
             Self::Snapshot => "snapshot",
@@ -84,7 +90,7 @@ const fn sure(name: &'static str, operations: &'static [Operation]) -> Point {
     Point { name, may_fail: false, operations }
 }
 
-use Operation::{Attach, Create, Destroy, Detach, Fork, Golden, Merge, Pause, Resume, Snapshot};
+use Operation::{Attach, Create, Destroy, Detach, Fork, Golden, Merge, Pause, Resume, Snapshot, Thaw, Warm};
 
 /// Every failpoint there is. `wrenn-agent failpoints` prints them; a test walks them all.
 pub const POINTS: &[Point] = &[
@@ -104,10 +110,17 @@ pub const POINTS: &[Point] = &[
     fallible("slot.making", &[Create]),
     fallible("launch.begun", &[Create, Resume]),
     fallible("launch.parts", &[Create, Resume]),
+    fallible("launch.restricted", &[Create, Resume]),
     fallible("launch.restored", &[Create, Resume]),
     fallible("launch.connected", &[Create, Resume]),
+    fallible("handover.reseeded", &[Create, Resume]),
     fallible("launch.handed-over", &[Create, Resume]),
     sure("launch.served", &[Create, Resume]),
+    fallible("pool.moved", &[Warm]),
+    fallible("pool.attached", &[Warm]),
+    fallible("pool.restricted", &[Warm]),
+    fallible("pool.resumed", &[Warm]),
+    fallible("pool.handed-over", &[Warm]),
     sure("pause.announced", &[Pause]),
     fallible("pause.prepared", &[Pause]),
     fallible("pause.stopped", &[Pause]),
@@ -118,6 +131,7 @@ pub const POINTS: &[Point] = &[
     fallible("commit.renamed", &[Golden, Pause, Snapshot]),
     fallible("commit.visible", &[Golden, Pause, Snapshot]),
     fallible("pause.committed", &[Pause]),
+    sure("pause.thawed", &[Thaw]),
     sure("pause.recorded", &[Pause]),
     sure("pause.released", &[Pause]),
     fallible("dismantle.ended", &[Pause, Destroy]),

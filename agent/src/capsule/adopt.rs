@@ -9,7 +9,6 @@ use std::path::{Path, PathBuf};
 use std::str::FromStr;
 
 use futures_util::future::join_all;
-use tokio::time::Instant;
 use wrenn_vmm::disk::DiskView;
 use wrenn_vmm::driver::{Driver as Vmm, DriverError, Machine};
 use wrenn_vmm::network::{SlotNumber, SlotRange};
@@ -20,17 +19,18 @@ use wrenn_vmm::snapshot::{self, Snapshot};
 use super::driver::Body;
 use super::engine::Engine;
 use super::error::CapsuleError;
+use super::handover::Handover;
 use super::launch::restrict;
-use super::life::{Life, RunningHandle};
-use super::parts::{Parts, RunningCapsule};
+use super::parts::Parts;
 use super::pause::PausedCapsule;
+use super::reconnect::UnheardCapsule;
 use super::record::{Durability, Record, RecordError, RecordFile};
 use super::registry::CapsuleRegistry;
 use super::spec::name;
 use super::strays;
 use super::view::{Cause, State};
-use crate::guest::Guest;
 use crate::ids::CapsuleId;
+use crate::request_id::RequestId;
 
 #[derive(Debug, thiserror::Error)]
 pub enum AdoptError {
@@ -160,14 +160,14 @@ async fn settle_live(
         }
         return settle_paused(engine, registry, record, snapshot).await;
     }
-    match revive(engine, &record, parts).await {
-        Ok(running) => {
+    match take_over(engine, &record, parts).await {
+        Ok(unheard) => {
+            let body = listen(engine, &record, unheard).await;
             if record.state != State::Running {
                 record.enter(State::Running, None);
                 store(engine, &record).await;
             }
-            tracing::info!(capsule = %id, "adopted");
-            registry.adopt(record, Body::Running(Box::new(running)));
+            registry.adopt(record, body);
         }
         Err(error) => {
             tracing::error!(capsule = %id, error = %crate::report(&error), "not adopted; its disk is kept");
@@ -214,43 +214,47 @@ async fn claim(engine: &Engine, record: &Record, parts: &mut Parts) -> Option<Ca
     failed
 }
 
-/// A capsule that runs on under this agent; its envd must answer. Otherwise the machine is ended.
-async fn revive(engine: &Engine, record: &Record, mut parts: Parts) -> Result<RunningCapsule, CapsuleError> {
-    let outcome = match claim(engine, record, &mut parts).await {
-        Some(error) => Err(error),
-        None => reconnect(engine, record, &mut parts).await,
-    };
-    let home = engine.paths.capsule(&record.spec.name());
-    match (outcome, parts) {
-        (Ok(guest), Parts { machine: Some(machine), slot: Some(slot), disk: Some(disk) }) => {
-            let handle = RunningHandle { guest, life: Life::default(), vmm: machine.process().clone() };
-            Ok(RunningCapsule { machine, slot, disk, home, handle })
+/// A capsule that runs on under this agent. One whose parts cannot be taken back is ended.
+async fn take_over(
+    engine: &Engine,
+    record: &Record,
+    mut parts: Parts,
+) -> Result<UnheardCapsule, CapsuleError> {
+    let failed = claim(engine, record, &mut parts).await;
+    match (failed, parts) {
+        (None, Parts { machine: Some(machine), slot: Some(mut slot), disk: Some(disk) }) => {
+            // So that its questions for names are answered again. The rules that the earlier agent made are there all
+            // the while.
+            if let Err(error) = restrict(engine, &mut slot, &record.spec).await {
+                tracing::error!(capsule = %record.spec.id, error = %crate::report(&error), "its names are not answered");
+            }
+            let home = engine.paths.capsule(&record.spec.name());
+            Ok(UnheardCapsule::new(machine, slot, disk, home, engine.grace))
         }
-        (outcome, parts) => {
+        (failed, parts) => {
             if let Err(error) = parts.dismantle_but_disk(engine).await {
                 tracing::error!(capsule = %record.spec.id, %error, "a lost capsule left something behind");
             }
-            Err(outcome.err().unwrap_or(CapsuleError::Destroyed(record.spec.id)))
+            Err(failed.unwrap_or(CapsuleError::Destroyed(record.spec.id)))
         }
     }
 }
 
-async fn reconnect(engine: &Engine, record: &Record, parts: &mut Parts) -> Result<Guest, CapsuleError> {
-    let (Some(machine), Some(slot)) = (&mut parts.machine, &mut parts.slot) else {
-        return Err(CapsuleError::Destroyed(record.spec.id));
-    };
-    // So that its questions for names are answered again. The rules that the earlier agent made are there all the while.
-    if let Err(error) = restrict(engine, slot, &record.spec).await {
-        tracing::error!(capsule = %record.spec.id, error = %crate::report(&error), "its names are not answered");
+/// Running, as its guest answers, or running on until it does: that is its driver's to wait for.
+async fn listen(engine: &Engine, record: &Record, mut unheard: UnheardCapsule) -> Body {
+    let Record { spec, token, .. } = record;
+    let heard = unheard.ask(&Handover { engine, spec, token, request: &RequestId::new() }).await;
+    match heard {
+        Ok(guest) => {
+            tracing::info!(capsule = %spec.id, "adopted");
+            Body::Running(Box::new(unheard.served(guest)))
+        }
+        Err(error) => {
+            let error = crate::report(&error);
+            tracing::warn!(capsule = %spec.id, error, "adopted, but its guest does not answer yet");
+            Body::Unheard(Box::new(unheard))
+        }
     }
-    // The agent may have died with the vCPUs stopped, for a pause or a moment of it; those that run do not mind.
-    machine.resume_vcpus().await.map_err(CapsuleError::step("starting the vCPUs again"))?;
-    let deadline = Instant::now() + engine.grace;
-    let guest = Guest::connect(slot.guest_address(), Some(&record.token), deadline)
-        .await
-        .map_err(CapsuleError::step("reaching the guest"))?;
-    guest.health(engine.grace).await.map_err(CapsuleError::step("asking the guest's health"))?;
-    Ok(guest)
 }
 
 async fn settle_still(engine: &Engine, registry: &CapsuleRegistry, mut record: Record) {

@@ -15,12 +15,15 @@ use super::checkpoint::Moment;
 use super::engine::Engine;
 use super::error::CapsuleError;
 use super::fork::ForkPoint;
+use super::handover::Handover;
 use super::life::{LifeEnd, RunningHandle};
 use super::parts::RunningCapsule;
 use super::pause::PausedCapsule;
+use super::reconnect::UnheardCapsule;
 use super::record::{Durability, Record, RecordFile};
 use super::registry::Shared;
 use super::view::{CapsuleView, Cause, State};
+use crate::guest::Guest;
 use crate::request_id::RequestId;
 
 /// How often processes that keep their capsule awake are looked at.
@@ -66,6 +69,8 @@ pub enum Request {
 /// What a capsule is made of at the moment; its state's name is in the record.
 pub enum Body {
     Running(Box<RunningCapsule>),
+    /// It runs, too, but nobody can be served yet.
+    Unheard(Box<UnheardCapsule>),
     Paused(PausedCapsule),
     /// In error: what is left on disk is found by its path.
     Broken,
@@ -113,6 +118,8 @@ pub struct Driver {
 enum Event {
     Request(Request),
     VmmDied(ProcessExit),
+    /// The guest of an adopted capsule has answered, or was silent for too long.
+    Heard(Result<Guest, CapsuleError>),
     Idle,
     LookAtKeepAwake,
     /// Every handle on the queue is gone.
@@ -129,7 +136,7 @@ impl Driver {
             Beginning::Adopted(body) => body,
         };
         while !matches!(body, Body::Gone) {
-            body = match self.next_event(&body).await {
+            body = match self.next_event(&mut body).await {
                 Event::Request(Request::Pause { cause, request, reply }) => {
                     let span = tracing::info_span!("pause", %request);
                     self.pause(body, cause, &request, Some(reply)).instrument(span).await
@@ -164,6 +171,7 @@ impl Driver {
                 }
                 Event::Request(Request::Leave { reply }) => return self.leave(&body, reply).await,
                 Event::VmmDied(exit) => self.vmm_died(body, exit).await,
+                Event::Heard(outcome) => self.heard(body, outcome).await,
                 Event::Idle => self.idle(body).await,
                 Event::LookAtKeepAwake => {
                     self.look_at_keep_awake(&body).await;
@@ -175,9 +183,11 @@ impl Driver {
         self.bury().await;
     }
 
-    async fn next_event(&mut self, body: &Body) -> Event {
-        let Body::Running(running) = body else {
-            return self.queue.recv().await.map_or(Event::Abandoned, Event::Request);
+    async fn next_event(&mut self, body: &mut Body) -> Event {
+        let running = match body {
+            Body::Running(running) => running,
+            Body::Unheard(unheard) => return self.listen(unheard).await,
+            _ => return self.queue.recv().await.map_or(Event::Abandoned, Event::Request),
         };
         let timeout = Duration::from_secs(self.record.timeout_sec.into());
         let reaped = !timeout.is_zero();
@@ -188,6 +198,20 @@ impl Driver {
             request = self.queue.recv() => request.map_or(Event::Abandoned, Event::Request),
             () = tokio::time::sleep(KEEP_AWAKE_PERIOD.min(timeout / 2)), if keep_awake => Event::LookAtKeepAwake,
             () = self.activity.idle_for(timeout), if reaped => Event::Idle,
+        }
+    }
+
+    /// Waits for a guest to answer. What is asked of the capsule meanwhile interrupts it, and it is begun again.
+    async fn listen(&mut self, unheard: &mut UnheardCapsule) -> Event {
+        let process = unheard.machine.process().clone();
+        let (engine, spec, token) = (&*self.engine, &*self.spec, &self.record.token);
+        let request = RequestId::new();
+        let handover = Handover { engine, spec, token, request: &request };
+        tokio::select! {
+            biased;
+            exit = process.exited() => Event::VmmDied(exit),
+            request = self.queue.recv() => request.map_or(Event::Abandoned, Event::Request),
+            outcome = unheard.wait(&handover) => Event::Heard(outcome),
         }
     }
 

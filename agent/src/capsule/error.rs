@@ -36,6 +36,9 @@ pub enum CapsuleError {
     },
     #[error("capsule {id} is {state}{}", because(.cause.as_ref()))]
     WrongState { id: CapsuleId, state: State, cause: Option<Cause> },
+    /// It runs, but this agent cannot ask anything of it.
+    #[error("the guest of capsule {0} has not answered since this agent was started")]
+    Unheard(CapsuleId),
     #[error("not enough {resource} on this host: {wanted} wanted, {free} free")]
     Exhausted { resource: &'static str, wanted: String, free: String },
     #[error("capsule {0} was destroyed while this was under way")]
@@ -65,6 +68,11 @@ fn because(cause: Option<&Cause>) -> String {
 }
 
 impl CapsuleError {
+    /// Of a capsule that cannot be used in this state. What runs can be used, unless its guest is silent.
+    pub fn wrong_state(id: CapsuleId, state: State, cause: Option<Cause>) -> Self {
+        if state == State::Running { Self::Unheard(id) } else { Self::WrongState { id, state, cause } }
+    }
+
     /// For `map_err`: names the step that failed.
     pub fn step<E: std::error::Error + Send + Sync + 'static>(step: &'static str) -> impl FnOnce(E) -> Self {
         move |error| Self::Step { step, source: Arc::new(error) }

@@ -76,6 +76,7 @@ impl Launch<'_> {
         failpoint!("launch.parts").await.map_err(CapsuleError::step("getting slot and disk"))?;
         // Before the guest runs, so that nothing of it comes out that should not.
         restrict(engine, slot, self.spec).await?;
+        failpoint!("launch.restricted").await.map_err(CapsuleError::step("applying the egress policy"))?;
         let slot = &*slot;
         steps.done("egress");
         self.still_wanted()?;

@@ -41,6 +41,9 @@
 //!   for copies of it; it stands still for milliseconds, and its life goes on: drawn in [`checkpoint`].
 //! - **fork**: capsules in `starting` that become `running` together or not at all: drawn in [`fork`].
 //! - A create may take a machine that was made ahead instead of restoring one: drawn in [`pool`].
+//! - **adoption** (running → running, pausing → running or paused): another agent takes over what lives. A guest that is
+//!   slow to answer it runs on and is waited for; calls into it are refused meanwhile. Only after a silence of many times
+//!   the grace is it in error, its disk kept.
 //! - **VMM died** (running → stopped): noticed through its pidfd; streams end with the cause, everything it
 //!   used is given back, and the cause is remembered.
 //! - **destroy** (any → stopping → stopped): goes on past errors and reports them all. What could not be
@@ -68,6 +71,7 @@ mod life;
 mod parts;
 mod pause;
 mod pool;
+mod reconnect;
 mod record;
 mod registry;
 mod spec;

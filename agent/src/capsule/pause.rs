@@ -7,11 +7,12 @@ use wrenn_vmm::snapshot::{Snapshot, SnapshotWriter};
 
 use super::engine::Engine;
 use super::error::CapsuleError;
+use super::handover::Handover;
 use super::life::LifeEnd;
 use super::parts::RunningCapsule;
+use super::reconnect::reconnect;
 use super::spec::CapsuleSpec;
 use super::steps::Steps;
-use crate::guest::Guest;
 use crate::request_id::RequestId;
 use crate::token::Token;
 
@@ -56,7 +57,7 @@ pub async fn save(
     running.handle.life.end(LifeEnd::Paused);
     match freeze(engine, spec, &mut running, steps).await {
         Ok(snapshot) => Ok(Saved { running, paused: PausedCapsule { snapshot: Box::new(snapshot) } }),
-        Err(error) => Err(thaw(engine, token, running, error).await),
+        Err(error) => Err(thaw(&Handover { engine, spec, token, request }, running, error).await),
     }
 }
 
@@ -101,25 +102,31 @@ async fn freeze(
 
 /// Lets the capsule go on, in a new life.
 async fn thaw(
-    engine: &Engine,
-    token: &Token,
+    handover: &Handover<'_>,
     mut running: Box<RunningCapsule>,
     error: CapsuleError,
 ) -> PauseFailure {
-    if let Err(also) = running.machine.resume_vcpus().await {
-        tracing::error!(error = %crate::report(&also), "the vCPUs could not be started again");
-        return PauseFailure::Stuck(running, error);
-    }
-    let deadline = tokio::time::Instant::now() + engine.grace;
-    match Guest::connect(running.slot.guest_address(), Some(token), deadline).await {
+    withdraw(handover.engine, handover.spec).await;
+    let address = running.slot.guest_address();
+    match reconnect(handover, running.machine.as_mut(), address).await {
         Ok(guest) => {
+            failpoint!(sure "pause.thawed").await;
             running.begin_life(guest);
             PauseFailure::Running(running, error)
         }
         Err(also) => {
-            tracing::error!(error = %crate::report(&also), "the guest does not answer any more");
+            tracing::error!(error = %crate::report(&also), "the capsule cannot be made to go on");
             PauseFailure::Stuck(running, error)
         }
+    }
+}
+
+/// Removes the snapshot of a machine that is to go on, before it does: an agent that found both, and no word of the
+/// failure, would take the pause for complete. One of an earlier pause is of no use to anybody either.
+async fn withdraw(engine: &Engine, spec: &CapsuleSpec) {
+    let Ok(snapshot) = Snapshot::open(&engine.paths.snapshot(&spec.name())).await else { return };
+    if let Err(error) = snapshot.remove().await {
+        tracing::error!(error = %crate::report(&error), "the snapshot of a pause that failed is left");
     }
 }
 

@@ -23,6 +23,7 @@ use tokio_util::sync::CancellationToken;
 use wrenn_proto::envd::v1 as envd;
 use wrenn_vmm::disk::DiskView;
 use wrenn_vmm::driver::MemorySharing;
+use wrenn_vmm::failpoint;
 use wrenn_vmm::network::EgressPolicy;
 use wrenn_vmm::paths::CapsulePaths;
 use wrenn_vmm::snapshot::Snapshot;
@@ -244,6 +245,11 @@ impl WarmPool {
         let at = shelves.shelves.iter().position(|shelf| shelf.golden.directory() == golden.directory());
         match (at, made) {
             (Some(at), Ok(member)) => shelves.shelves[at].members.push(member),
+            // Its template was deleted while a capsule was still made of it: nobody will ask for it again.
+            (Some(at), Err(_)) if !golden.directory().is_dir() => {
+                let gone = shelves.shelves.remove(at);
+                shelves.discarded.extend(gone.into_iter().flat_map(|shelf| shelf.members));
+            }
             (Some(at), Err(_)) => shelves.shelves[at].not_before = Some(Instant::now() + RETRY),
             // Nobody wants it any more.
             (None, Ok(member)) => shelves.discarded.push(member),
@@ -377,14 +383,19 @@ async fn become_capsule(
     running.home.move_into(home).map_err(CapsuleError::step("moving a pool member"))?;
     running.machine.set_home(home.clone());
     running.home = home.clone();
+    failpoint!("pool.moved").await.map_err(CapsuleError::step("moving a pool member"))?;
     let disk = engine.disks.attach(&DiskView { path: home.disk() }).await;
     running.disk = disk.map_err(CapsuleError::step("attaching the disk"))?;
+    failpoint!("pool.attached").await.map_err(CapsuleError::step("attaching the disk"))?;
     // Before the guest runs, so that nothing of it comes out that should not.
     restrict(engine, &mut running.slot, handover.spec).await?;
+    failpoint!("pool.restricted").await.map_err(CapsuleError::step("applying the egress policy"))?;
     running.machine.resume_vcpus().await.map_err(CapsuleError::step("letting the vCPUs run"))?;
+    failpoint!("pool.resumed").await.map_err(CapsuleError::step("letting the vCPUs run"))?;
     let deadline = Instant::now() + engine.grace;
     let guest = running.handle.guest.clone();
     let guest = handover.run(guest, running.machine.as_ref(), deadline).await?;
+    failpoint!("pool.handed-over").await.map_err(CapsuleError::step("handing the guest its identity"))?;
     running.begin_life(guest);
     Ok(())
 }

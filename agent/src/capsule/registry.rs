@@ -315,7 +315,7 @@ impl CapsuleRegistry {
             Some(running) if !running.life.is_over() => {
                 Ok((handle, Running { id, handle: running, attached: None }))
             }
-            _ => Err(CapsuleError::WrongState { id, state: now.view.state, cause: now.view.cause.clone() }),
+            _ => Err(CapsuleError::wrong_state(id, now.view.state, now.view.cause.clone())),
         }
     }
 
@@ -449,10 +449,10 @@ impl CapsuleRegistry {
         self.shared.read().living.iter().map(|(id, handle)| (*id, vmm(handle))).collect()
     }
 
-    /// How many run.
+    /// How many run, whether their guests answer or not.
     pub fn count_running(&self) -> usize {
         let table = self.shared.read();
-        table.living.values().filter(|handle| handle.published.borrow().running.is_some()).count()
+        table.living.values().filter(|handle| handle.published.borrow().view.state == State::Running).count()
     }
 }
 

@@ -13,11 +13,12 @@ use super::driver::{Body, Driver, Reply};
 use super::error::{CapsuleError, Teardown, TeardownError};
 use super::launch::Launch;
 use super::life::LifeEnd;
-use super::parts::RunningCapsule;
+use super::parts::{Parts, RunningCapsule};
 use super::pause::{self, PauseFailure, PausedCapsule, Saved};
 use super::record::Durability;
 use super::steps::Steps;
 use super::view::{Cause, State};
+use crate::guest::Guest;
 use crate::request_id::RequestId;
 
 /// How long the end of a machine that does not answer may take to be noticed.
@@ -92,15 +93,30 @@ impl Driver {
         body
     }
 
+    /// An adopted capsule whose guest was silent so far: served, or in error as it was silent for too long.
+    pub async fn heard(&mut self, body: Body, outcome: Result<Guest, CapsuleError>) -> Body {
+        let Body::Unheard(unheard) = body else { return body };
+        match outcome {
+            Ok(guest) => {
+                tracing::info!("its guest answers");
+                self.serve(unheard.served(guest), None).await
+            }
+            Err(error) => {
+                let error = crate::report(&error);
+                tracing::error!(error, "its guest was silent for too long; its disk is kept");
+                let cause = Cause::new("NOT_ADOPTED", format!("its guest was silent for too long: {error}"));
+                self.give_up(unheard.into_parts(), cause).await
+            }
+        }
+    }
+
     /// Ends a machine that cannot go on; its disk stays until the capsule is destroyed.
-    async fn give_up(&mut self, running: RunningCapsule, error: &CapsuleError) -> Body {
-        running.handle.life.end(LifeEnd::Lost(Cause::new("PAUSE_FAILED", crate::report(error))));
-        if let Err(error) = running.into_parts().dismantle_but_disk(&self.engine).await {
+    async fn give_up(&mut self, parts: Parts, cause: Cause) -> Body {
+        if let Err(error) = parts.dismantle_but_disk(&self.engine).await {
             tracing::error!(%error, "a stuck machine left something behind");
         }
         self.record.machine = None;
-        self.enter(State::Error, Some(Cause::new("PAUSE_FAILED", crate::report(error))), Durability::Power)
-            .await;
+        self.enter(State::Error, Some(cause), Durability::Power).await;
         Body::Broken
     }
 
@@ -193,7 +209,11 @@ impl Driver {
         let process = running.machine.process().clone();
         match tokio::time::timeout(LAST_WORDS_TIMEOUT, process.exited()).await {
             Ok(exit) => self.vmm_died(Body::Running(running), exit).await,
-            Err(_) => self.give_up(*running, error).await,
+            Err(_) => {
+                let cause = Cause::new("PAUSE_FAILED", crate::report(error));
+                running.handle.life.end(LifeEnd::Lost(cause.clone()));
+                self.give_up(running.into_parts(), cause).await
+            }
         }
     }
 
@@ -224,8 +244,11 @@ impl Driver {
 
     /// running → stopped: the machine ended by itself.
     pub async fn vmm_died(&mut self, body: Body, exit: ProcessExit) -> Body {
-        let Body::Running(running) = body else { return body };
-        let words = running.machine.last_words();
+        let words = match &body {
+            Body::Running(running) => running.machine.last_words(),
+            Body::Unheard(unheard) => unheard.machine.last_words(),
+            _ => return body,
+        };
         let message = match words.lines().rev().map(str::trim).find(|line| !line.is_empty()) {
             Some(line) => format!("the VMM ended: {exit}; its last words: {line}"),
             None => format!("the VMM ended: {exit}"),
@@ -233,9 +256,11 @@ impl Driver {
         tracing::error!(message, "the capsule is lost");
         metrics::counter!("wrenn_capsules_lost_total").increment(1);
         let cause = Cause::new("VMM_DIED", message);
-        running.handle.life.end(LifeEnd::Lost(cause.clone()));
+        if let Body::Running(running) = &body {
+            running.handle.life.end(LifeEnd::Lost(cause.clone()));
+        }
         self.enter(State::Stopping, Some(cause.clone()), Durability::Process).await;
-        let left = self.remove_all(Body::Running(running)).await;
+        let left = self.remove_all(body).await;
         if let Err(error) = left {
             tracing::error!(%error, "a lost capsule left something behind");
         }
@@ -247,9 +272,12 @@ impl Driver {
     /// Everything a capsule has on this host, past all errors.
     async fn remove_all(&mut self, body: Body) -> Result<(), TeardownError> {
         let mut teardown = Teardown::default();
-        if let Body::Running(running) = body {
-            teardown.merge(running.into_parts().dismantle(&self.engine).await);
-        }
+        let parts = match body {
+            Body::Running(running) => running.into_parts(),
+            Body::Unheard(unheard) => unheard.into_parts(),
+            Body::Paused(_) | Body::Broken | Body::Gone => Parts::default(),
+        };
+        teardown.merge(parts.dismantle(&self.engine).await);
         teardown.note("taking the machine apart", failpoint!("destroy.dismantled").await);
         let name = self.spec.name();
         let home = self.engine.paths.capsule(&name);
@@ -266,8 +294,7 @@ impl Driver {
     }
 
     fn wrong_state(&self) -> CapsuleError {
-        let (state, cause) = (self.record.state, self.record.cause.clone());
-        CapsuleError::WrongState { id: self.spec.id, state, cause }
+        CapsuleError::wrong_state(self.spec.id, self.record.state, self.record.cause.clone())
     }
 }
 

@@ -35,7 +35,7 @@ pub fn status(error: &CapsuleError) -> Status {
         }
         CapsuleError::Exhausted { .. } => Status::resource_exhausted(error.to_string()),
         CapsuleError::Destroyed(_) => with_cause(Status::failed_precondition(error.to_string()), "DESTROYED"),
-        CapsuleError::Stopping => Status::unavailable(error.to_string()),
+        CapsuleError::Unheard(_) | CapsuleError::Stopping => Status::unavailable(error.to_string()),
         CapsuleError::Draining => with_cause(Status::unavailable(error.to_string()), "HOST_DRAINING"),
         CapsuleError::StillRunning(_) => Status::internal(error.to_string()),
         CapsuleError::GuestTimeout { .. } => Status::deadline_exceeded(error.to_string()),

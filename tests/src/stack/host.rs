@@ -30,8 +30,8 @@ pub struct Host {
     spec: DaemonSpec,
     /// gRPC of the agent, `host:port`.
     address: String,
-    /// Plain HTTP of the agent: `/health`.
-    health: String,
+    /// Plain HTTP of the agent: `/health` and `/metrics`.
+    http: String,
     /// Where the agent looks for orders at its failpoints, if it was started so.
     failpoints: PathBuf,
     agent: Mutex<Option<Daemon>>,
@@ -100,7 +100,7 @@ impl Host {
             dir,
             spec,
             address: listen,
-            health: format!("http://{http}/health"),
+            http: format!("http://{http}"),
             failpoints,
             agent: Mutex::new(None),
         })
@@ -149,9 +149,17 @@ impl Host {
             {
                 anyhow::bail!("the agent ended with {status}");
             }
-            Ok(http.get(&self.health).send().await?.status().is_success())
+            Ok(http.get(format!("{}/health", self.http)).send().await?.status().is_success())
         })
         .await
+    }
+
+    /// How many machines the agent has made ahead.
+    pub async fn warm_members(&self) -> Result<usize> {
+        let http = reqwest::Client::builder().no_proxy().build()?;
+        let metrics = http.get(format!("{}/metrics", self.http)).send().await?.text().await?;
+        let members = metrics.lines().find_map(|line| line.strip_prefix("wrenn_warm_pool_members "));
+        Ok(members.map_or(Ok(0), str::parse)?)
     }
 
     pub async fn kill9(&self) -> Result<()> {

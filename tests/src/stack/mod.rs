@@ -57,6 +57,7 @@ pub struct Stack {
     hosts: Vec<Host>,
     platform: Client,
     redis: Option<Arc<RedisServer>>,
+    warm_pool: usize,
     before: HostInventory,
     scope: Scope,
 }
@@ -97,8 +98,9 @@ impl Stack {
             let spec = settings.spec(&base, &format!("api-{number}"))?;
             apis.push(ControlPlane::new(spec, Client::new(&base, Some(&keys.api_key))?));
         }
-        let mut stack =
-            Self { root, apis, hosts: Vec::new(), platform, redis: options.redis.clone(), before, scope };
+        let redis = options.redis.clone();
+        let warm_pool = options.setting("WRENN_WARM_POOL").map_or(Ok(0), str::parse)?;
+        let mut stack = Self { root, apis, hosts: Vec::new(), platform, redis, warm_pool, before, scope };
         if let Err(error) = stack.complete(&options, *slots.start(), &mut ports, &base).await {
             let log = stack.log_tail();
             let swept = stack.teardown().await;
@@ -154,6 +156,11 @@ impl Stack {
     /// The host of a stack that has one.
     pub fn host(&self) -> &Host {
         &self.hosts[0]
+    }
+
+    /// How many machines each agent makes ahead of every template.
+    pub fn warm_pool(&self) -> usize {
+        self.warm_pool
     }
 
     pub fn scope(&self) -> &Scope {

@@ -48,6 +48,12 @@ pub struct StackOptions<'a> {
     pub failpoints: bool,
 }
 
+impl StackOptions<'_> {
+    pub(super) fn setting(&self, name: &str) -> Option<&str> {
+        self.settings.iter().find(|(setting, _)| *setting == name).map(|(_, value)| value.as_str())
+    }
+}
+
 impl Default for StackOptions<'_> {
     fn default() -> Self {
         Self {

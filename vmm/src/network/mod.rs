@@ -149,16 +149,18 @@ impl NetworkSlot {
         Ok(Self { number, namespace, restricted: true, names: None })
     }
 
-    /// Makes it as new: no policy, nobody has its TAP any more, and no connection of an earlier guest is known.
+    /// Makes it as new: no policy, nobody has its TAP any more, and no connection of an earlier guest is known, in the
+    /// slot or on the host.
     async fn clean(&mut self) -> Result<(), NetworkError> {
         self.silence().await;
         self.lift().await?;
-        let namespace = self.namespace.clone();
+        let (number, namespace) = (self.number, self.namespace.clone());
         blocking(move || {
             namespace.entered(|| {
                 drop(tap::open(namespace::TAP)?);
                 Ok(conntrack::flush()?)
-            })
+            })?;
+            Ok(namespace::forget_connections(number)?)
         })
         .await
     }

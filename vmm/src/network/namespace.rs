@@ -35,7 +35,7 @@ use rtnetlink::{
 use super::{
     NetworkError,
     address::{GUEST_ADDRESS, GUEST_LINK_PREFIX, GUEST_MAC, NAMESPACE_ADDRESS, NAMESPACE_MAC, SlotNumber},
-    rules, tap,
+    conntrack, rules, tap,
 };
 use crate::{
     failure::{Doing as _, Failure, Failures, Teardown},
@@ -167,6 +167,11 @@ fn remove_here(slot: SlotNumber) -> Result<(), Failures> {
     if let Err(failure) = deleted {
         teardown.failed(failure);
     }
+    // After that, as nothing comes out of the slot any more. What cannot be forgotten ends by itself, some day: no
+    // reason to keep the slot from use.
+    if let Err(failure) = forget_connections(slot) {
+        tracing::warn!(%slot, error = &failure as &dyn std::error::Error, "the host remembers connections");
+    }
     let path = path(slot);
     if path.exists() {
         match umount2(&path, MntFlags::MNT_DETACH) {
@@ -177,6 +182,14 @@ fn remove_here(slot: SlotNumber) -> Result<(), Failures> {
         teardown.step(|| format!("removing {}", path.display()), fs::remove_file(&path));
     }
     teardown.finish()
+}
+
+/// Lets the host forget the connections that came out of a slot, and those to its guest.
+pub fn forget_connections(slot: SlotNumber) -> Result<(), Failure> {
+    in_host_namespace(|| {
+        let ends = [slot.namespace_address(), slot.host_address()];
+        ends.into_iter().try_for_each(conntrack::forget)
+    })
 }
 
 async fn delete_link(name: &str) -> Result<(), Failure> {

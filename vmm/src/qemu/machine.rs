@@ -47,8 +47,9 @@ use crate::{
 
 /// Between the end of a connection to QEMU and the end of QEMU.
 const MOMENT: Duration = Duration::from_secs(1);
-/// For QEMU to greet an agent that comes back.
-const ADOPTION: Duration = Duration::from_secs(10);
+/// For QEMU to greet an agent that comes back. One that does not is ended, so it may take as long as a host that has much to
+/// do makes it.
+const ADOPTION: Duration = Duration::from_secs(60);
 
 pub struct QemuMachine {
     process: VmmProcess,

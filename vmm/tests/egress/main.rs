@@ -2,6 +2,7 @@
 //! outside with services and a name server. Needs root, nft and ip; uses slots 31160 to 31189.
 
 mod flood;
+mod forgetting;
 mod leaving;
 mod names;
 mod ranges;

@@ -1,0 +1,107 @@
+//! Something comes in between of a pause, with the vCPUs stopped.
+
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
+
+use anyhow::{Context, Result, ensure};
+use serde_json::json;
+use wrenn_tests::graphql::Client;
+use wrenn_tests::stack::Stack;
+use wrenn_tests::wait;
+
+use super::agent::back_in_service;
+use super::api::settled;
+
+const PATIENCE: Duration = Duration::from_secs(60);
+
+/// How long a guest stands still: far more than its clock may be wrong afterwards.
+const STILL: Duration = Duration::from_secs(4);
+
+/// Seconds by which a guest's clock may differ from the host's.
+const TOLERANCE: u64 = 1;
+
+pub async fn with_an_absent_agent_lose_no_time(stack: &Stack) -> Result<()> {
+    let client = stack.client();
+    let id = client.create(json!({})).await?.id;
+    let vmm = stack.vmm_of(&id);
+    stack.host().order("pause.stopped=kill")?;
+    // Its answer is lost with the agent.
+    let _ = client.pause(&id).await;
+    stack.host().died(PATIENCE).await?;
+    stack.host().order("")?;
+    tokio::time::sleep(STILL).await;
+
+    stack.host().start(None).await?;
+    back_in_service(client, &id).await?;
+    ensure!(stack.vmm_of(&id) == vmm, "the capsule was replaced");
+    has_the_right_time(client, &id).await
+}
+
+pub async fn that_fail_late_lose_no_time(stack: &Stack) -> Result<()> {
+    let client = stack.client();
+    let id = client.create(json!({})).await?.id;
+    let vmm = stack.vmm_of(&id);
+    stack.host().order(&format!("pause.stopped=delay({}ms)*1;pause.saved=error*1", STILL.as_millis()))?;
+    client.pause(&id).await.err().context("the pause was to fail")?;
+    stack.host().order("")?;
+    back_in_service(client, &id).await?;
+    ensure!(stack.vmm_of(&id) == vmm, "the capsule was replaced");
+    has_the_right_time(client, &id).await
+}
+
+/// The machine that goes on counts for more than the complete snapshot behind it, also for an agent that knows of no
+/// failure.
+pub async fn that_failed_are_not_taken_for_complete(stack: &Stack) -> Result<()> {
+    let client = stack.client();
+    let id = client.create(json!({})).await?.id;
+    client.sh(&id, "echo kept > /run/in-memory").await?;
+    let vmm = stack.vmm_of(&id);
+    stack.host().order("pause.committed=error*1;pause.thawed=kill")?;
+    let _ = client.pause(&id).await;
+    stack.host().died(PATIENCE).await?;
+    stack.host().order("")?;
+
+    stack.host().start(None).await?;
+    back_in_service(client, &id).await?;
+    ensure!(stack.vmm_of(&id) == vmm, "the capsule fell back to its snapshot");
+    ensure!(client.sh(&id, "cat /run/in-memory").await? == "kept");
+    // And it can be paused again.
+    client.pause(&id).await?;
+    client.resume(&id).await?;
+    ensure!(client.sh(&id, "cat /run/in-memory").await? == "kept");
+    Ok(())
+}
+
+pub async fn are_finished_by_an_agent_told_to_end(stack: &Stack) -> Result<()> {
+    let client = stack.client();
+    let host = stack.host();
+    let id = client.create(json!({})).await?.id;
+    client.sh(&id, "echo kept > /run/in-memory; echo kept > /root/on-disk").await?;
+    host.order("pause.saved=delay(3000ms)*1")?;
+    let amid_it = async {
+        wait::until_true("a pause under way", PATIENCE, async || Ok(host.passed("pause.saved")? > 0)).await?;
+        host.terminate(PATIENCE).await
+    };
+    // The answer may be lost with the agent.
+    let (ended, _answer) = tokio::join!(amid_it, client.pause(&id));
+    ended?;
+    ensure!(stack.vmm_of(&id).is_none(), "the agent ended before the pause did");
+    host.order("")?;
+
+    host.start(None).await?;
+    settled(stack).await?;
+    let capsule = client.capsule(&id).await?.context("the capsule")?;
+    ensure!(capsule.state == "PAUSED", "{capsule:?}");
+    client.resume(&id).await?;
+    ensure!(client.sh(&id, "cat /run/in-memory /root/on-disk").await? == "kept\nkept");
+    Ok(())
+}
+
+/// What a guest takes for now lies between the moments of asking and of knowing.
+async fn has_the_right_time(client: &Client, id: &str) -> Result<()> {
+    let now = || Ok::<u64, anyhow::Error>(SystemTime::now().duration_since(UNIX_EPOCH)?.as_secs());
+    let earliest = now()? - TOLERANCE;
+    let time: u64 = client.sh(id, "date +%s").await?.parse().context("the guest's time")?;
+    let latest = now()? + TOLERANCE;
+    ensure!((earliest..=latest).contains(&time), "the guest's clock says {time}, not {earliest} to {latest}");
+    Ok(())
+}

@@ -1,0 +1,71 @@
+//! An agent comes back to a capsule that does not answer it at once.
+
+use std::fs;
+use std::time::Duration;
+
+use anyhow::{Context, Result, ensure};
+use nix::sys::signal::{Signal, kill};
+use nix::unistd::Pid;
+use serde_json::json;
+use wrenn_tests::stack::Stack;
+use wrenn_tests::wait;
+
+use super::agent::back_in_service;
+
+const PATIENCE: Duration = Duration::from_secs(60);
+
+/// What answers within this time is not silent.
+const PROMPT: Duration = Duration::from_secs(2);
+
+/// Longer than the grace that guests have on these stacks, and than any command to a VMM may take.
+const STILL: Duration = Duration::from_secs(12);
+
+/// The guest's daemon stands still for longer than the agent needs to come back and to lose patience.
+pub async fn of_a_guest_is_waited_for(stack: &Stack) -> Result<()> {
+    let client = stack.client();
+    let id = client.create(json!({})).await?.id;
+    client.sh(&id, "echo kept > /run/in-memory").await?;
+    let vmm = stack.vmm_of(&id);
+    // A command's parent is the daemon.
+    let line = "(sleep 1; kill -STOP $PPID; sleep 25; kill -CONT $PPID) > /dev/null 2>&1 < /dev/null &";
+    client.sh(&id, line).await?;
+    wait::until_true("a silent guest", PATIENCE, async || {
+        Ok(tokio::time::timeout(PROMPT, client.sh(&id, "true")).await.is_err())
+    })
+    .await?;
+
+    stack.host().kill9().await?;
+    stack.host().start(None).await?;
+    let log = fs::read_to_string(stack.host().log()).context("reading the agent's log")?;
+    ensure!(log.contains("its guest does not answer yet"), "the guest was not silent");
+    let capsule = client.capsule(&id).await?.context("the capsule")?;
+    ensure!(capsule.state == "RUNNING", "{capsule:?}");
+    back_in_service(client, &id).await?;
+    ensure!(stack.vmm_of(&id) == vmm, "the capsule was replaced");
+    ensure!(client.sh(&id, "cat /run/in-memory").await? == "kept");
+    client.pause(&id).await?;
+    client.resume(&id).await?;
+    ensure!(client.sh(&id, "cat /run/in-memory").await? == "kept");
+    Ok(())
+}
+
+/// The VMM itself does, as on a host that has no CPU for it.
+pub async fn of_a_vmm_is_waited_for(stack: &Stack) -> Result<()> {
+    let client = stack.client();
+    let id = client.create(json!({})).await?.id;
+    client.sh(&id, "echo kept > /run/in-memory").await?;
+    let vmm = stack.vmm_of(&id).context("a running capsule has a VMM")?;
+    let signal = |signal| kill(Pid::from_raw(vmm.cast_signed()), signal).context("signalling the VMM");
+    stack.host().kill9().await?;
+    signal(Signal::SIGSTOP)?;
+    let goes_on = async {
+        tokio::time::sleep(STILL).await;
+        signal(Signal::SIGCONT)
+    };
+    let (started, continued) = tokio::join!(stack.host().start(None), goes_on);
+    started.and(continued)?;
+    back_in_service(client, &id).await?;
+    ensure!(stack.vmm_of(&id) == Some(vmm), "the capsule was replaced");
+    ensure!(client.sh(&id, "cat /run/in-memory").await? == "kept");
+    Ok(())
+}
