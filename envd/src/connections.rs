@@ -31,6 +31,8 @@ pub struct Connections {
 #[derive(Debug, Default)]
 struct Open {
     next: u64,
+    /// Where the host has said last that another life began.
+    began_life: Option<ConnectionId>,
     /// A second descriptor of each socket.
     sockets: HashMap<ConnectionId, OwnedFd>,
 }
@@ -69,6 +71,12 @@ impl Connections {
             // It can only fail for a connection that has ended by itself.
             let _ = setsockopt(socket, sockopt::SndBuf, &CONTENT_SEND_BUFFER);
         }
+    }
+
+    /// Whether what is said over a connection tells of another life, or repeats what was said over it before.
+    pub fn begins_life(&self, id: Option<ConnectionId>) -> bool {
+        let mut open = self.open.lock().unwrap_or_else(PoisonError::into_inner);
+        std::mem::replace(&mut open.began_life, id) != id || id.is_none()
     }
 
     /// Ends every connection but one, without waiting for what is still to be sent.

@@ -81,6 +81,11 @@ impl System for FakeSystem {
         Ok(())
     }
 
+    fn end_connections(&self) -> io::Result<()> {
+        self.tell("connections");
+        Ok(())
+    }
+
     fn sync(&self) {
         self.tell("sync");
     }
