@@ -141,6 +141,9 @@ pub struct StartRequest {
     /// Present: the process gets a terminal of this size instead of pipes.
     #[prost(message, optional, tag = "9")]
     pub pty: ::core::option::Option<PtySize>,
+    /// With a terminal: it is hung up when it has said nothing and had no reader for 120 s.
+    #[prost(bool, tag = "10")]
+    pub close_when_idle: bool,
 }
 #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
 pub struct Process {
