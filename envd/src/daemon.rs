@@ -51,6 +51,8 @@ pub struct Config {
     pub peer: IpAddr,
     /// How long a process is held back for a reader that went away.
     pub reconnect_grace: Duration,
+    /// After how long a terminal that nobody uses is hung up, where that was asked for.
+    pub terminal_idle: Duration,
     /// envd is exempt from the out-of-memory killer and its processes must not be.
     pub expendable_children: bool,
     /// Where `passwd` and `group` lie.
@@ -78,7 +80,11 @@ impl Daemon {
         let access = Arc::new(Access::default());
         let connections = Arc::new(Connections::default());
         let configuration = Arc::new(Configuration::default());
-        let rules = Rules { reconnect_grace: config.reconnect_grace, expendable: config.expendable_children };
+        let rules = Rules {
+            reconnect_grace: config.reconnect_grace,
+            terminal_idle: config.terminal_idle,
+            expendable: config.expendable_children,
+        };
         let files = FilesService {
             workers: Workers::new(config.accounts.clone()),
             watches: Watches::default(),

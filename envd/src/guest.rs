@@ -176,9 +176,15 @@ impl Guest for GuestService {
         identity::apply(&identity, system)?;
         self.configuration.set_identity(&identity);
         self.configure_checked(configuration, &servers)?;
+        // A machine that has no token yet has never run anything that could have connections.
+        let lived_before = self.access.is_fixed();
         self.access.rotate(&token);
         // Their other ends belong to an earlier life of this machine.
         self.connections.close_all_but(connection);
+        if lived_before && !request.goes_on {
+            // One that is left is refused by the host as soon as it is used.
+            let _ = system.end_connections();
+        }
         self.ports.begin_anew();
         Ok(Response::new(pb::PostRestoreResponse { clock_step_ns, reseeded: reseeded.is_ok() }))
     }

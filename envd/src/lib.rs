@@ -30,6 +30,7 @@ pub mod process;
 pub mod processes;
 pub mod pump;
 pub mod ring;
+pub mod sock_diag;
 pub mod spawn;
 pub mod status;
 pub mod system;

@@ -39,7 +39,13 @@ const RECONNECT_GRACE: Setting = Setting {
     default: "30000",
     meaning: "how long a process waits for a reader that went away",
 };
-const SETTINGS: [Setting; 3] = [LISTEN, PEER, RECONNECT_GRACE];
+const TERMINAL_IDLE: Setting = Setting {
+    flag: "--terminal-idle-ms",
+    variable: "WRENN_ENVD_TERMINAL_IDLE_MS",
+    default: "120000",
+    meaning: "after how long without reader and output a terminal is hung up that asks for it",
+};
+const SETTINGS: [Setting; 4] = [LISTEN, PEER, RECONNECT_GRACE, TERMINAL_IDLE];
 
 fn main() -> anyhow::Result<()> {
     let arguments: Vec<String> = std::env::args().skip(1).collect();
@@ -55,11 +61,13 @@ fn main() -> anyhow::Result<()> {
     let listen: SocketAddr = setting(&arguments, &LISTEN)?;
     let peer: IpAddr = setting(&arguments, &PEER)?;
     let grace: u64 = setting(&arguments, &RECONNECT_GRACE)?;
+    let terminal_idle: u64 = setting(&arguments, &TERMINAL_IDLE)?;
 
     tame_process();
     let config = Config {
         peer,
         reconnect_grace: Duration::from_millis(grace),
+        terminal_idle: Duration::from_millis(terminal_idle),
         expendable_children: protect_from_oom_killer(),
         accounts: PathBuf::from("/etc"),
     };

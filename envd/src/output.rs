@@ -65,6 +65,8 @@ struct State {
     next_reader: u64,
     hold: Option<Hold>,
     exit: Option<Exit>,
+    /// When there was something to read last, or somebody who read.
+    used: Instant,
 }
 
 #[derive(Debug)]
@@ -132,8 +134,14 @@ impl Output {
     fn new(kinds: &'static [OutputStream], grace: Duration) -> Self {
         let streams =
             kinds.iter().map(|_| Stream { ring: Ring::new((LIVE + HISTORY) as usize), ended: false });
-        let state =
-            State { streams: streams.collect(), readers: Vec::new(), next_reader: 0, hold: None, exit: None };
+        let state = State {
+            streams: streams.collect(),
+            readers: Vec::new(),
+            next_reader: 0,
+            hold: None,
+            exit: None,
+            used: Instant::now(),
+        };
         Self {
             kinds,
             grace,
@@ -181,6 +189,7 @@ impl Output {
         let mut state = self.lock();
         let Some(index) = state.readers.iter().position(|reader| reader.id == id) else { return };
         let reader = state.readers.swap_remove(index);
+        state.used = Instant::now();
         if state.readers.is_empty() && state.streams.iter().any(|stream| !stream.ended) {
             state.hold = Some(Hold { positions: reader.positions, until: Instant::now() + self.grace });
         }
@@ -276,6 +285,9 @@ impl Output {
             Some(stream) => stream.ring.fill(limit, source)?,
             None => 0,
         };
+        if count > 0 {
+            state.used = Instant::now();
+        }
         drop(state);
         if count > 0 {
             self.changed.notify_waiters();
@@ -308,6 +320,12 @@ impl Output {
     /// How the process exited, if it did.
     pub fn exit(&self) -> Option<Exit> {
         self.lock().exit
+    }
+
+    /// Since when nothing was written and nobody read; none while somebody does.
+    pub fn idle_since(&self) -> Option<Instant> {
+        let state = self.lock();
+        state.readers.is_empty().then_some(state.used)
     }
 
     /// Bytes of memory the rings occupy.

@@ -5,6 +5,7 @@
 //!               │                               ▲
 //!               └── timeout: group is killed ───┘
 //! ```
+//! A terminal may be hung up before that, when nobody uses it.
 //!
 //! The leader is reaped as soon as it exits. Its output ends by itself (see [`crate::pump`]), and the rest of
 //! its group lives on unless a timeout says otherwise.
@@ -70,6 +71,8 @@ pub enum StartError {
 pub struct Rules {
     /// How long a reader that went away is waited for.
     pub reconnect_grace: Duration,
+    /// After how long a terminal that nobody uses is hung up, if that was asked for.
+    pub terminal_idle: Duration,
     /// Children do not share envd's protection from the out-of-memory killer.
     pub expendable: bool,
 }
@@ -90,6 +93,8 @@ pub struct Supervision {
     pidfd: AsyncFd<OwnedFd>,
     exited: CancellationToken,
     timeout: Option<Duration>,
+    /// Hung up when it was not used for so long.
+    idle: Option<Duration>,
 }
 
 impl Process {
@@ -107,7 +112,9 @@ impl Process {
             None => Self::start_plain(request, launch, tag, rules),
             Some(size) => {
                 let size = window_size(size, "pty").map_err(crate::launch::LaunchError::from)?;
-                Self::start_terminal(request, launch, tag, rules, &size)
+                let mut started = Self::start_terminal(request, launch, tag, rules, &size)?;
+                started.supervision.idle = request.close_when_idle.then_some(rules.terminal_idle);
+                Ok(started)
             }
         }
     }
@@ -185,7 +192,7 @@ impl Process {
             alive: Mutex::new(true),
         });
         let timeout = (request.timeout_sec > 0).then(|| Duration::from_secs(request.timeout_sec.into()));
-        let supervision = Supervision { process: Arc::clone(&process), pidfd, exited, timeout };
+        let supervision = Supervision { process: Arc::clone(&process), pidfd, exited, timeout, idle: None };
         Started { process, supervision }
     }
 
@@ -199,6 +206,18 @@ impl Process {
             return Err(AlreadyExited);
         }
         killpg(self.group(), signal).map_err(|_| AlreadyExited)
+    }
+
+    /// Hangs up, as a line that broke, if the terminal was not used for `most`; answers when to look again.
+    fn hang_up_if_idle(&self, most: Duration) -> Instant {
+        let now = Instant::now();
+        let due = self.output.idle_since().unwrap_or(now) + most;
+        if due > now {
+            return due;
+        }
+        // It may have exited just now; and what does not care for it is told again.
+        let _ = self.signal(Signal::SIGHUP);
+        now + most
     }
 
     /// Whether the leader is still there.
@@ -254,9 +273,10 @@ impl Process {
 impl Supervision {
     /// Runs until the leader is reaped and its exit published.
     pub async fn run(self) {
-        let Self { process, pidfd, exited, timeout } = self;
+        let Self { process, pidfd, exited, timeout, idle } = self;
         let expiry = timeout.map(|it| Instant::now() + it);
         let mut due = expiry;
+        let mut look = Instant::now();
         let exit = loop {
             tokio::select! {
                 ready = pidfd.readable() => {
@@ -272,6 +292,9 @@ impl Supervision {
                     due = None;
                     // It may have exited just now; that is as good.
                     let _ = process.signal(Signal::SIGKILL);
+                }
+                () = sleep_until(look), if idle.is_some() => {
+                    look = process.hang_up_if_idle(idle.unwrap_or_default());
                 }
             }
         };

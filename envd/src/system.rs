@@ -10,6 +10,8 @@ use nix::sys::time::TimeSpec;
 use nix::time::{ClockId, clock_gettime, clock_settime};
 
 use crate::disk::{self, GrowError};
+use crate::ports::GUEST_ADDRESS;
+use crate::sock_diag;
 
 /// The machine that envd looks after.
 pub trait System: Debug + Send + Sync + 'static {
@@ -39,6 +41,12 @@ pub trait System: Debug + Send + Sync + 'static {
     /// # Errors
     /// The kernel refused.
     fn set_hostname(&self, name: &str) -> io::Result<()>;
+
+    /// Ends the connections between this machine and others, but not those to envd.
+    ///
+    /// # Errors
+    /// The kernel refused.
+    fn end_connections(&self) -> io::Result<()>;
 
     /// Writes everything dirty to the disks. May take long.
     fn sync(&self);
@@ -101,6 +109,10 @@ impl System for ThisMachine {
 
     fn set_hostname(&self, name: &str) -> io::Result<()> {
         Ok(nix::unistd::sethostname(name)?)
+    }
+
+    fn end_connections(&self) -> io::Result<()> {
+        sock_diag::end_connections(GUEST_ADDRESS, wrenn_proto::ENVD_PORT)
     }
 
     fn sync(&self) {

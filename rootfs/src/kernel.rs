@@ -26,13 +26,15 @@ use crate::{
 };
 
 /// Goes into the inputs' digest: change it when the same inputs are to give another result.
-const RECIPE: &str = "1";
+const RECIPE: &str = "2";
 /// Where the guest's init looks for the modules and their order. `wrenn-init` has the same names.
 const MODULES: &str = "modules";
 const MODULE_LIST: &str = "modules/order";
 
 /// What a capsule's devices are: all virtio, found on the memory bus.
 const DRIVERS: [&str; 4] = ["virtio_mmio", "virtio_blk", "virtio_net", "virtio_rng"];
+/// With which envd ends connections that a restored guest only believes to have (`envd/src/sock_diag.rs`).
+const SOCK_DIAG: &str = "tcp_diag";
 
 /// `kernel.json`.
 #[derive(Serialize, Deserialize)]
@@ -71,7 +73,8 @@ pub fn make(layout: &Layout, deb: Option<&Path>, init: &Path) -> Result<PathBuf>
     let vmlinux = staged.path().join("vmlinux");
     unpacked.write_vmlinux(&vmlinux)?;
     let initrd = staged.path().join("initrd.cpio");
-    unpacked.write_initramfs(&initrd, init, &DRIVERS)?;
+    let modules: Vec<_> = DRIVERS.into_iter().chain([SOCK_DIAG]).collect();
+    unpacked.write_initramfs(&initrd, init, &modules)?;
     let manifest = Manifest {
         version: package.version().to_owned(),
         release: unpacked.release,
@@ -119,10 +122,10 @@ impl Unpacked {
         })
     }
 
-    /// With these drivers and what they need.
-    pub fn write_initramfs(&self, to: &Path, init: &Path, drivers: &[&str]) -> Result<()> {
+    /// With these modules and what they need.
+    pub fn write_initramfs(&self, to: &Path, init: &Path, modules: &[&str]) -> Result<()> {
         step("initramfs", || {
-            let modules = modules::collect(&self.modules(), drivers)?;
+            let modules = modules::collect(&self.modules(), modules)?;
             write_initramfs(to, init, &modules)
         })
     }

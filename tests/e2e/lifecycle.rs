@@ -9,7 +9,7 @@ use wrenn_tests::graphql::{Client, Exec};
 use wrenn_tests::stack::Stack;
 use wrenn_tests::wait;
 
-/// Patience with the reaper, which looks every 2 s, on a busy machine.
+/// Patience with the reaper, which acts when a timeout has passed, on a busy machine.
 const REAPED: Duration = Duration::from_secs(30);
 
 pub async fn runs_and_ends(stack: Arc<Stack>) -> Result<()> {

@@ -4,6 +4,7 @@
 //! boots, every other one is restored. It is torn down at the end, and what it leaves fails the run.
 
 mod api;
+mod connections;
 mod copies;
 mod doctor;
 mod egress;
@@ -102,6 +103,7 @@ const ONCE: &[(&str, Test)] = tests![
     egress::the_outside_is_reached_as_the_policy_says,
     egress::a_policy_that_makes_no_sense_is_refused,
     egress::host_and_neighbours_are_out_of_reach,
+    connections::end_with_the_life_they_began_in,
     neighbours::floods_stop_nobody_else,
     sdk::passes_its_own_tests,
     streams::a_gibibyte_arrives_whole_in_flat_memory,

@@ -22,27 +22,32 @@ pub async fn fifty_capsules_leave_nothing(stack: &Stack) -> Result<()> {
         .buffer_unordered(AT_ONCE)
         .try_collect::<()>()
         .await?;
+    is_as_before(stack, &before, "left by fifty capsules").await?;
+    let running = client.capsules(json!({ "states": ["PENDING", "STARTING", "RUNNING", "PAUSED"] })).await?;
+    ensure!(running.is_empty(), "{running:?}");
+    Ok(())
+}
+
+pub async fn one_life(stack: &Stack) -> Result<()> {
+    let client = stack.client();
+    let id = client.create(json!({})).await?.id;
+    client.pause(&id).await?;
+    client.destroy(&id).await?;
+    Ok(())
+}
+
+/// Waits until the host is as it was at rest.
+pub async fn is_as_before(stack: &Stack, before: &HostInventory, what: &str) -> Result<()> {
     wait::until_true("the host as it was", Duration::from_secs(30), async || {
         let now = HostInventory::take(stack.scope())?;
-        comparable(&before).difference(&comparable(&now)).into_result("left by fifty capsules")?;
+        comparable(before).difference(&comparable(&now)).into_result(what)?;
         for kind in POOLED {
             let (was, is) = (before.count(kind), now.count(kind));
             ensure!(was == is, "{was} times {kind} before, {is} now");
         }
         Ok(true)
     })
-    .await?;
-    let running = client.capsules(json!({ "states": ["PENDING", "STARTING", "RUNNING", "PAUSED"] })).await?;
-    ensure!(running.is_empty(), "{running:?}");
-    Ok(())
-}
-
-async fn one_life(stack: &Stack) -> Result<()> {
-    let client = stack.client();
-    let id = client.create(json!({})).await?.id;
-    client.pause(&id).await?;
-    client.destroy(&id).await?;
-    Ok(())
+    .await
 }
 
 /// What every network slot has: the agent keeps some ready, under changing numbers.

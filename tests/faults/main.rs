@@ -4,6 +4,7 @@ mod agent;
 mod api;
 mod churn;
 mod hosts;
+mod hundred;
 mod pauses;
 mod replicas;
 mod restores;
@@ -96,6 +97,7 @@ const TESTS: &[(&str, Wanted, Test)] = tests![
     TWO_REPLICAS streams::a_client_killed_a_hundred_times_misses_nothing,
     ONE streams::a_flow_goes_on_over_kills_of_api_and_agent,
     ONE churn::fifty_capsules_leave_nothing,
+    ONE hundred::pauses_in_a_row_lose_nothing,
 ];
 
 fn main() -> ExitCode {

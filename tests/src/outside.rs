@@ -1,8 +1,8 @@
 //! A machine beyond the host, as far as capsules can tell: a network namespace with two public addresses, where every
-//! connection is answered with the address that it was made to.
+//! connection is answered with the address that it was made to, or with what it says.
 
 use std::fs::File;
-use std::io::{ErrorKind, Write};
+use std::io::{ErrorKind, Read, Write};
 use std::net::{Ipv4Addr, TcpListener, TcpStream};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU16, Ordering};
@@ -11,12 +11,16 @@ use std::time::Duration;
 
 use anyhow::{Context, Result, anyhow};
 use nix::sched::{CloneFlags, setns};
+use nix::sys::socket::{setsockopt, sockopt};
 
 use crate::inventory::Scope;
 use crate::stack::{block_number, run};
 
 /// Where it answers.
 pub const PORT: u16 = 7;
+
+/// Where it says back what it is told, for as long as the other side likes.
+pub const ECHO: u16 = 8;
 
 /// 198.18.0.0/15, kept for measurements (RFC 2544): nobody's on the internet, and no host's own network.
 const NETWORK: u32 = u32::from_be_bytes([198, 18, 0, 0]);
@@ -78,26 +82,50 @@ impl Outside {
         let path = format!("/run/netns/{}", self.namespace);
         let namespace = File::open(&path).with_context(|| format!("opening {path}"))?;
         // A socket belongs to the namespace that its thread was in.
-        let listen = move || -> Result<TcpListener> {
+        let listen = move || -> Result<[TcpListener; 2]> {
             setns(namespace, CloneFlags::CLONE_NEWNET).context("entering the namespace")?;
-            let listener = TcpListener::bind((Ipv4Addr::UNSPECIFIED, PORT)).context("listening outside")?;
-            listener.set_nonblocking(true)?;
-            Ok(listener)
+            let listen = |port| -> Result<TcpListener> {
+                let listener =
+                    TcpListener::bind((Ipv4Addr::UNSPECIFIED, port)).context("listening outside")?;
+                listener.set_nonblocking(true)?;
+                Ok(listener)
+            };
+            Ok([listen(PORT)?, listen(ECHO)?])
         };
-        let listener = thread::spawn(listen).join().map_err(|_| anyhow!("the thread outside panicked"))??;
+        let listeners =
+            thread::spawn(listen).join().map_err(|_| anyhow!("the thread outside panicked"))??;
         let over = Arc::clone(&self.over);
-        self.answerer = Some(thread::spawn(move || serve(&listener, &over)));
+        self.answerer = Some(thread::spawn(move || serve(&listeners, &over)));
         Ok(())
     }
 }
 
-fn serve(listener: &TcpListener, over: &AtomicBool) {
+fn serve([greeter, echoer]: &[TcpListener; 2], over: &AtomicBool) {
+    let mut echoed = Vec::new();
     while !over.load(Ordering::Relaxed) {
-        match listener.accept() {
-            Ok((stream, _)) => greet(stream),
-            Err(error) if error.kind() == ErrorKind::WouldBlock => thread::sleep(LOOK),
-            Err(_) => {}
+        let greeted = greeter.accept().map(|(stream, _)| greet(stream)).is_ok();
+        echoed.extend(echoer.accept().ok().and_then(|(stream, _)| prepare(stream).ok()));
+        echoed.retain(goes_on);
+        if !greeted {
+            thread::sleep(LOOK);
         }
+    }
+}
+
+/// For `goes_on`. Ended without a goodbye, as one to a guest that is gone would keep the namespace for minutes.
+fn prepare(stream: TcpStream) -> Result<TcpStream> {
+    stream.set_nonblocking(true)?;
+    setsockopt(&stream, sockopt::Linger, &nix::libc::linger { l_onoff: 1, l_linger: 0 })?;
+    Ok(stream)
+}
+
+/// Says back what there is; false once the other side has ended the connection.
+fn goes_on(mut stream: &TcpStream) -> bool {
+    let mut piece = [0; 4096];
+    match stream.read(&mut piece) {
+        Ok(0) => false,
+        Ok(length) => stream.write_all(&piece[..length]).is_ok(),
+        Err(error) => error.kind() == ErrorKind::WouldBlock,
     }
 }
 

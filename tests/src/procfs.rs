@@ -45,6 +45,22 @@ pub fn resident_kib(pid: u32) -> Option<u64> {
     line.split_whitespace().nth(1)?.parse().ok()
 }
 
+/// What the process has of memory for itself: pages of no file, its own heap and its own copies, in KiB.
+pub fn own_kib(pid: u32) -> Option<u64> {
+    rollup_kib(pid, "Anonymous:")
+}
+
+/// Its part of all pages that it has, each divided by how many processes have it, in KiB.
+pub fn proportional_kib(pid: u32) -> Option<u64> {
+    rollup_kib(pid, "Pss:")
+}
+
+/// A line of `smaps_rollup` (proc_pid_smaps(5)).
+fn rollup_kib(pid: u32, field: &str) -> Option<u64> {
+    let sums = fs::read_to_string(format!("/proc/{pid}/smaps_rollup")).ok()?;
+    sums.lines().find_map(|line| line.strip_prefix(field))?.split_whitespace().next()?.parse().ok()
+}
+
 /// Whether the process has anything to do with `needle`: in its arguments, its environment, its open
 /// files, its mappings, or as the directory it works in.
 pub fn mentions(pid: u32, needle: &str) -> bool {
@@ -81,6 +97,8 @@ mod tests {
         let own = std::process::id();
         assert!(pids().contains(&own));
         assert!(resident_kib(own).is_some_and(|kib| kib > 0));
+        assert!(own_kib(own).is_some_and(|kib| kib > 0));
+        assert!(proportional_kib(own).is_some_and(|kib| kib > 0));
         assert!(start_time(own).is_some());
         assert!(!is_zombie(own));
         assert!(!command_line(own).is_empty());

@@ -243,7 +243,8 @@ async fn take_over(
 /// Running, as its guest answers, or running on until it does: that is its driver's to wait for.
 async fn listen(engine: &Engine, record: &Record, mut unheard: UnheardCapsule) -> Body {
     let Record { spec, token, .. } = record;
-    let heard = unheard.ask(&Handover { engine, spec, token, request: &RequestId::new() }).await;
+    let heard =
+        unheard.ask(&Handover { engine, spec, token, request: &RequestId::new(), goes_on: true }).await;
     match heard {
         Ok(guest) => {
             tracing::info!(capsule = %spec.id, "adopted");

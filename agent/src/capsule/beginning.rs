@@ -101,7 +101,7 @@ impl Driver {
         failpoint!("create.golden").await.map_err(CapsuleError::step("obtaining the golden snapshot"))?;
         if let Some(member) = self.engine.pool.take(&golden, &self.spec) {
             let (engine, spec, token) = (&*self.engine, &*self.spec, &self.record.token);
-            match member.hand_over(&Handover { engine, spec, token, request }, &home).await {
+            match member.hand_over(&Handover { engine, spec, token, request, goes_on: false }, &home).await {
                 Ok(running) => {
                     steps.done("hand-over");
                     return Ok(running);

@@ -206,7 +206,7 @@ impl Driver {
         let process = unheard.machine.process().clone();
         let (engine, spec, token) = (&*self.engine, &*self.spec, &self.record.token);
         let request = RequestId::new();
-        let handover = Handover { engine, spec, token, request: &request };
+        let handover = Handover { engine, spec, token, request: &request, goes_on: true };
         tokio::select! {
             biased;
             exit = process.exited() => Event::VmmDied(exit),

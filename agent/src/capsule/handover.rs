@@ -31,6 +31,8 @@ pub struct Handover<'a> {
     /// The one that its guest asks for from now on.
     pub token: &'a Token,
     pub request: &'a RequestId,
+    /// The machine was not restored: it only stood still.
+    pub goes_on: bool,
 }
 
 impl Handover<'_> {
@@ -43,9 +45,9 @@ impl Handover<'_> {
         deadline: Instant,
     ) -> Result<Guest, CapsuleError> {
         let mut guest = guest;
-        for _ in 0..CLOCK_ATTEMPTS {
+        for attempt in 0..CLOCK_ATTEMPTS {
             let sent = Instant::now();
-            self.tell(&guest, machine, deadline).await?;
+            self.tell(&guest, machine, deadline, self.goes_on || attempt > 0).await?;
             guest = guest.with_token(self.token);
             // The guest set its clock to when this was sent: it is behind by what the way there took.
             if sent.elapsed() <= CLOCK_TOLERANCE {
@@ -61,10 +63,11 @@ impl Handover<'_> {
         guest: &Guest,
         machine: &dyn Machine,
         deadline: Instant,
+        goes_on: bool,
     ) -> Result<(), CapsuleError> {
         let within = deadline.saturating_duration_since(Instant::now());
         tokio::select! {
-            answer = guest.post_restore(self.message()?, self.request, within) => {
+            answer = guest.post_restore(self.message(goes_on)?, self.request, within) => {
                 let answer = answer.map_err(|error| match error {
                     GuestError::Timeout(_) => CapsuleError::GuestTimeout { step: "its restore" },
                     error => CapsuleError::step("handing the guest its identity")(error),
@@ -76,7 +79,7 @@ impl Handover<'_> {
         }
     }
 
-    fn message(&self) -> Result<envd::PostRestoreRequest, CapsuleError> {
+    fn message(&self, goes_on: bool) -> Result<envd::PostRestoreRequest, CapsuleError> {
         let mut entropy = vec![0; ENTROPY_BYTES];
         rand::rngs::SysRng
             .try_fill_bytes(&mut entropy)
@@ -99,6 +102,7 @@ impl Handover<'_> {
                 name_servers: self.engine.name_servers.iter().map(ToString::to_string).collect(),
                 token: self.token.bytes().to_vec().into(),
             }),
+            goes_on,
         })
     }
 }

@@ -111,7 +111,9 @@ impl Launch<'_> {
         failpoint!("launch.connected").await.map_err(CapsuleError::step("reaching the guest"))?;
 
         let Self { engine, spec, token, request, .. } = *self;
-        let guest = Handover { engine, spec, token, request }.run(guest, machine.as_ref(), deadline).await?;
+        let guest = Handover { engine, spec, token, request, goes_on: false }
+            .run(guest, machine.as_ref(), deadline)
+            .await?;
         steps.done("post-restore");
         failpoint!("launch.handed-over")
             .await

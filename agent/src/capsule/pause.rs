@@ -57,7 +57,9 @@ pub async fn save(
     running.handle.life.end(LifeEnd::Paused);
     match freeze(engine, spec, &mut running, steps).await {
         Ok(snapshot) => Ok(Saved { running, paused: PausedCapsule { snapshot: Box::new(snapshot) } }),
-        Err(error) => Err(thaw(&Handover { engine, spec, token, request }, running, error).await),
+        Err(error) => {
+            Err(thaw(&Handover { engine, spec, token, request, goes_on: true }, running, error).await)
+        }
     }
 }
 

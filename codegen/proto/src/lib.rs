@@ -49,7 +49,7 @@ pub const ENVD_PORT: u16 = 49983;
 ///
 /// A reader that stops reading holds at most a stream window per hop; the connection window is out of
 /// the way (the protocol's maximum, 2³¹−1) so that one stalled stream never stalls its neighbours.
-/// The sum of the stream windows and socket buffers on a path must stay below the 512 KiB of delivered output
+/// The sum of the stream windows and socket buffers on a path must stay below the 896 KiB of delivered output
 /// that envd keeps for each stream of a process, so that what was under way when a hop died can be read again.
 pub const STREAM_WINDOW: u32 = 128 * 1024;
 pub const CONNECTION_WINDOW: u32 = (1 << 31) - 1;

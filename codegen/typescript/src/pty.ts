@@ -19,6 +19,8 @@ export interface PtyOptions {
   user?: string | undefined;
   /** A name of its own, unique among the living. */
   tag?: string | undefined;
+  /** Hang up when it has said nothing and nobody has followed it for two minutes. */
+  closeWhenIdle?: boolean | undefined;
   /** While the capsule is paused, wait for it to be resumed; otherwise a pause is a failure, and the terminal goes on later. */
   acrossPauses?: boolean | undefined;
 }

@@ -96,6 +96,28 @@ async fn exited_comes_last_and_only_when_all_has_ended() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn idle_is_who_says_nothing_to_nobody() {
+    let output = Output::terminal(GRACE);
+    let begun = Instant::now();
+    let later = async || {
+        tokio::time::advance(Duration::from_secs(1)).await;
+        Instant::now()
+    };
+    later().await;
+    assert_eq!(output.idle_since(), Some(begun));
+    let written = later().await;
+    write(&output, 0, 1);
+    assert_eq!(output.idle_since(), Some(written));
+    let reader = output.attach(&OutputCursor::default()).expect("attach");
+    later().await;
+    assert_eq!(output.idle_since(), None, "somebody reads");
+    let left = later().await;
+    output.detach(reader);
+    later().await;
+    assert_eq!(output.idle_since(), Some(left));
+}
+
+#[tokio::test(start_paused = true)]
 async fn a_cursor_from_the_future_is_refused() {
     let output = Output::terminal(GRACE);
     let ahead = OutputCursor { pty: Some(1), ..Default::default() };

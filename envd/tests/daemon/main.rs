@@ -2,6 +2,7 @@
 //! machine (clock, host name, `/etc`) is a fake: these tests run as root on somebody's computer.
 
 mod access;
+mod connections;
 mod content;
 mod files;
 mod guest;

@@ -81,6 +81,11 @@ impl System for FakeSystem {
         Ok(())
     }
 
+    fn end_connections(&self) -> io::Result<()> {
+        self.tell("connections");
+        Ok(())
+    }
+
     fn sync(&self) {
         self.tell("sync");
     }
@@ -107,11 +112,28 @@ impl Stand {
     }
 
     pub async fn start_with(system: FakeSystem, reconnect_grace: Duration, peer: IpAddr) -> Self {
+        Self::start_as(system, Config { reconnect_grace, peer, ..Self::usual() }).await
+    }
+
+    /// Where a terminal that nobody uses is hung up so soon, if it is to be at all.
+    pub async fn start_with_idle(terminal_idle: Duration) -> Self {
+        Self::start_as(FakeSystem::new(), Config { terminal_idle, ..Self::usual() }).await
+    }
+
+    fn usual() -> Config {
+        Config {
+            peer: Ipv4Addr::LOCALHOST.into(),
+            reconnect_grace: Duration::from_secs(30),
+            terminal_idle: Duration::from_secs(120),
+            expendable_children: false,
+            accounts: PathBuf::from("/etc"),
+        }
+    }
+
+    async fn start_as(system: FakeSystem, config: Config) -> Self {
         let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).await.expect("a free port");
         let address = listener.local_addr().expect("an address");
         let system = Arc::new(system);
-        let config =
-            Config { peer, reconnect_grace, expendable_children: false, accounts: PathBuf::from("/etc") };
         tokio::spawn(Daemon::new(config, Arc::clone(&system) as Arc<dyn System>).serve(listener));
         Self { address, system }
     }

@@ -1,10 +1,12 @@
 //! Processes that have a terminal.
 
+use std::time::Duration;
+
 use tonic::Code;
 use wrenn_proto::envd::v1 as pb;
 use wrenn_proto::envd::v1::process_event::Event;
 
-use crate::stand::{Reader, Stand, by_pid, shell, with_token};
+use crate::stand::{Reader, Stand, by_pid, lives, shell, with_token};
 
 fn on_a_terminal(line: &str) -> pb::StartRequest {
     pb::StartRequest { pty: Some(pb::PtySize { columns: 100, rows: 30 }), ..shell(line) }
@@ -87,6 +89,36 @@ async fn a_background_program_does_not_hold_it() {
     assert_eq!(told.code(), Some(0));
     let group = nix::unistd::Pid::from_raw(told.started.expect("started").pid as i32);
     nix::sys::signal::killpg(group, nix::sys::signal::Signal::SIGKILL).expect("kill");
+}
+
+#[tokio::test]
+async fn one_that_nobody_uses_is_hung_up_if_it_was_asked_for() {
+    const IDLE: Duration = Duration::from_secs(1);
+    let mut client = Stand::start_with_idle(IDLE).await.client().await;
+    let waiting = || on_a_terminal("echo here; read x; echo got $x");
+    let closing = || pb::StartRequest { close_when_idle: true, ..waiting() };
+    let mut reader = client.exec(closing()).await.expect("exec");
+    let read = reader.started().await.pid;
+    shows(&mut reader, "here\r\n").await;
+    let kept = client.start(waiting()).await.expect("start").pid;
+    let speaks = "i=0; while :; do echo still; sleep 0.05; done";
+    let speaks = pb::StartRequest { close_when_idle: true, ..on_a_terminal(speaks) };
+    let speaking = client.start(speaks).await.expect("start").pid;
+    let closed = client.start(closing()).await.expect("start").pid;
+
+    assert_eq!(client.exited(closed).await.signal.as_deref(), Some("SIGHUP"));
+    // A second one that begins now is closed no sooner than any of the others would have been.
+    let closed = client.start(closing()).await.expect("start").pid;
+    client.exited(closed).await;
+    assert!(
+        [read, kept, speaking].into_iter().all(lives),
+        "those that are used, or were not to be closed, are kept"
+    );
+    drop(reader);
+    assert_eq!(client.exited(read).await.signal.as_deref(), Some("SIGHUP"), "its reader has left");
+    for pid in [kept, speaking] {
+        client.signal(pid, "SIGKILL").await.expect("it is there");
+    }
 }
 
 #[tokio::test]

@@ -86,6 +86,7 @@ impl ExecInput {
             close_stdin,
             timeout_sec: u32::try_from(rules::timeout(self.timeout_sec.unwrap_or(0))?).unwrap_or(0),
             pty: None,
+            close_when_idle: false,
         };
         Ok((capsule_id, request))
     }

@@ -50,6 +50,9 @@ pub struct OpenPtyInput {
     env: Option<Vec<EnvVarInput>>,
     /// A name or a numeric uid; the template's default if absent.
     user: Option<String>,
+    /// Hang up when it has said nothing and nobody has followed it for two minutes.
+    #[graphql(default_with = "Some(false)")]
+    close_when_idle: Option<bool>,
 }
 
 /// A process with a terminal. One that was closed has no size any more: 0.
@@ -102,6 +105,7 @@ impl OpenPtyInput {
         };
         let (id, mut process) = process.check(false)?;
         process.pty = Some(size);
+        process.close_when_idle = self.close_when_idle.unwrap_or(false);
         Ok((id, process))
     }
 }
@@ -231,6 +235,7 @@ mod tests {
             cwd: None,
             env: None,
             user: None,
+            close_when_idle: None,
         }
     }
 
@@ -240,7 +245,7 @@ mod tests {
         let (_, process) = OpenPtyInput { env: Some(vec![own]), ..input() }.check().expect("is fine");
         assert_eq!(process.argv, ["/bin/sh", "-c", SHELL]);
         assert_eq!(process.pty, Some(envd::PtySize { columns: 80, rows: 24 }));
-        assert!(!process.close_stdin);
+        assert!(!process.close_stdin && !process.close_when_idle);
         let env: Vec<_> = process.env.iter().map(|var| var.value.as_str()).collect();
         assert_eq!(env, [TERM, "dumb"], "what is asked for comes last, so it counts");
     }

@@ -4,10 +4,16 @@ use std::{borrow::Cow, net::Ipv4Addr};
 
 use nftables::{
     batch::Batch,
-    expr::{CT, Expression, Meta, MetaKey, NamedExpression, Payload, PayloadField, Prefix, SetItem},
+    expr::{
+        BinaryOperation, CT, Expression, Meta, MetaKey, NamedExpression, Payload, PayloadField, Prefix,
+        SetItem,
+    },
     helper::{NftablesError, apply_ruleset},
     schema::{Chain, FlushObject, NfCmd, NfListObject, Nftables, Rule, Table},
-    stmt::{AnonymousCounter, CTCount, Counter, JumpTarget, Limit, Match, NAT, Operator, Statement},
+    stmt::{
+        AnonymousCounter, CTCount, Counter, JumpTarget, Limit, Match, NAT, Operator, Reject, RejectType,
+        Statement,
+    },
     types::{NfChainPolicy, NfChainType, NfFamily, NfHook},
 };
 
@@ -64,6 +70,8 @@ pub fn apply(rules: &Rules) -> Result<(), NftablesError> {
 /// input        from the guest, not by its own address → drop
 ///              answers, questions for names           → pass, and nothing else
 /// forward      from the guest, not by its own address → drop
+///              of no connection that could be          → drop
+///              of a connection that began elsewhere    → reset
 ///              more connections than it may have      → drop
 /// postrouting  to the guest                           → comes from the namespace's end of its link
 ///              to the host                            → comes from the slot's address
@@ -89,6 +97,11 @@ pub fn namespace_rules() -> Rules {
     }
     add("input", vec![input_is(TAP), drop()]);
     add("forward", vec![input_is(TAP), spoofed(), drop()]);
+    // Nobody would translate its address.
+    add("forward", vec![input_is(TAP), connection_is(&["invalid"]), drop()]);
+    // A guest that was restored may send on connections of an earlier life, which another guest may go on with: the
+    // kernel would take them up where they are.
+    add("forward", vec![input_is(TAP), is_beginning(), no_tcp_flag("syn"), reset()]);
     add("forward", vec![input_is(TAP), is_beginning(), more_connections_than(MAX_CONNECTIONS), drop()]);
     let snat = Statement::SNAT(Some(to_address(NAMESPACE_ADDRESS)));
     add("postrouting", vec![output_is(TAP), snat]);
@@ -304,6 +317,16 @@ fn connection_is(states: &[&'static str]) -> Stmt {
     let state = Expression::Named(NamedExpression::CT(CT { key: "state".into(), ..CT::default() }));
     let states = states.iter().map(|state| Expression::String((*state).into())).collect();
     compare(Operator::IN, state, Expression::List(states))
+}
+
+/// Of a TCP packet only.
+fn no_tcp_flag(flag: &'static str) -> Stmt {
+    let flags = BinaryOperation::AND(payload("tcp", "flags"), Expression::String(flag.into()));
+    compare(Operator::EQ, Expression::BinaryOperation(Box::new(flags)), Expression::Number(0))
+}
+
+fn reset() -> Stmt {
+    Statement::Reject(Some(Reject { _type: Some(RejectType::TCPReset), expr: None }))
 }
 
 fn more_connections_than(most: u32) -> Stmt {

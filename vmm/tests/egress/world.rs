@@ -30,7 +30,7 @@ use crate::zone::{self, Asked};
 /// What does not come through in this time does not come through.
 const REFUSAL: Duration = Duration::from_millis(700);
 /// What comes through does so sooner, also on a busy machine.
-const PATIENCE: Duration = Duration::from_secs(10);
+pub const PATIENCE: Duration = Duration::from_secs(10);
 
 /// The host, as the outside sees it.
 pub const HOST: Ipv4Addr = Ipv4Addr::new(192, 0, 2, 1);

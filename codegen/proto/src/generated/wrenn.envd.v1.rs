@@ -65,6 +65,9 @@ pub struct PostRestoreRequest {
     pub identity: ::core::option::Option<Identity>,
     #[prost(message, optional, tag = "4")]
     pub configuration: ::core::option::Option<ConfigureRequest>,
+    /// It is the life that it was: told again, or after it only stood still. Connections to outside stay.
+    #[prost(bool, tag = "5")]
+    pub goes_on: bool,
 }
 #[derive(Clone, Copy, PartialEq, Eq, Hash, ::prost::Message)]
 pub struct PostRestoreResponse {
@@ -141,6 +144,9 @@ pub struct StartRequest {
     /// Present: the process gets a terminal of this size instead of pipes.
     #[prost(message, optional, tag = "9")]
     pub pty: ::core::option::Option<PtySize>,
+    /// With a terminal: it is hung up when it has said nothing and had no reader for 120 s.
+    #[prost(bool, tag = "10")]
+    pub close_when_idle: bool,
 }
 #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
 pub struct Process {

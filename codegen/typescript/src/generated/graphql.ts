@@ -124,6 +124,8 @@ export type MetricsRange =
 
 export type OpenPtyInput = {
   capsuleId: string;
+  /** Hang up when it has said nothing and nobody has followed it for two minutes. */
+  closeWhenIdle?: boolean | null | undefined;
   columns?: number | null | undefined;
   /** Run by `/bin/sh -c`; the user's shell if absent. */
   command?: string | null | undefined;

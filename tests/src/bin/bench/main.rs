@@ -5,6 +5,7 @@ mod copies;
 mod echo;
 mod fanout;
 mod files;
+mod memory;
 mod pages;
 mod pauses;
 mod proxy;
@@ -72,6 +73,8 @@ enum Group {
     Fork,
     /// A template of a running capsule.
     Checkpoint,
+    /// What capsules cost in memory.
+    Memory,
     /// What a pause writes.
     Bytes,
     /// A hundred pauses of one capsule.
@@ -91,7 +94,7 @@ enum Group {
 impl Group {
     /// Whether it has rows beside a bare VMM.
     fn has_bare_vmm(self) -> bool {
-        matches!(self, Self::Life | Self::Warm | Self::Fork | Self::Checkpoint)
+        matches!(self, Self::Life | Self::Warm | Self::Fork | Self::Checkpoint | Self::Memory)
     }
 }
 
@@ -250,6 +253,9 @@ async fn beside_bare_vmm(
     }
     if arguments.wants(Group::Checkpoint) {
         table.add("checkpoints", copies::checkpoints(stack, &bench, &template, samples).await);
+    }
+    if arguments.wants(Group::Memory) {
+        table.add("memory", memory::measure(stack, &bench, &template, samples).await);
     }
     Ok(())
 }

@@ -13,9 +13,9 @@ pub enum Promise {
     Times(f64),
     /// At least this many times the baseline: of rates, of which more is better.
     Share(f64),
-    /// At most this many milliseconds more than the baseline.
+    /// At most this much more than the baseline, in the row's unit.
     Plus(f64),
-    /// At most this many milliseconds, whatever the baseline takes.
+    /// At most this much in the row's unit, whatever the baseline takes.
     Within(f64),
     /// Shown for orientation.
     None,

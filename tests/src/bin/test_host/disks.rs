@@ -70,14 +70,9 @@ impl Workshop {
             let name = path.file_name().context("a program has a file name")?;
             programs.push((name.to_string_lossy().into_owned(), path.clone()));
         }
-        for (name, variable, path) in [
-            ("firecracker", "WRENN_FIRECRACKER_BIN", &arguments.firecracker),
-            ("jailer", "WRENN_JAILER_BIN", &arguments.jailer),
-        ] {
-            if let Some(path) = path {
-                programs.push((name.to_owned(), path.clone()));
-                environment.push((variable.to_owned(), format!("{WORK}/bin/{name}")));
-            }
+        if let Some(path) = &arguments.firecracker {
+            programs.push(("firecracker".to_owned(), path.clone()));
+            environment.push(("WRENN_FIRECRACKER_BIN".to_owned(), format!("{WORK}/bin/firecracker")));
         }
         for (_, path) in &programs {
             ensure!(path.is_file(), "{} is not a file", path.display());

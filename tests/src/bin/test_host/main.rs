@@ -47,9 +47,6 @@ struct HostArguments {
     /// Put in as `firecracker`, with WRENN_FIRECRACKER_BIN naming it.
     #[arg(long, env = "WRENN_FIRECRACKER_BIN")]
     firecracker: Option<PathBuf>,
-    /// Put in as `jailer`, with WRENN_JAILER_BIN naming it.
-    #[arg(long, env = "WRENN_JAILER_BIN")]
-    jailer: Option<PathBuf>,
     /// In seconds; what has not ended then has failed.
     #[arg(long, default_value_t = 1800)]
     deadline: u64,

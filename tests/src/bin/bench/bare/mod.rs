@@ -235,6 +235,10 @@ impl Workbench {
 }
 
 impl Machine {
+    pub fn pid(&self) -> u32 {
+        self.child.id()
+    }
+
     fn stop_and_save_devices(&self, state: &Path) -> Result<()> {
         let mut qmp = Qmp::connect(&self.monitor)?;
         qmp.run("stop", json!({}))?;
