@@ -17,7 +17,7 @@ use tonic::Status;
 use wrenn_proto::content::{BROKEN, PREAMBLE};
 use wrenn_proto::envd::v1::content_answer::What as Answer;
 use wrenn_proto::envd::v1::content_request::What as Asked;
-use wrenn_proto::envd::v1::{ContentRequest, FileEntry, ReadRequest, WriteStart};
+use wrenn_proto::envd::v1::{ContentError, ContentRequest, FileEntry, ReadRequest, WriteStart};
 
 use crate::access::Access;
 use crate::files::write::Writing;
@@ -136,6 +136,12 @@ impl Content {
     }
 }
 
+/// As a call would be told.
 fn error(status: &Status) -> Answer {
-    Answer::Error(status.into())
+    let field = status.metadata().get(wrenn_proto::FIELD).and_then(|it| it.to_str().ok());
+    Answer::Error(ContentError {
+        code: status.code().into(),
+        message: status.message().to_owned(),
+        field: field.unwrap_or_default().to_owned(),
+    })
 }

@@ -12,11 +12,15 @@ use prost::Message;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
 use tokio::time::Instant;
-use tonic::Status;
+use tonic::metadata::MetadataValue;
+use tonic::{Code, Status};
+use wrenn_proto::FIELD;
 use wrenn_proto::content::{BROKEN, LONGEST_FRAME, LONGEST_PIECE, PREAMBLE};
 use wrenn_proto::envd::v1::content_answer::What as Answer;
 use wrenn_proto::envd::v1::content_request::What as Asked;
-use wrenn_proto::envd::v1::{ContentAnswer, ContentRequest, FileEntry, ReadRequest, WriteStart};
+use wrenn_proto::envd::v1::{
+    ContentAnswer, ContentError, ContentRequest, FileEntry, ReadRequest, WriteStart,
+};
 
 use super::{LONGEST_ATTEMPT, reach};
 use crate::request_id::RequestId;
@@ -95,7 +99,7 @@ impl Content {
                 self.keep(wire);
                 Ok(Some(entry))
             }
-            Answer::Error(error) => Err(error.into()),
+            Answer::Error(error) => Err(refused(error)),
             _ => Err(nonsense()),
         }
     }
@@ -122,7 +126,7 @@ impl Content {
         match answer {
             Answer::Error(error) => {
                 self.keep(wire);
-                Err(error.into())
+                Err(refused(error))
             }
             answer => Ok((wire, answer)),
         }
@@ -167,7 +171,7 @@ impl Reading {
             }
             if length == BROKEN {
                 return match wire.answer().await.map_err(broke)? {
-                    Answer::Error(error) => Err(error.into()),
+                    Answer::Error(error) => Err(refused(error)),
                     _ => Err(nonsense()),
                 };
             }
@@ -224,6 +228,17 @@ impl Wire {
             _ => Ok(()),
         }
     }
+}
+
+/// What the guest would have answered a call with.
+fn refused(error: ContentError) -> Status {
+    let mut status = Status::new(Code::from(error.code), error.message);
+    if let Ok(field) = MetadataValue::try_from(error.field)
+        && !field.is_empty()
+    {
+        status.metadata_mut().insert(FIELD, field);
+    }
+    status
 }
 
 /// The connection to the guest broke.

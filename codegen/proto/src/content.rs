@@ -16,12 +16,6 @@
 //! nothing was written, and what was read is a part. In a read, [`BROKEN`] in the place of a length says that
 //! `error` follows.
 
-use tonic::metadata::AsciiMetadataValue;
-use tonic::{Code, Status};
-
-use crate::FIELD;
-use crate::envd::v1::ContentError;
-
 /// What a host sends first. HTTP/2 begins with another letter.
 pub const PREAMBLE: &[u8; 16] = b"WRENN-CONTENT/1\n";
 /// The longest message, in bytes; a path has at most 4 KiB.
@@ -30,26 +24,3 @@ pub const LONGEST_FRAME: usize = 64 << 10;
 pub const LONGEST_PIECE: u32 = 1 << 20;
 /// In the place of a piece's length: it broke off, and a frame says why.
 pub const BROKEN: u32 = u32::MAX;
-
-impl From<&Status> for ContentError {
-    fn from(status: &Status) -> Self {
-        let field = status.metadata().get(FIELD).and_then(|it| it.to_str().ok());
-        Self {
-            code: status.code().into(),
-            message: status.message().to_owned(),
-            field: field.unwrap_or_default().to_owned(),
-        }
-    }
-}
-
-impl From<ContentError> for Status {
-    fn from(error: ContentError) -> Self {
-        let mut status = Self::new(Code::from(error.code), error.message);
-        if let Ok(field) = AsciiMetadataValue::try_from(error.field)
-            && !field.is_empty()
-        {
-            status.metadata_mut().insert(FIELD, field);
-        }
-        status
-    }
-}

@@ -57,7 +57,7 @@ impl Wire {
         };
         let bytes = timeout(DEADLINE, read).await.expect("an answer in time")?;
         match pb::ContentAnswer::decode(bytes.as_slice()).expect("an answer").what.expect("an answer") {
-            Answer::Error(error) => Err(error.into()),
+            Answer::Error(error) => Err(refused(error)),
             answer => Ok(answer),
         }
     }
@@ -97,6 +97,14 @@ impl Wire {
         let read = timeout(DEADLINE, self.socket.read_u8()).await.expect("an end in time");
         read.expect_err("nothing follows");
     }
+}
+
+fn refused(error: pb::ContentError) -> Status {
+    let mut status = Status::new(Code::from(error.code), error.message);
+    if !error.field.is_empty() {
+        status.metadata_mut().insert(wrenn_proto::FIELD, error.field.parse().expect("a name"));
+    }
+    status
 }
 
 fn reading(path: &Path) -> Asked {
