@@ -220,9 +220,10 @@ mod tests {
     /// How many connections from an address the thread's namespace knows.
     fn known(source: Ipv4Addr) -> usize {
         let table = fs::read_to_string("/proc/thread-self/net/nf_conntrack").unwrap();
+        let source = format!("src={source}");
         // An entry's first source is where the connection began.
-        let from = |line: &&str| line.split(' ').find_map(|word| word.strip_prefix("src="));
-        table.lines().filter(|line| from(line) == Some(source.to_string().as_str())).count()
+        let began = |line: &str| line.split(' ').find(|word| word.starts_with("src=")) == Some(&source);
+        table.lines().filter(|line| began(line)).count()
     }
 
     #[test]
