@@ -174,7 +174,10 @@ mod tests {
     #[tokio::test]
     async fn guests_that_are_waited_for_at_once_count_once() {
         let began = Instant::now();
-        let both = told(async { drop(join(for_guest(sleep(LONG)), for_guest(sleep(2 * LONG))).await) }).await;
+        let both = told(async {
+            join(for_guest(sleep(LONG)), for_guest(sleep(2 * LONG))).await;
+        })
+        .await;
         assert!(both.is_some_and(|both| both >= 2 * LONG && both <= began.elapsed()), "{both:?}");
         let twice = told(async {
             for_guest(sleep(LONG)).await;
