@@ -94,6 +94,7 @@ const ONCE: &[(&str, Test)] = tests![
     files::signed_urls_open_one_file,
     ports::ports_are_seen_while_they_are_open,
     proxy::services_are_reached_by_name_and_by_path,
+    proxy::a_service_that_is_about_to_listen_is_waited_for,
     proxy::sockets_and_events_flow,
     proxy::only_those_who_may_reach_a_service,
     proxy::a_request_wakes_a_capsule_that_was_made_so,

@@ -3,7 +3,7 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use anyhow::{Context, Result, ensure};
+use anyhow::{Context, Result, bail, ensure};
 use futures_util::{SinkExt, StreamExt};
 use reqwest::{Method, Response, StatusCode};
 use serde_json::json;
@@ -105,6 +105,43 @@ pub fn prefix(form: Form, id: &str, port: u16) -> String {
 pub fn header(answer: &Response, name: &str) -> Result<String> {
     let value = answer.headers().get(name).with_context(|| format!("no {name} in {answer:?}"))?;
     Ok(value.to_str()?.to_owned())
+}
+
+/// Listens once this machine has refused a connection, not before: only who tries again is answered.
+const LATE: &str = r#"
+use IO::Socket::INET;
+sub refused { open my $f, "<", "/proc/net/snmp" or die "snmp: $!"; my @tcp = grep { /^Tcp:/ } <$f>; (split " ", $tcp[1])[14] }
+my $before = refused(); open my $ready, ">", "/tmp/ready-$ARGV[0]" or die "ready: $!"; close $ready;
+select(undef, undef, undef, 0.005) while refused() == $before;
+my $s = IO::Socket::INET->new(LocalPort => $ARGV[0], Listen => 64, ReuseAddr => 1) or die "listen: $@";
+while (my $c = $s->accept) {
+  while (my $h = <$c>) { last if $h eq "\r\n"; }
+  print $c "HTTP/1.1 200 OK\r\nConnection: close\r\nContent-Length: 4\r\n\r\nlate"; close $c;
+}
+"#;
+
+pub async fn a_service_that_is_about_to_listen_is_waited_for(stack: Arc<Stack>) -> Result<()> {
+    /// A guest that is itself held up for the half second that three attempts take proves nothing, and gets another try.
+    const TRIES: u16 = 5;
+    let client = stack.client();
+    let id = client.create(json!({})).await?.id;
+    for port in 8000..8000 + TRIES {
+        client.start(Exec::argv(&id, &["perl", "-e", LATE, &port.to_string()])).await?;
+        wait::until_true("the program in the guest", PATIENCE, async || {
+            let looked =
+                client.sh(&id, &format!("test -e /tmp/ready-{port} && echo ready || echo not yet")).await?;
+            Ok(looked == "ready")
+        })
+        .await?;
+        let answer = client.port_get(Form::Path, &id, port, "/").await?;
+        if answer.status() == StatusCode::OK {
+            ensure!(answer.text().await? == "late");
+            client.destroy(&id).await?;
+            return Ok(());
+        }
+        ensure!(said(&answer) == Some("PORT_CLOSED"), "{answer:?}");
+    }
+    bail!("{TRIES} services began to listen when they were first asked for, and none was asked again");
 }
 
 pub async fn services_are_reached_by_name_and_by_path(stack: Arc<Stack>) -> Result<()> {
