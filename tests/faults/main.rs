@@ -6,6 +6,7 @@ mod churn;
 mod hosts;
 mod hundred;
 mod pauses;
+mod proxy;
 mod replicas;
 mod restores;
 mod sdk;
@@ -87,6 +88,7 @@ const TESTS: &[(&str, Wanted, Test)] = tests![
     ONE agent::told_to_end_keeps_capsules,
     PAUSING agent::told_to_end_pauses_capsules,
     ONE vmm::killed_while_output_flows,
+    FAILING proxy::a_failed_pause_lets_requests_in_again,
     ONE api::killed_while_capsules_run,
     FAILING api::killed_amid_changes,
     FAILING_ON_POSTGRES api::killed_amid_changes_on_postgres,
