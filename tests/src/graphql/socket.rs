@@ -42,6 +42,7 @@ pub enum Frame {
 pub struct Socket {
     stream: WebSocketStream<MaybeTlsStream<TcpStream>>,
     pongs: usize,
+    pings: usize,
 }
 
 /// Code reported for a connection that ended without a close frame (RFC 6455, 7.1.5).
@@ -57,7 +58,7 @@ impl Socket {
         let (stream, _) = tokio_tungstenite::connect_async_with_config(request, Some(config), true)
             .await
             .with_context(|| format!("opening {url}"))?;
-        let mut socket = Self { stream, pongs: 0 };
+        let mut socket = Self { stream, pongs: 0, pings: 0 };
         socket.send(json!({ "type": "connection_init", "payload": parameters })).await?;
         Ok(socket)
     }
@@ -103,6 +104,11 @@ impl Socket {
         self.pongs
     }
 
+    /// How many of the WebSocket's own pings have come so far.
+    pub fn pings(&self) -> usize {
+        self.pings
+    }
+
     /// The next word about any operation, for as long as it takes.
     pub async fn next(&mut self) -> Result<Frame> {
         loop {
@@ -143,6 +149,8 @@ impl Socket {
                     return Ok(Ok(serde_json::from_str(&text).context("a message that is not JSON")?));
                 }
                 Some(Ok(Message::Close(frame))) => return Ok(Err(Closing::from(frame))),
+                // The library answers.
+                Some(Ok(Message::Ping(_))) => self.pings += 1,
                 Some(Ok(_)) => {}
                 Some(Err(error)) => {
                     return Ok(Err(Closing { code: ABNORMAL_CLOSURE, reason: error.to_string() }));

@@ -15,6 +15,11 @@ use crate::terminal::{MIRROR, READY, Terminal};
 /// Keystrokes of each round: a 99th percentile wants a hundred.
 pub const KEYSTROKES: usize = 100;
 
+/// The control plane's period, unless it is told another.
+const PING_EVERY: Duration = Duration::from_secs(15);
+/// What a flood may hold up a ping or a pong by, in milliseconds.
+const LATE_MS: f64 = 100.0;
+
 /// The 99th percentile of a round.
 pub fn p99(samples: &mut [Duration]) -> Result<Duration> {
     samples.sort_unstable();
@@ -26,7 +31,13 @@ pub async fn measure(stack: &Stack, samples: usize) -> Result<Vec<Row>> {
     let mut echo = Row::new("echo of a keystroke", "envd called directly", Promise::Plus(2.0));
     let mut tail =
         Row::new("p99 of that echo beside a flood on its socket", "without the flood", Promise::Times(2.0));
-    let mut pong = Row::new("p99 of a pong beside a flood on its socket", "without the flood", Promise::None);
+    let mut pong =
+        Row::new("p99 of a pong beside a flood on its socket", "without the flood", Promise::Plus(LATE_MS));
+    let mut pings = Row::new(
+        "longest time between the server's pings beside a flood on their socket",
+        "–",
+        Promise::Within(PING_EVERY.as_secs_f64() * 1000.0 + LATE_MS),
+    );
     let client = stack.client();
     let (id, loud) = (client.create(json!({})).await?.id, client.create(json!({})).await?.id);
     let mut guest = Guest::connect(&stack.host_of(&id)?.record_path(&id)).await?;
@@ -58,10 +69,13 @@ pub async fn measure(stack: &Stack, samples: usize) -> Result<Vec<Row>> {
             of(&mut tail, p99(&mut echoes)?);
             of(&mut pong, p99(&mut pongs)?);
         }
+        if round + 1 == samples {
+            pings.wrenn.push(terminal.longest_without_ping(2 * PING_EVERY + PING_EVERY / 10).await?);
+        }
         client.signal(&loud, &tag, "SIGKILL").await?;
     }
     eprintln!();
     client.destroy(&id).await?;
     client.destroy(&loud).await?;
-    Ok(vec![echo, tail, pong])
+    Ok(vec![echo, tail, pong, pings])
 }

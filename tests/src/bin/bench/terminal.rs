@@ -90,6 +90,21 @@ impl Terminal {
         Ok(begun.elapsed())
     }
 
+    /// Looks on for so long, beside a flood; the longest time in which the server did not ping.
+    pub async fn longest_without_ping(&mut self, time: Duration) -> Result<Duration> {
+        let begun = Instant::now();
+        let (mut last, mut seen, mut longest) = (begun, self.socket.pings(), Duration::ZERO);
+        while begun.elapsed() < time {
+            ensure!(self.next().await? == 0, "the terminal speaks unasked");
+            if self.socket.pings() != seen {
+                seen = self.socket.pings();
+                longest = longest.max(last.elapsed());
+                last = Instant::now();
+            }
+        }
+        Ok(longest.max(last.elapsed()))
+    }
+
     /// Begins a flood from another capsule, by a process of this tag.
     pub async fn flood(&mut self, from: &str, tag: &str) -> Result<()> {
         let flood = Exec::shell(from, "while :; do head -c 1048576 /dev/zero; done").with("tag", tag);
