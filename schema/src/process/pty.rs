@@ -248,6 +248,8 @@ mod tests {
         assert!(!process.close_stdin && !process.close_when_idle);
         let env: Vec<_> = process.env.iter().map(|var| var.value.as_str()).collect();
         assert_eq!(env, [TERM, "dumb"], "what is asked for comes last, so it counts");
+        let (_, process) = OpenPtyInput { close_when_idle: Some(true), ..input() }.check().expect("is fine");
+        assert!(process.close_when_idle);
     }
 
     #[test]
