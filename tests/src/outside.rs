@@ -142,9 +142,12 @@ impl Drop for Outside {
         if let Some(answerer) = self.answerer.take() {
             let _ = answerer.join();
         }
-        // The link goes with the namespace that one of its ends is in.
-        if let Err(error) = run("ip", &["netns", "del", &self.namespace]) {
-            eprintln!("{error:#}");
+        // The link would go with the namespace that one of its ends is in, but not before the kernel gets to that.
+        let name = self.namespace.as_str();
+        for what in ["link", "netns"] {
+            if let Err(error) = run("ip", &[what, "del", name]) {
+                eprintln!("{error:#}");
+            }
         }
     }
 }
