@@ -12,7 +12,10 @@ use std::{
     time::{Duration, Instant},
 };
 
-use nix::sched::{CloneFlags, setns};
+use nix::{
+    mount::{MsFlags, mount},
+    sched::{CloneFlags, setns, unshare},
+};
 use wrenn_vmm::network::{NetworkError, NetworkOptions, SlotAllocator, SlotNumber};
 
 const PATIENCE: Duration = Duration::from_secs(20);
@@ -101,6 +104,35 @@ async fn a_slot_is_made_whole_and_removed_without_a_trace() {
     assert_gone(number);
     assert_eq!(slots.free(), 1);
     slots.shutdown().await.unwrap();
+}
+
+/// A machine on which nobody has named a namespace yet, as far as this thread and those that it starts can see.
+fn see_no_namespaces() {
+    unshare(CloneFlags::CLONE_NEWNS).unwrap();
+    let alone = MsFlags::MS_REC | MsFlags::MS_PRIVATE;
+    mount(None::<&str>, "/", None::<&str>, alone, None::<&str>).unwrap();
+    mount(Some("tmpfs"), "/run", Some("tmpfs"), MsFlags::empty(), None::<&str>).unwrap();
+}
+
+#[test]
+fn a_slot_is_removed_also_when_another_program_has_named_a_namespace_after_it() {
+    let ip = |arguments: &[&str]| assert!(Command::new("ip").args(arguments).status().unwrap().success());
+    let work = async || {
+        let slots = allocator("31102-31102", 0, &[]).await;
+        let slot = slots.acquire().await.unwrap();
+        let number = slot.number();
+        assert_made(number);
+        ip(&["netns", "add", "wrenn-test-another"]);
+        slots.release(slot).await.unwrap();
+        assert_gone(number);
+        ip(&["netns", "del", "wrenn-test-another"]);
+        slots.shutdown().await.unwrap();
+    };
+    let alone = thread::spawn(move || {
+        see_no_namespaces();
+        tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap().block_on(work());
+    });
+    alone.join().unwrap();
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -14,6 +14,7 @@ const NOW_NS: i64 = 1_800_000_000_000_000_000;
 
 pub fn request() -> pb::PostRestoreRequest {
     pb::PostRestoreRequest {
+        goes_on: false,
         entropy: vec![1; 64].into(),
         wall_clock_ns: NOW_NS,
         identity: Some(pb::Identity {

@@ -9,7 +9,7 @@ use wrenn_entities::capsule::CapsuleState;
 use wrenn_schema::Spent;
 
 use crate::{
-    agent::{SIGNAL_TOOK_US, arrived},
+    agent::{arrived, service::SIGNAL_TOOK_US},
     on_both_databases,
     world::{Refused, World, next, next_data},
 };

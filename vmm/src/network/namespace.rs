@@ -20,6 +20,8 @@ use std::{
 
 use futures_util::TryStreamExt as _;
 use nix::{
+    errno::Errno,
+    fcntl::{Flock, FlockArg},
     mount::{MntFlags, MsFlags, mount, umount2},
     sched::{CloneFlags, setns, unshare},
 };
@@ -133,11 +135,31 @@ fn way_in(slot: SlotNumber, host_end: u32) -> RouteMessage {
 
 /// Gives the calling thread's namespace its name.
 fn publish(slot: SlotNumber) -> Result<(), Failure> {
-    create_directory(Path::new(NAMESPACES), 0o755)?;
+    prepare_directory()?;
     let path = path(slot);
     File::create(&path).doing(|| format!("creating {}", path.display()))?;
     mount(Some("/proc/thread-self/ns/net"), &path, None::<&str>, MsFlags::MS_BIND, None::<&str>)
         .doing(|| format!("mounting a namespace on {}", path.display()))
+}
+
+/// Makes the directory of namespaces a mount point of its own, as ip-netns(8) does with its first one. Done only then,
+/// what is mounted in it already would be there twice, and could not be removed.
+fn prepare_directory() -> Result<(), Failure> {
+    let path = Path::new(NAMESPACES);
+    create_directory(path, 0o755)?;
+    let doing = || format!("making {NAMESPACES} a mount point");
+    // Others make it one at the same moment; ip-netns(8) takes the same lock.
+    let directory = File::open(path).doing(doing)?;
+    let _alone = Flock::lock(directory, FlockArg::LockExclusive).map_err(|(_, error)| error).doing(doing)?;
+    let share =
+        || mount(None::<&str>, path, None::<&str>, MsFlags::MS_SHARED | MsFlags::MS_REC, None::<&str>);
+    match share() {
+        Err(Errno::EINVAL) => {
+            let flags = MsFlags::MS_BIND | MsFlags::MS_REC;
+            mount(Some(path), path, None::<&str>, flags, None::<&str>).and_then(|()| share()).doing(doing)
+        }
+        shared => shared.doing(doing),
+    }
 }
 
 fn path(slot: SlotNumber) -> PathBuf {
@@ -176,7 +198,7 @@ fn remove_here(slot: SlotNumber) -> Result<(), Failures> {
     if path.exists() {
         match umount2(&path, MntFlags::MNT_DETACH) {
             // Never mounted: a leftover of a crash in between.
-            Err(nix::errno::Errno::EINVAL) => {}
+            Err(Errno::EINVAL) => {}
             result => teardown.step(|| format!("unmounting {}", path.display()), result),
         }
         teardown.step(|| format!("removing {}", path.display()), fs::remove_file(&path));

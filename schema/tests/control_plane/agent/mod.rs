@@ -3,7 +3,7 @@
 pub mod files;
 mod gauges;
 mod guest;
-mod service;
+pub mod service;
 mod wire;
 
 use std::{
@@ -28,7 +28,6 @@ use wrenn_proto::{
     envd::v1::{self as envd, file_event, port_event},
 };
 
-pub use self::service::SIGNAL_TOOK_US;
 use self::{
     files::Files,
     service::Service,
