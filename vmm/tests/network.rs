@@ -117,7 +117,7 @@ fn see_no_namespaces() {
 #[test]
 fn a_slot_is_removed_also_when_another_program_has_named_a_namespace_after_it() {
     let ip = |arguments: &[&str]| assert!(Command::new("ip").args(arguments).status().unwrap().success());
-    let work = async || {
+    let work = async move || {
         let slots = allocator("31102-31102", 0, &[]).await;
         let slot = slots.acquire().await.unwrap();
         let number = slot.number();

@@ -39,7 +39,7 @@ pub const PATIENCE: Duration = Duration::from_secs(20);
 
 /// What the agent and the tests share.
 #[derive(Default)]
-struct Stage {
+pub struct Stage {
     capsules: HashMap<String, Capsule>,
     /// What the next call of this name answers instead.
     refusals: HashMap<&'static str, Status>,
