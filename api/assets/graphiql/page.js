@@ -57,10 +57,16 @@ async function* subscribe(params, headers) {
   }
 }
 
-function isSubscription(params, document) {
-  const operations = (document?.definitions ?? []).filter((it) => it.kind === 'OperationDefinition');
-  const named = operations.find((it) => it.name?.value === params.operationName);
-  return (named ?? operations[0])?.operation === 'subscription';
+// What GraphiQL has parsed lags behind what is typed. Where it does the text has to say it; a socket takes queries, too.
+function isSubscription({ query, operationName }, document) {
+  if (document?.loc?.source.body !== query) {
+    const text = query.replace(/#.*$/gm, '');
+    const named = operationName && new RegExp(`\\bsubscription\\s+${operationName}\\b`).test(text);
+    return named || /^[\s,]*subscription\b/.test(text);
+  }
+  const operations = document.definitions.filter((it) => it.kind === 'OperationDefinition');
+  const chosen = operations.find((it) => it.name?.value === operationName);
+  return (chosen ?? operations[0])?.operation === 'subscription';
 }
 
 function fetcher(params, options) {
