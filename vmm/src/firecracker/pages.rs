@@ -38,7 +38,7 @@ pub const RESTORING: Duration = Duration::from_secs(3);
 /// Later somebody else may have the disk busy.
 const SERVING: Duration = Duration::from_secs(20);
 /// Between the end of a VMM and that of its server, whichever is seen first.
-const MOMENT: Duration = Duration::from_secs(2);
+pub const MOMENT: Duration = Duration::from_secs(2);
 /// How often it is asked whether the working set is recorded.
 const ASK: Duration = Duration::from_millis(500);
 /// Far more than the working set of any guest takes.

@@ -27,8 +27,9 @@ use crate::{
         base::{link_flat, link_generations, open_up},
     },
     failure::{Doing as _, blocking},
+    process::ProcessExit,
     snapshot::{MemoryLayout, Snapshot},
-    uffd::PageServerHandle,
+    uffd::{PageServerHandle, Trouble},
 };
 
 /// How often a restore is tried whose page server fails.
@@ -305,10 +306,20 @@ async fn or_trouble<T>(
     silence: Duration,
     work: impl Future<Output = Result<T, DriverError>>,
 ) -> Result<T, DriverError> {
-    tokio::select! {
+    let refused = tokio::select! {
         biased;
-        done = work => done,
-        trouble = handle.trouble(silence) => Err(DriverError::PagesLost(pages::describe(trouble))),
+        done = work => match done {
+            Err(error @ DriverError::Firecracker { source: ApiError::Refused { .. }, .. }) => error,
+            done => return done,
+        },
+        trouble = handle.trouble(silence) => return Err(DriverError::PagesLost(pages::describe(trouble))),
+    };
+    // The VMM may be the first to see that its server has failed. One that ends because the VMM did ends well.
+    match tokio::time::timeout(pages::MOMENT, handle.exited()).await {
+        Ok(exit) if exit != ProcessExit::Code(0) => {
+            Err(DriverError::PagesLost(pages::describe(Trouble::Exited(exit))))
+        }
+        _ => Err(refused),
     }
 }
 
