@@ -213,7 +213,9 @@ fn place(content: Content, to: &Path, user: u32) -> io::Result<()> {
             if directory {
                 fs::create_dir(to)?;
             } else {
-                File::create_new(to)?;
+                // Not by opening it: a child that is forked meanwhile would hold it open for writing until it runs its
+                // program, and what is being written to cannot become read-only.
+                mknod(to, SFlag::S_IFREG, Mode::S_IRUSR, 0)?;
             }
             let to = std::ffi::CString::new(to.as_os_str().as_bytes())?;
             // SAFETY: both paths end with a zero and live through the call.
@@ -238,6 +240,8 @@ fn place(content: Content, to: &Path, user: u32) -> io::Result<()> {
 
 #[cfg(test)]
 mod tests {
+    use std::sync::atomic::{AtomicBool, Ordering};
+
     use super::*;
     use crate::process::{
         ProcessExit,
@@ -316,15 +320,41 @@ mod tests {
 
     #[tokio::test]
     async fn a_jail_leaves_nothing_and_many_can_be_made_at_once() {
-        let mounts = || fs::read_to_string("/proc/self/mounts").unwrap();
+        // But those of network namespaces, which other tests make and remove meanwhile.
+        let mounts = || -> Vec<String> {
+            let all = fs::read_to_string("/proc/self/mounts").unwrap();
+            all.lines().filter(|mount| !mount.contains(" /run/netns")).map(String::from).collect()
+        };
         let before = mounts();
+        // A child that is being started holds what its parent had open at that moment.
+        let stop = Arc::new(AtomicBool::new(false));
+        let starting = thread::spawn({
+            let stop = stop.clone();
+            move || {
+                while !stop.load(Ordering::Relaxed) {
+                    std::process::Command::new("/usr/bin/true").status().unwrap();
+                }
+            }
+        });
         let from = Arc::new(EmptyNamespace::make().unwrap());
-        let jails =
-            (0..8).map(|_| run(Jail::new(from.clone(), USER), "grep -c . /proc/self/mounts; echo done"));
-        for (said, exit) in futures_util::future::join_all(jails).await {
-            // There is no /proc to look at.
-            assert!(said.ends_with("done\n") && exit == ProcessExit::Code(0), "{said}");
+        let files = tempfile::tempdir().unwrap();
+        let file = files.path().join("file");
+        fs::write(&file, "content\n").unwrap();
+        for _ in 0..8 {
+            let jails = (0..8).map(|_| {
+                let mut jail = Jail::new(from.clone(), USER);
+                for at in 0..16 {
+                    jail.put(&file, &format!("/files/{at}"), Access::Read).unwrap();
+                }
+                // There is no /proc to look at.
+                run(jail, "cat /proc/self/mounts || cat /files/15")
+            });
+            for (said, exit) in futures_util::future::join_all(jails).await {
+                assert!(said.ends_with("content\n") && exit == ProcessExit::Code(0), "{said}");
+            }
         }
+        stop.store(true, Ordering::Relaxed);
+        starting.join().unwrap();
         assert_eq!(mounts(), before);
     }
 
