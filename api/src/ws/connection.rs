@@ -175,6 +175,9 @@ impl<G: Gate> Connection<G> {
     }
 
     fn handle(&mut self, text: &Utf8Bytes) -> Result<(), Ending> {
+        for key in self.outbox.ended() {
+            self.protocol.finished(key);
+        }
         let step = ClientMessage::parse(text)
             .and_then(|message| self.protocol.receive(message))
             .map_err(Ending::Close)?;
@@ -261,10 +264,7 @@ impl<G: Gate> Connection<G> {
 
     fn reap(&mut self, ended: Result<OperationKey, tokio::task::JoinError>) {
         match ended {
-            Ok(key) => {
-                self.running.remove(&key);
-                self.protocol.finished(key);
-            }
+            Ok(key) => drop(self.running.remove(&key)),
             // Cancelled by the client: `cancel` has forgotten it already.
             Err(error) if error.is_cancelled() => {}
             Err(error) => tracing::error!(%error, "an operation's task failed"),

@@ -65,6 +65,8 @@ struct Queues {
     turns: VecDeque<OperationKey>,
     /// Lanes that hold nothing but their last word.
     endings: VecDeque<OperationKey>,
+    /// Operations whose last word was taken, until somebody asks.
+    ended: Vec<OperationKey>,
     last_taken: Instant,
     /// Bytes of lanes that were taken; of these, those before the last ping, and those that the peer has read.
     taken: u64,
@@ -94,6 +96,7 @@ impl Outbox {
                 lanes: HashMap::new(),
                 turns: VecDeque::new(),
                 endings: VecDeque::new(),
+                ended: Vec::new(),
                 last_taken: Instant::now(),
                 taken: 0,
                 asked: 0,
@@ -127,6 +130,12 @@ impl Outbox {
             queues.endings.retain(|ending| *ending != key);
             queue.changed.notify_one();
         }
+    }
+
+    /// The operations whose last word the writer has taken since this was asked last: their ids are free before the
+    /// peer can have read it.
+    pub(super) fn ended(&self) -> Vec<OperationKey> {
+        std::mem::take(&mut self.queues().ended)
     }
 
     /// A ping, unless one still waits.
@@ -219,7 +228,10 @@ impl Queues {
         if let Some(text) = self.pong.take().or_else(|| self.control.pop_front()) {
             return Some(Frame::Text(text));
         }
-        if let Some(queue) = self.endings.pop_front().and_then(|key| self.lanes.remove(&key)) {
+        if let Some(key) = self.endings.pop_front()
+            && let Some(queue) = self.lanes.remove(&key)
+        {
+            self.ended.push(key);
             queue.changed.notify_one();
             return queue.last.map(Frame::Text);
         }
