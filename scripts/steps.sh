@@ -12,10 +12,10 @@ BIN="$TARGET/release"
 GUEST_TRIPLE="$(uname -m)-unknown-linux-gnu"
 GUEST_BIN="$TARGET/$GUEST_TRIPLE/guest"
 
-# What the agent and the image builder run; the tests add two servers that they start themselves, and a browser for the
-# SDK.
+# What the agent and the image builder run; the tests add two servers that they start themselves, a browser for the SDK,
+# and the compiler of the gRPC contracts.
 HOST_PACKAGES=(qemu-system-x86 nftables iproute2 xfsprogs e2fsprogs mmdebstrap zstd ca-certificates curl jq)
-TEST_PACKAGES=(postgresql redis-server chromium)
+TEST_PACKAGES=(postgresql redis-server chromium protobuf-compiler)
 
 die() {
     printf 'error: %s\n' "$*" >&2

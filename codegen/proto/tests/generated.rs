@@ -6,11 +6,10 @@ use std::{env, error::Error, fs, path::Path};
 const SOURCES: [&str; 2] = ["proto/wrenn/envd/v1/envd.proto", "proto/wrenn/agent/v1/agent.proto"];
 const GENERATED: [&str; 2] = ["wrenn.envd.v1.rs", "wrenn.agent.v1.rs"];
 
-/// By a compiler written in Rust, so that no `protoc` is needed.
+/// By `protoc`, which is the `protobuf-compiler` of Debian. One written in Rust would bring features of libraries with
+/// it that the programs are built without, and have them built twice.
 fn generate(into: &Path) -> Result<(), Box<dyn Error>> {
-    let descriptors = protox::compile(SOURCES, ["proto"])?;
-    tonic_prost_build::configure().bytes(".").out_dir(into).compile_fds(descriptors)?;
-    Ok(())
+    Ok(tonic_prost_build::configure().bytes(".").out_dir(into).compile_protos(&SOURCES, &["proto"])?)
 }
 
 #[test]
