@@ -22,7 +22,7 @@ const DEADLINE: Duration = Duration::from_secs(20);
 /// Leaves an orphan behind, then says which signals it gets.
 const ENVD: &str = r#"#!/bin/sh
 exec >&2
-trap 'echo passed on' HUP
+trap 'echo passed on' USR1
 trap 'echo asked to end; exit 0' TERM
 (sh -c 'echo orphan' &)
 echo "envd started by $PPID"
@@ -138,7 +138,7 @@ fn process_one_keeps_envd_alive_reaps_orphans_and_ends_the_machine_in_order() {
 
     // The namespace has no eth0, and envd was started all the same. The orphan is gone.
     let envd = machine.only_child();
-    kill(machine.init, Signal::SIGHUP).unwrap();
+    kill(machine.init, Signal::SIGUSR1).unwrap();
     machine.wait_for("passed on");
 
     kill(envd, Signal::SIGKILL).unwrap();
