@@ -44,7 +44,31 @@ pub(crate) async fn agent_of(
     services.hosts.get(running_on(&row)?).await
 }
 
-/// The same for the content of files.
+/// Asks that agent by what is remembered of the way to it, without a word from the database: for what comes with every
+/// key that is pressed. A memory that proves wrong is given up and the call made again, so it must be repeatable.
+pub(crate) async fn ask_agent<T, F>(
+    services: &Services,
+    actor: &Actor,
+    id: CapsuleId,
+    call: impl Fn(AgentClient) -> F,
+) -> Result<T, Error>
+where
+    F: Future<Output = Result<T, Error>>,
+{
+    let route = services.routes.get(&services.db, id).await?;
+    let remembered = route.filter(|route| route.team_id == actor.team_id).and_then(|route| route.live());
+    if let Some(host) = remembered {
+        match call(services.hosts.get(host).await?).await {
+            Err(error) if matches!(error.code(), Code::NotFound | Code::FailedPrecondition) => {
+                services.routes.forget(id);
+            }
+            answer => return answer,
+        }
+    }
+    call(agent_of(services, actor, id).await?).await
+}
+
+/// As [`agent_of`], for the content of files.
 pub(crate) async fn content_of(
     services: &Services,
     actor: &Actor,

@@ -2,9 +2,17 @@
 
 use async_graphql::{ID, InputObject};
 use wrenn_entities::CapsuleId;
-use wrenn_proto::envd::v1 as envd;
+use wrenn_proto::{agent::v1 as agent, envd::v1 as envd};
 
-use crate::{Error, capsule::rules, error::parse_id, scalar::Base64};
+use super::mutation::{CALL, InputPayload};
+use crate::{
+    Error, Services,
+    access::Actor,
+    capsule::{reach::ask_agent, rules},
+    error::parse_id,
+    host::{answer, requested},
+    scalar::{Base64, BigInt},
+};
 
 /// Bytes of standard input that one call takes; more goes through `writeStdin`.
 pub(super) const STDIN: usize = 2 * 1024 * 1024;
@@ -90,6 +98,21 @@ impl ExecInput {
         };
         Ok((capsule_id, request))
     }
+}
+
+/// Writes to a process. A repeat is ignored by its sequence.
+pub(super) async fn write_input(
+    services: &Services,
+    actor: &Actor,
+    id: CapsuleId,
+    input: envd::WriteInputRequest,
+) -> Result<InputPayload, Error> {
+    let message = agent::WriteInputRequest { capsule_id: id.to_string(), input: Some(input) };
+    let written = ask_agent(services, actor, id, |mut client| {
+        let request = requested(message.clone(), &actor.request_id);
+        async move { answer("WriteInput", CALL, client.write_input(request)).await }
+    });
+    Ok(InputPayload { next_sequence: BigInt(written.await?.next_sequence) })
 }
 
 pub(super) fn bounded_input(field: &str, length: usize) -> Result<(), Error> {

@@ -8,7 +8,7 @@ use wrenn_proto::{agent::v1 as agent, envd::v1 as envd};
 use super::{
     ExecInput, Process,
     exec::{self, ExecResult},
-    input::{bounded_input, selector},
+    input::{bounded_input, selector, write_input},
 };
 use crate::{
     Error,
@@ -143,11 +143,7 @@ impl ProcessMutation {
         bounded_input("data", data.0.len())?;
         let input =
             envd::WriteInputRequest { selector: Some(selector(&of)?), sequence: sequence.0, data: data.0 };
-        let mut client = agent_of(services(ctx)?, &actor, id).await?;
-        let message = agent::WriteInputRequest { capsule_id: id.to_string(), input: Some(input) };
-        let written =
-            answer("WriteInput", CALL, client.write_input(requested(message, &actor.request_id))).await?;
-        Ok(InputPayload { next_sequence: BigInt(written.next_sequence) })
+        write_input(services(ctx)?, &actor, id, input).await
     }
 
     /// End of file on its standard input.

@@ -9,7 +9,7 @@ use wrenn_proto::{
 
 use super::{
     EnvVarInput, ExecInput, Process, PtyResized,
-    input::{bounded_input, check_tag},
+    input::{bounded_input, check_tag, write_input},
     list::list,
     mutation::{CALL, InputPayload, named_by_host},
     pid,
@@ -173,11 +173,7 @@ impl PtyMutation {
         bounded_input("data", data.0.len())?;
         let input =
             envd::WriteInputRequest { selector: Some(named(&tag)?), sequence: sequence.0, data: data.0 };
-        let mut client = agent_of(services(ctx)?, &actor, id).await?;
-        let message = agent::WriteInputRequest { capsule_id: id.to_string(), input: Some(input) };
-        let request = requested(message, &actor.request_id);
-        let written = answer("WriteInput", CALL, client.write_input(request)).await.map_err(of_tag)?;
-        Ok(InputPayload { next_sequence: BigInt(written.next_sequence) })
+        write_input(services(ctx)?, &actor, id, input).await.map_err(of_tag)
     }
 
     /// Gives the terminal another size; what runs in it is told.
