@@ -102,17 +102,47 @@ pub async fn host_and_neighbours_are_out_of_reach(stack: Arc<Stack>) -> Result<(
             ("the host by the guest's gateway", Ipv4Addr::new(169, 254, 0, 22), service),
             ("another capsule's envd", guest, ENVD_PORT),
             ("its own envd from outside", own, ENVD_PORT),
-            ("the metadata of the host's cloud", Ipv4Addr::new(169, 254, 169, 254), 80),
         ] {
             let reached = connects(client, &id, address, port).await?;
             ensure!(!reached, "a guest reaches {what} ({address}:{port})");
         }
+        metadata_is_only_its_own(&stack, &id).await?;
         // What is denied is denied, not broken.
         holds(client, &id, &outside, [true, true]).await?;
         ensure!(client.sh(&neighbour, "echo here").await? == "here");
         client.destroy(&id).await?;
         client.destroy(&neighbour).await?;
     }
+    Ok(())
+}
+
+/// Where clouds keep what they tell their machines, credentials of the host among it.
+const METADATA: Ipv4Addr = Ipv4Addr::new(169, 254, 169, 254);
+
+/// Asks whoever is there for all it has, as the second version of the protocol wants it: with a token.
+const ASK_METADATA: &str = r#"timeout 20 bash -c '
+    say() { exec 3<>/dev/tcp/169.254.169.254/80 && printf "%s\r\n" "$@" "Host: metadata" "" >&3 && timeout 3 cat <&3; }
+    token=$(say "PUT /latest/api/token HTTP/1.1" "X-metadata-token-ttl-seconds: 60" | tail -n 1) || true
+    say "GET / HTTP/1.1" "Accept: application/json" "X-metadata-token: $token" | tail -n 1' 2>/dev/null; true"#;
+
+/// The metadata of the host's cloud is out of reach. With Firecracker the VMM itself answers there, and says no more
+/// than who the guest is.
+async fn metadata_is_only_its_own(stack: &Stack, id: &str) -> Result<()> {
+    let client = stack.client();
+    if stack.vmm().await? != "firecracker" {
+        ensure!(
+            !connects(client, id, METADATA, 80).await?,
+            "a guest reaches the metadata of the host's cloud"
+        );
+        return Ok(());
+    }
+    let said = client.sh(id, ASK_METADATA).await?;
+    let said: Value = serde_json::from_str(&said).with_context(|| format!("not JSON: `{said}`"))?;
+    let known = said.as_object().context("metadata is an object")?;
+    ensure!(
+        said["capsule"] == id && known.keys().all(|key| ["capsule", "template"].contains(&&**key)),
+        "{said}"
+    );
     Ok(())
 }
 

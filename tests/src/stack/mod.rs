@@ -158,6 +158,13 @@ impl Stack {
         &self.hosts[0]
     }
 
+    /// What the first host runs capsules with: `qemu` or `firecracker`.
+    pub async fn vmm(&self) -> Result<String> {
+        const HOST: &str = "query($id: ID!) { node(id: $id) { ... on Host { vmm } } }";
+        let host: Value = self.platform().get("node", HOST, json!({ "id": self.host().id() })).await?;
+        Ok(host["vmm"].as_str().context("`vmm` of a host")?.to_owned())
+    }
+
     /// How many machines each agent makes ahead of every template.
     pub fn warm_pool(&self) -> usize {
         self.warm_pool
