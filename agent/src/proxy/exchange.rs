@@ -12,8 +12,11 @@ use tokio::io::copy_bidirectional_with_sizes;
 
 use super::head::{self, Target};
 use super::refusal::Refusal;
-use super::upstream::{BUFFER, DialError, dial_error};
+use super::upstream::{DialError, dial_error};
 use crate::capsule::{CapsuleRegistry, Running};
+
+/// Bytes for each direction of a tunnel, which has them from its beginning to its end.
+const TUNNEL: usize = 64 << 10;
 
 /// The body of an answer, of the guest's or of this host's.
 pub type Answer = UnsyncBoxBody<Bytes, hyper::Error>;
@@ -96,7 +99,7 @@ async fn tunnel(running: Running, client: OnUpgrade, guest: OnUpgrade) {
         Ok((client, guest)) => {
             let (mut client, mut guest) = (TokioIo::new(client), TokioIo::new(guest));
             tokio::select! {
-                copied = copy_bidirectional_with_sizes(&mut client, &mut guest, BUFFER, BUFFER) => {
+                copied = copy_bidirectional_with_sizes(&mut client, &mut guest, TUNNEL, TUNNEL) => {
                     // Either side may go whenever it likes.
                     tracing::debug!(capsule = %running.id, ?copied, "a tunnel ended");
                 }

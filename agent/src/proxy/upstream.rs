@@ -25,8 +25,9 @@ const ATTEMPT_TIMEOUT: Duration = Duration::from_secs(2);
 /// Connections kept for the next request to the same port, and for how long.
 const IDLE_CONNECTIONS: usize = 8;
 const IDLE_FOR: Duration = Duration::from_secs(60);
-/// Of what is read and not yet passed on, per connection; a message's head must fit.
-pub const BUFFER: usize = 64 << 10;
+/// Of what is read and not yet passed on, per connection, taken as it is needed; a message's head must fit. Whoever reads
+/// and whoever writes are different tasks: the more passes between them at once, the less often they wake each other.
+pub const BUFFER: usize = 256 << 10;
 
 /// Why there is no connection to a port.
 #[derive(Debug, thiserror::Error)]

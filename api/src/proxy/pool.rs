@@ -31,8 +31,9 @@ use wrenn_schema::{
 /// Connections that are kept per host, and for how long: a little less than the host keeps them.
 const IDLE_CONNECTIONS: usize = 64;
 const IDLE_FOR: Duration = Duration::from_secs(600);
-/// Bytes of what is read and not yet passed on, per connection; a message's head must fit.
-pub(super) const BUFFER: usize = 64 * 1024;
+/// Bytes of what is read and not yet passed on, per connection, taken as they are needed; a message's head must fit. Whoever
+/// reads and whoever writes are different tasks: the more passes between them at once, the less often they wake each other.
+const BUFFER: usize = 256 * 1024;
 
 /// HTTP/1.1 to every host.
 pub(super) struct Pool(Client<Dialer, Body>);

@@ -5,10 +5,10 @@ use hyper_util::rt::TokioIo;
 use tokio::io::copy_bidirectional_with_sizes;
 use tokio_util::sync::CancellationToken;
 
-use super::{
-    activity::{Activity, NotedIo, Withdrawal},
-    pool::BUFFER,
-};
+use super::activity::{Activity, NotedIo, Withdrawal};
+
+/// Bytes for each direction of a tunnel, which has them from its beginning to its end.
+const TUNNEL: usize = 64 * 1024;
 
 /// Carries bytes until one side ends, neither says anything for long, the visitor would not be let in any more, or the
 /// server stops.
@@ -31,7 +31,7 @@ pub(super) async fn tunnel(
     let mut guest = NotedIo::new(TokioIo::new(guest), activity.clone());
     tokio::select! {
         // Either side may go whenever it likes.
-        copied = copy_bidirectional_with_sizes(&mut client, &mut guest, BUFFER, BUFFER) => {
+        copied = copy_bidirectional_with_sizes(&mut client, &mut guest, TUNNEL, TUNNEL) => {
             tracing::debug!(?copied, "a tunnel ended");
         }
         () = activity.silence() => tracing::debug!("a tunnel was silent for too long"),
