@@ -104,9 +104,15 @@ guest_files() {
     image minimal
 }
 
-prepare() {
+# prepare_programs PACKAGE…: what runs on the host.
+prepare_programs() {
     require_machine
     step "packages" install_packages "$@"
     step "build" build
+}
+
+# prepare PACKAGE…: the same with what runs in guests.
+prepare() {
+    prepare_programs "$@"
     guest_files
 }

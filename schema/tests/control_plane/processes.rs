@@ -1,17 +1,21 @@
 //! Running things in capsules.
 
-use std::{sync::Arc, time::Duration};
+use std::{
+    sync::Arc,
+    time::{Duration, Instant},
+};
 
 use base64::{Engine, engine::general_purpose::STANDARD};
 use futures_util::StreamExt;
 use serde_json::json;
+use tonic::Status;
 use wrenn_entities::capsule::CapsuleState;
 use wrenn_schema::Spent;
 
 use crate::{
     agent::{arrived, service::SIGNAL_TOOK_US},
     on_both_databases,
-    world::{Refused, World, next, next_data},
+    world::{PATIENCE, Refused, World, next, next_data, refused},
 };
 
 on_both_databases!(
@@ -19,6 +23,7 @@ on_both_databases!(
     exec_wants_a_running_capsule,
     a_program_gets_a_capsule_of_its_own,
     processes_are_talked_to,
+    input_goes_by_what_is_remembered_as_long_as_that_is_true,
     terminals_are_opened_and_closed,
     output_is_live,
     output_is_taken_up_again,
@@ -111,6 +116,53 @@ async fn processes_are_talked_to(world: &World) {
         )
         .await;
     assert_eq!(error.brief(), ("NOT_FOUND", Some("selector")));
+}
+
+async fn input_goes_by_what_is_remembered_as_long_as_that_is_true(world: &World) {
+    const WRITE: &str = "mutation($id: ID!) {
+        writeStdin(capsuleId: $id, selector: \"7\", sequence: \"5\", data: \"aGVsbG8=\") { nextSequence }
+    }";
+    let agent = world.host("one").await;
+    let id = world.create().await.to_string();
+    let write = async || {
+        let written = world.ask(WRITE, json!({"id": id})).await;
+        assert_eq!(written["writeStdin"]["nextSequence"], "10");
+    };
+    // That it was made is heard of a moment later, and asks for another reading.
+    let deadline = Instant::now() + PATIENCE;
+    while {
+        world.reads();
+        write().await;
+        !world.reads().is_empty()
+    } {
+        assert!(Instant::now() < deadline, "read each time");
+    }
+
+    // A host that does not have it any more: the database knows where it is.
+    let calls = agent.calls("write");
+    agent.refuse_next("write", Status::not_found("there is no such capsule"));
+    write().await;
+    assert_eq!(agent.calls("write"), calls + 2);
+    assert!(!world.reads().is_empty(), "the database was asked");
+
+    // Another team's is none, however well it is remembered.
+    write().await;
+    let calls = agent.calls("write");
+    let (_, other) = world.other_team().await;
+    let error = refused(world.execute(Some(&other), WRITE, json!({"id": id})).await);
+    assert_eq!((error.code.as_str(), agent.calls("write")), ("NOT_FOUND", calls));
+
+    // What the database says of one that does not run is said at last.
+    world.ask("mutation($id: ID!) { pauseCapsule(id: $id) { capsule { id } } }", json!({"id": id})).await;
+    let error = loop {
+        let response = world.execute(Some(&world.key), WRITE, json!({"id": id})).await;
+        if !response.errors.is_empty() {
+            break refused(response);
+        }
+        assert!(Instant::now() < deadline, "still taken to run");
+    };
+    assert_eq!(error.code, "FAILED_PRECONDITION");
+    assert!(error.message.contains("resume it first"), "{error:?}");
 }
 
 async fn terminals_are_opened_and_closed(world: &World) {
