@@ -40,12 +40,13 @@ pub async fn end_with_the_life_they_began_in(stack: Arc<Stack>) -> Result<()> {
     Ok(())
 }
 
-/// Opens a connection and waits on it for what comes. Nothing is sent on it but what is put into `/run/say`.
+/// Opens a connection and waits on it for what comes. Nothing is sent on it but what is put into `/run/say`,
+/// which is there once it is open.
 async fn connect(client: &Client, id: &str, address: Ipv4Addr) -> Result<()> {
     let outside = format!("/dev/tcp/{address}/{ECHO}");
     let line = format!(
-        "cd /run; rm -f say heard over; mkfifo say; \
-         until (exec 3<>{outside}); do sleep 0.1; done; exec 3<>{outside} 4<>say; \
+        "cd /run; rm -f say heard over; \
+         until (exec 3<>{outside}); do sleep 0.1; done; exec 3<>{outside}; mkfifo say; exec 4<>say; \
          cat <&4 >&3 & cat <&3 >heard 2>why; kill $!; mv why over"
     );
     client.start(Exec::argv(id, &["/bin/bash", "-c", &line])).await?;
