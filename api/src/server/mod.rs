@@ -102,6 +102,7 @@ impl ServerBuilder {
         let jobs = Arc::new(Supervisor::start(&services));
 
         let stop_serving = CancellationToken::new();
+        tokio::spawn(telemetry::keep(telemetry.clone(), stop_serving.clone()));
         let sockets = TaskTracker::new();
         let app = App::new(&config, &services, &jobs, telemetry, &stop_serving, &sockets);
         let mut routes = routes(app);

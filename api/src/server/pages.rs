@@ -41,7 +41,6 @@ pub(super) async fn jobs(State(app): State<Arc<App>>) -> Response {
 
 /// For Prometheus.
 pub(super) async fn metrics(State(app): State<Arc<App>>) -> Response {
-    app.telemetry.run_upkeep();
     ([(header::CONTENT_TYPE, "text/plain; version=0.0.4; charset=utf-8")], app.telemetry.render())
         .into_response()
 }
