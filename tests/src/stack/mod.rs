@@ -158,7 +158,7 @@ impl Stack {
         &self.hosts[0]
     }
 
-    /// What the first host runs capsules with: `qemu` or `firecracker`.
+    /// What the first host runs capsules with, as it says it: `qemu…` or `firecracker…`, with more behind.
     pub async fn vmm(&self) -> Result<String> {
         const HOST: &str = "query($id: ID!) { node(id: $id) { ... on Host { vmm } } }";
         let host: Value = self.platform().get("node", HOST, json!({ "id": self.host().id() })).await?;
