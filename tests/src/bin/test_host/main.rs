@@ -48,7 +48,7 @@ struct HostArguments {
     #[arg(long, env = "WRENN_FIRECRACKER_BIN")]
     firecracker: Option<PathBuf>,
     /// In seconds; what has not ended then has failed.
-    #[arg(long, default_value_t = 1800)]
+    #[arg(long, default_value_t = 3600)]
     deadline: u64,
 }
 
