@@ -12,10 +12,13 @@
 //! are done one after the other, then looked at together.
 
 use std::collections::BTreeSet;
+use std::fs;
 use std::time::Duration;
 
 use anyhow::{Context, Result, bail, ensure};
 use serde_json::json;
+use tokio::process::Command;
+use wrenn_tests::agent::Agent;
 use wrenn_tests::counter::Counter;
 use wrenn_tests::graphql::{Capsule, Client};
 use wrenn_tests::inventory::{HostInventory, Kind};
@@ -31,6 +34,9 @@ const PATIENCE: Duration = Duration::from_secs(60);
 const FIRST_DISK_MIB: usize = 6000;
 
 const MERGE: &str = "merge";
+
+/// A team that has no other images.
+const IMAGES_OF: &str = "team-0000000000000000000000007";
 
 /// Only where machines are made ahead.
 const WARM: &str = "warm";
@@ -112,6 +118,8 @@ struct Passage {
     made: Vec<String>,
     /// The name of a template that it may have made.
     template: String,
+    /// The id of a template whose image it may have made.
+    image: Option<String>,
     failed: bool,
 }
 
@@ -212,7 +220,8 @@ impl<'a> Walk<'a> {
         match operation {
             "golden" | "create" | "attach" => return Ok(None),
             WARM => return self.member_made().await.map(|()| None),
-            "pause" | "thaw" | "resume" | "destroy" | "snapshot" | "fork" | "merge" | "detach" => {}
+            "pause" | "thaw" | "resume" | "destroy" | "snapshot" | "flatten" | "fork" | "merge"
+            | "detach" => {}
             other => bail!("nothing here does {other:?}: the walk must learn it"),
         }
         let id = marked(self.client).await?;
@@ -249,13 +258,30 @@ impl<'a> Walk<'a> {
             "resume" => client.resume(id).await.map(drop),
             "destroy" | "detach" => client.destroy(id).await.map(drop),
             "snapshot" => client.snapshot(id, &template).await.map(drop),
+            "flatten" => self.flatten(id).await,
             "fork" => client.fork(id, 2).await.map(drop),
             _ => pause_again_and_again(client, id).await,
         };
         let now = self.ids_in_time().await?;
         let made = now.difference(&known).cloned().collect();
         let what = format!("{operation} at {point}");
-        Ok(Passage { what, victim, made, template, failed: outcome.is_err() })
+        let image = (operation == "flatten").then(|| self.image());
+        Ok(Passage { what, victim, made, template, image, failed: outcome.is_err() })
+    }
+
+    /// Nobody can ask the control plane for it: builds of templates will.
+    async fn flatten(&self, capsule: &str) -> Result<()> {
+        self.agent().await?.flatten(capsule, &self.image(), IMAGES_OF).await
+    }
+
+    /// The template that an image is made for on this passage.
+    fn image(&self) -> String {
+        format!("tpl-{:025}", self.passages)
+    }
+
+    async fn agent(&self) -> Result<Agent> {
+        let host = self.stack.host();
+        Agent::connect(&self.stack.authority(), host.id(), host.address()).await
     }
 
     async fn ids(&self) -> Result<BTreeSet<String>> {
@@ -329,6 +355,26 @@ impl<'a> Walk<'a> {
             let id = client.create(json!({ "template": template.id })).await?.id;
             has_mark(client, &id).await.context("a capsule of the snapshot")?;
         }
+        match &passage.image {
+            Some(image) => self.look_at_image(image, passage.failed).await,
+            None => Ok(()),
+        }
+    }
+
+    /// There is a whole one or none, and it goes with its template.
+    async fn look_at_image(&self, template: &str, failed: bool) -> Result<()> {
+        let images = self.stack.host().dir().join("images/teams").join(IMAGES_OF);
+        let image = images.join(template).join("rootfs.ext4");
+        ensure!(failed || image.exists(), "no image was made");
+        if image.exists() {
+            let checked = Command::new("e2fsck").args(["-f", "-n"]).arg(&image).output().await?;
+            ensure!(checked.status.success(), "{}", String::from_utf8_lossy(&checked.stdout));
+            let asked = Command::new("debugfs").args(["-R", "cat /root/mark"]).arg(&image).output().await?;
+            ensure!(asked.stdout == b"kept\n", "the image has {:?}", String::from_utf8_lossy(&asked.stdout));
+        }
+        self.agent().await?.delete_template(template).await?;
+        let left = fs::read_dir(&images).into_iter().flatten().count();
+        ensure!(left == 0, "{left} things are left of images");
         Ok(())
     }
 
@@ -361,11 +407,12 @@ impl<'a> Walk<'a> {
         .await
     }
 
-    /// Without what comes and goes rightly: the agent's process, the sleeper's snapshot, and whole templates.
+    /// Without what comes and goes rightly: the agent's process, the sleeper's snapshot, whole templates, and where images
+    /// of a team are.
     fn lasting(&self, inventory: &HostInventory) -> HostInventory {
         let passing = |path: &str| {
             let kept = ["data/golden/", "data/templates/"].iter().any(|folder| path.contains(folder));
-            path.contains(&self.sleeper) || kept && !path.contains(".partial")
+            path.contains(&self.sleeper) || path.ends_with(IMAGES_OF) || kept && !path.contains(".partial")
         };
         let lasting = comparable(inventory).without(Kind::Process).without_items(Kind::File, passing);
         // Of machines made ahead there is always another one: they are counted.

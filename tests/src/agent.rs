@@ -1,4 +1,5 @@
-//! The agent called directly, as the control plane calls it: for telling what each hop costs.
+//! The agent called directly, as the control plane calls it: for telling what each hop costs, and for what nobody can ask
+//! the control plane for.
 
 use std::fs;
 use std::path::Path;
@@ -6,8 +7,8 @@ use std::path::Path;
 use anyhow::{Context, Result};
 use rcgen::{CertificateParams, ExtendedKeyUsagePurpose, Issuer, KeyPair};
 use tonic::transport::{Certificate, Channel, ClientTlsConfig, Endpoint, Identity};
-use wrenn_proto::agent::v1::StartProcessRequest;
 use wrenn_proto::agent::v1::agent_client::AgentClient;
+use wrenn_proto::agent::v1::{DeleteTemplateRequest, FlattenCapsuleRequest, StartProcessRequest};
 use wrenn_proto::envd::v1::StartRequest;
 use wrenn_proto::{CONNECTION_WINDOW, STREAM_WINDOW};
 
@@ -47,6 +48,23 @@ impl Agent {
             .await
             .context("connecting to the agent")?;
         Ok(Self { client: AgentClient::new(channel) })
+    }
+
+    /// Makes the image `template` of `team` of a capsule's disk.
+    pub async fn flatten(&mut self, capsule: &str, template: &str, team: &str) -> Result<()> {
+        let request = FlattenCapsuleRequest {
+            capsule_id: capsule.to_owned(),
+            template_id: template.to_owned(),
+            template_team_id: team.to_owned(),
+        };
+        self.client.flatten_capsule(request).await.context("flattening a capsule")?;
+        Ok(())
+    }
+
+    pub async fn delete_template(&mut self, template: &str) -> Result<()> {
+        let request = DeleteTemplateRequest { template_id: template.to_owned() };
+        self.client.delete_template(request).await.context("deleting a template")?;
+        Ok(())
     }
 
     /// Runs a program to its end.

@@ -44,6 +44,8 @@ pub enum Operation {
     Destroy,
     /// A running capsule becomes a template.
     Snapshot,
+    /// The disk of a running capsule becomes the image of a template.
+    Flatten,
     Fork,
     /// The generations of a memory that was paused often become one.
     Merge,
@@ -64,6 +66,7 @@ impl fmt::Display for Operation {
             Self::Resume => "resume",
             Self::Destroy => "destroy",
             Self::Snapshot => "snapshot",
+            Self::Flatten => "flatten",
             Self::Fork => "fork",
             Self::Merge => "merge",
             Self::Attach => "attach",
@@ -90,7 +93,9 @@ const fn sure(name: &'static str, operations: &'static [Operation]) -> Point {
     Point { name, may_fail: false, operations }
 }
 
-use Operation::{Attach, Create, Destroy, Detach, Fork, Golden, Merge, Pause, Resume, Snapshot, Thaw, Warm};
+use Operation::{
+    Attach, Create, Destroy, Detach, Flatten, Fork, Golden, Merge, Pause, Resume, Snapshot, Thaw, Warm,
+};
 
 /// Every failpoint there is. `wrenn-agent failpoints` prints them; a test walks them all.
 pub const POINTS: &[Point] = &[
@@ -141,12 +146,17 @@ pub const POINTS: &[Point] = &[
     fallible("destroy.dismantled", &[Destroy]),
     fallible("destroy.forgotten", &[Destroy]),
     fallible("destroy.removed", &[Destroy]),
-    fallible("moment.prepared", &[Snapshot, Fork]),
-    fallible("moment.stopped", &[Snapshot, Fork]),
-    fallible("moment.saved", &[Snapshot, Fork]),
+    fallible("moment.prepared", &[Snapshot, Flatten, Fork]),
+    fallible("moment.stopped", &[Snapshot, Flatten, Fork]),
+    fallible("moment.saved", &[Snapshot, Flatten, Fork]),
     fallible("snapshot.taken", &[Snapshot]),
     fallible("snapshot.flattened", &[Snapshot]),
     fallible("snapshot.recorded", &[Snapshot]),
+    fallible("flatten.taken", &[Flatten]),
+    fallible("flatten.compacted", &[Flatten]),
+    fallible("flatten.copied", &[Flatten]),
+    fallible("flatten.written", &[Flatten]),
+    fallible("flatten.visible", &[Flatten]),
     fallible("fork.taken", &[Fork]),
     fallible("fork.visible", &[Fork]),
     fallible("fork.restored", &[Fork]),

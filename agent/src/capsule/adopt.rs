@@ -342,9 +342,9 @@ async fn sweep(paths: &HostPaths, known: &HashSet<String>) {
         tracing::info!(path = %fork.display(), "removing a fork point");
         remove(&fork);
     }
-    for snapshots in [paths.golden_root(), paths.templates()] {
-        if let Err(error) = snapshot::sweep_partials(&snapshots).await {
-            tracing::error!(%error, "half-made snapshots could not be removed");
+    for of_templates in [paths.golden_root(), paths.templates(), paths.images()] {
+        if let Err(error) = snapshot::sweep_partials(&of_templates).await {
+            tracing::error!(%error, "half-made templates could not be removed");
         }
     }
 }

@@ -1,4 +1,5 @@
-//! One moment of a capsule: its memory, devices and disk as they were together, written aside while it goes on.
+//! One moment of a capsule: its memory, devices and disk as they were together, or the disk alone, written aside while it
+//! goes on.
 //!
 //! ```text
 //!  guest runs                                      │ guest stands still    │ guest runs
@@ -20,11 +21,21 @@ use super::engine::Engine;
 use super::error::CapsuleError;
 use super::parts::RunningCapsule;
 use super::registry::CapsuleRegistry;
+use super::spec::name;
 use super::steps::Steps;
 use super::template::{Template, TemplateRecord};
 use crate::ids::{CapsuleId, TemplateId};
 use crate::request_id::RequestId;
 use crate::token::Token;
+
+/// What a moment holds of a capsule.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Scope {
+    /// So that it can be restored.
+    Whole,
+    /// So that others can be booted from it. Such a moment never becomes a snapshot.
+    Disk,
+}
 
 /// A capsule of one moment, not yet complete. Dropped, it leaves nothing.
 pub struct Moment {
@@ -58,14 +69,14 @@ pub enum TakeFailure {
 pub async fn of_running(
     engine: &Engine,
     running: &mut RunningCapsule,
-    into: &Path,
+    (scope, into): (Scope, &Path),
     request: &RequestId,
     steps: &mut Steps,
 ) -> Result<Taken, TakeFailure> {
-    let mut writer = prepare(engine, running, into, request).await.map_err(TakeFailure::Running)?;
+    let mut writer = prepare(engine, running, (scope, into), request).await.map_err(TakeFailure::Running)?;
     steps.done("prepare");
     let began = Instant::now();
-    let saved = freeze(engine, running, &mut writer).await;
+    let saved = freeze(engine, running, scope, &mut writer).await;
     // Whatever became of it, also if it is not known whether they stopped.
     let resumed = running.machine.resume_vcpus().await;
     let stopped = began.elapsed();
@@ -91,14 +102,16 @@ pub async fn of_running(
 async fn prepare(
     engine: &Engine,
     running: &mut RunningCapsule,
-    into: &Path,
+    (scope, into): (Scope, &Path),
     request: &RequestId,
 ) -> Result<SnapshotWriter, CapsuleError> {
     let mut writer =
         SnapshotWriter::begin(into).await.map_err(CapsuleError::step("beginning the snapshot"))?;
     let prepared = async {
-        let base = running.machine.prepare_save(&mut writer).await;
-        base.map_err(CapsuleError::step("cloning the base of the memory"))?;
+        if scope == Scope::Whole {
+            let base = running.machine.prepare_save(&mut writer).await;
+            base.map_err(CapsuleError::step("cloning the base of the memory"))?;
+        }
         let guest = running.handle.guest.prepare_snapshot(request).await;
         guest.map_err(CapsuleError::step("preparing the guest"))?;
         let disk = engine.disks.prepare_clone(running.disk.view()).await;
@@ -118,25 +131,39 @@ async fn prepare(
 async fn freeze(
     engine: &Engine,
     running: &mut RunningCapsule,
+    scope: Scope,
     writer: &mut SnapshotWriter,
 ) -> Result<u64, CapsuleError> {
     running.machine.stop_vcpus().await.map_err(CapsuleError::step("stopping the vCPUs"))?;
     failpoint!("moment.stopped").await.map_err(CapsuleError::step("stopping the vCPUs"))?;
     let disk = writer.disk_path();
-    let (saved, disk) =
-        tokio::join!(running.machine.save(writer), engine.disks.clone_stopped(running.disk.view(), &disk));
+    let save = async {
+        match scope {
+            Scope::Whole => {
+                running.machine.save(writer).await.map(|saved| saved.memory_written_bytes + saved.state_bytes)
+            }
+            Scope::Disk => Ok(0),
+        }
+    };
+    let (saved, disk) = tokio::join!(save, engine.disks.clone_stopped(running.disk.view(), &disk));
     let saved = saved.map_err(CapsuleError::step("saving the machine"))?;
     disk.map_err(CapsuleError::step("cloning the disk"))?;
     failpoint!("moment.saved").await.map_err(CapsuleError::step("saving the machine"))?;
-    Ok(saved.memory_written_bytes + saved.state_bytes)
+    Ok(saved)
 }
 
 /// Of a paused capsule: what it waits as, once more.
-pub async fn of_paused(engine: &Engine, paused: &Snapshot, into: &Path) -> Result<Taken, CapsuleError> {
+pub async fn of_paused(
+    engine: &Engine,
+    paused: &Snapshot,
+    (scope, into): (Scope, &Path),
+) -> Result<Taken, CapsuleError> {
     let mut writer =
         SnapshotWriter::begin(into).await.map_err(CapsuleError::step("beginning the snapshot"))?;
     let copied = async {
-        writer.copy_machine(paused).await.map_err(CapsuleError::step("cloning the memory"))?;
+        if scope == Scope::Whole {
+            writer.copy_machine(paused).await.map_err(CapsuleError::step("cloning the memory"))?;
+        }
         let disk = DiskView { path: paused.disk() };
         let cloned = engine.disks.clone_stopped(&disk, &writer.disk_path()).await;
         cloned.map(drop).map_err(CapsuleError::step("cloning the disk"))
@@ -217,7 +244,7 @@ impl CapsuleRegistry {
         let made = async {
             engine.admission.admit_to_disk(spec.memory_mib.into())?;
             let moment =
-                self.moment(id, engine.paths.template(&super::spec::name(template)), request).await?;
+                self.moment(id, Scope::Whole, engine.paths.template(&name(template)), request).await?;
             steps.done("moment");
             failpoint!("snapshot.taken").await.map_err(CapsuleError::step("taking the moment"))?;
             let disk = DiskView { path: moment.writer.disk_path() };
@@ -254,9 +281,10 @@ impl CapsuleRegistry {
     pub(super) async fn moment(
         &self,
         id: CapsuleId,
+        scope: Scope,
         into: PathBuf,
         request: RequestId,
     ) -> Result<Moment, CapsuleError> {
-        self.ask(id, |reply| super::driver::Request::Capture { into, request, reply }).await
+        self.ask(id, |reply| super::driver::Request::Capture { scope, into, request, reply }).await
     }
 }

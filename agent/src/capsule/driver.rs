@@ -11,7 +11,7 @@ use wrenn_proto::envd::v1 as envd;
 use wrenn_vmm::process::ProcessExit;
 
 use super::activity::Activity;
-use super::checkpoint::Moment;
+use super::checkpoint::{Moment, Scope};
 use super::engine::Engine;
 use super::error::CapsuleError;
 use super::fork::ForkPoint;
@@ -45,6 +45,7 @@ pub enum Request {
     },
     /// The capsule as it is now, written aside of `into`; it goes on.
     Capture {
+        scope: Scope,
         into: PathBuf,
         request: RequestId,
         reply: ReplyOf<Moment>,
@@ -147,9 +148,9 @@ impl Driver {
                     self.answer(reply, outcome);
                     body
                 }
-                Event::Request(Request::Capture { into, request, reply }) => {
+                Event::Request(Request::Capture { scope, into, request, reply }) => {
                     let span = tracing::info_span!("capture", %request);
-                    let (body, outcome) = self.capture(body, &into, &request).instrument(span).await;
+                    let (body, outcome) = self.capture(body, (scope, &into), &request).instrument(span).await;
                     // What nobody waits for any more leaves nothing.
                     let _gone = reply.send(outcome);
                     body

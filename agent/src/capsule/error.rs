@@ -22,8 +22,11 @@ pub enum CapsuleError {
     NoSnapshot { template: String },
     #[error("this host has no image of the template {template}")]
     NoImage { template: String },
-    #[error("template {template} is a snapshot of capsule {source_id} already")]
+    #[error("template {template} was made of capsule {source_id} already")]
     TemplateTaken { template: TemplateId, source_id: CapsuleId },
+    /// Its guest has made something else of it, or damaged it.
+    #[error("the disk of capsule {id} cannot become an image: {reason}")]
+    NoImageOf { id: CapsuleId, reason: String },
     /// It was made by another VMM, on another CPU.
     #[error("the snapshot cannot be restored on this host: {reason}")]
     Refused { reason: String },

@@ -21,6 +21,7 @@ use wrenn_vmm::failpoint;
 use wrenn_vmm::snapshot::Snapshot;
 
 use super::aside::remove_at_once;
+use super::checkpoint::Scope;
 use super::driver::Origin;
 use super::error::CapsuleError;
 use super::record::Record;
@@ -146,7 +147,7 @@ impl CapsuleRegistry {
         // Held until all are up.
         let _room = engine.room(count, view.spec.memory_mib).await?;
         let directory = engine.paths.fork(&name(format!("fork-{}", uuid::Uuid::now_v7().simple())));
-        let moment = self.moment(parent, directory.clone(), request.clone()).await?;
+        let moment = self.moment(parent, Scope::Whole, directory.clone(), request.clone()).await?;
         steps.done("moment");
         failpoint!("fork.taken").await.map_err(CapsuleError::step("taking the moment"))?;
         let (token, keep_awake, stopped) = (moment.token, moment.keep_awake, moment.stopped);

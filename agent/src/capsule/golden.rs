@@ -162,6 +162,12 @@ impl Goldens {
         paths::set_aside(directory).map(Some)
     }
 
+    /// Where those will be that are being made.
+    pub fn being_made(&self) -> Vec<PathBuf> {
+        let entries = self.entries();
+        entries.iter().filter(|(_, entry)| entry.building().is_some()).map(|(path, _)| path.clone()).collect()
+    }
+
     fn entries(&self) -> MutexGuard<'_, HashMap<PathBuf, Entry>> {
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }

@@ -13,7 +13,7 @@ use super::usage::allocated_bytes;
 pub struct Golden {
     pub path: PathBuf,
     pub bytes: u64,
-    used_at: SystemTime,
+    pub used_at: SystemTime,
 }
 
 /// Somebody starts from it now.

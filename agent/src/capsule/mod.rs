@@ -39,6 +39,7 @@
 //!   new slot. If the guest does not answer in time everything is as it was paused.
 //! - **capture** (running → running, paused → paused): the capsule as it is now, written aside as a template or
 //!   for copies of it; it stands still for milliseconds, and its life goes on: drawn in [`checkpoint`].
+//! - **flatten**: as capture, but of the disk alone, which becomes an image: drawn in [`flatten`].
 //! - **fork**: capsules in `starting` that become `running` together or not at all: drawn in [`fork`].
 //! - A create may take a machine that was made ahead instead of restoring one: drawn in [`pool`].
 //! - **adoption** (running → running, pausing → running or paused): another agent takes over what lives. A guest that is
@@ -62,9 +63,11 @@ mod checkpoint;
 mod driver;
 mod engine;
 mod error;
+mod flatten;
 mod fork;
 mod golden;
 mod golden_budget;
+mod golden_status;
 mod handover;
 mod launch;
 mod life;
@@ -88,11 +91,15 @@ pub use adopt::{AdoptError, Leftovers};
 pub use checkpoint::Checkpoint;
 pub use engine::Engine;
 pub use error::{CapsuleError, TeardownError};
+pub use flatten::Image;
 pub use fork::Forked;
 pub use golden::Goldens;
+pub use golden_status::{GoldenState, GoldenStatus};
 pub use life::{Life, LifeEnd, RunningHandle};
 pub use pool::WarmPool;
 pub use registry::{CapsuleRegistry, Running};
-pub use spec::{CapsuleSpec, EnvVar, Limits, name as capsule_name, parse_capsule_id, parse_template_id};
+pub use spec::{
+    CapsuleSpec, EnvVar, Limits, name as capsule_name, parse_capsule_id, parse_team_id, parse_template_id,
+};
 pub use template::{TemplateTurns, delete as delete_template};
 pub use view::{CapsuleView, Cause, State};

@@ -134,6 +134,11 @@ pub fn parse_template_id(text: &str) -> Result<TemplateId, CapsuleError> {
     parse("template", text)
 }
 
+/// The id of the team that a request's template is of.
+pub fn parse_team_id(text: &str) -> Result<TeamId, CapsuleError> {
+    parse("team", text)
+}
+
 fn within(field: &'static str, value: u32, least: u32, most: u32) -> Result<(), CapsuleError> {
     if (least..=most).contains(&value) {
         return Ok(());

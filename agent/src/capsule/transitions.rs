@@ -8,7 +8,7 @@ use wrenn_vmm::driver::MemorySharing;
 use wrenn_vmm::failpoint;
 use wrenn_vmm::process::ProcessExit;
 
-use super::checkpoint::{self, Moment, TakeFailure, Taken};
+use super::checkpoint::{self, Moment, Scope, TakeFailure, Taken};
 use super::driver::{Body, Driver, Reply};
 use super::error::{CapsuleError, Teardown, TeardownError};
 use super::launch::Launch;
@@ -172,20 +172,20 @@ impl Driver {
     pub async fn capture(
         &mut self,
         body: Body,
-        into: &Path,
+        what: (Scope, &Path),
         request: &RequestId,
     ) -> (Body, Result<Moment, CapsuleError>) {
         let mut steps = Steps::start("capture");
         let (body, taken) = match body {
             Body::Running(mut running) => {
-                match checkpoint::of_running(&self.engine, &mut running, into, request, &mut steps).await {
+                match checkpoint::of_running(&self.engine, &mut running, what, request, &mut steps).await {
                     Ok(taken) => (Body::Running(running), Ok(taken)),
                     Err(TakeFailure::Running(error)) => (Body::Running(running), Err(error)),
                     Err(TakeFailure::Stuck(error)) => (self.stuck(running, &error).await, Err(error)),
                 }
             }
             Body::Paused(paused) => {
-                let taken = checkpoint::of_paused(&self.engine, &paused.snapshot, into).await;
+                let taken = checkpoint::of_paused(&self.engine, &paused.snapshot, what).await;
                 (Body::Paused(paused), taken)
             }
             other => (other, Err(self.wrong_state())),

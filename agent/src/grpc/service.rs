@@ -283,6 +283,20 @@ impl Agent for AgentService {
         super::templates::fork_capsule(self, request).await
     }
 
+    async fn flatten_capsule(
+        &self,
+        request: Request<agent::FlattenCapsuleRequest>,
+    ) -> Result<Response<agent::FlattenCapsuleResponse>, Status> {
+        super::templates::flatten_capsule(self, request).await
+    }
+
+    async fn golden_status(
+        &self,
+        request: Request<agent::GoldenStatusRequest>,
+    ) -> Result<Response<agent::GoldenStatusResponse>, Status> {
+        super::templates::golden_status(self, request).await
+    }
+
     async fn delete_template(
         &self,
         request: Request<agent::DeleteTemplateRequest>,

@@ -26,7 +26,9 @@ pub fn status(error: &CapsuleError) -> Status {
         CapsuleError::TemplateTaken { .. } => {
             with_field(Status::already_exists(error.to_string()), "template")
         }
-        CapsuleError::Refused { .. } => Status::failed_precondition(error.to_string()),
+        CapsuleError::Refused { .. } | CapsuleError::NoImageOf { .. } => {
+            Status::failed_precondition(error.to_string())
+        }
         // As if that one had been asked for alone.
         CapsuleError::ForkFailed { source, .. } => {
             let cause = status(source);

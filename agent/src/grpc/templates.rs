@@ -1,11 +1,14 @@
-//! Checkpoints, forks, and what a host keeps of templates.
+//! Checkpoints, images and forks of capsules, and what a host keeps of templates.
 
 use tonic::{Request, Response, Status};
 use wrenn_proto::agent::v1 as agent;
 
 use super::request::{Call, detached};
 use super::service::AgentService;
-use crate::capsule::{Forked, delete_template as delete, parse_capsule_id, parse_template_id};
+use crate::capsule::{
+    Forked, GoldenState, GoldenStatus, Image, delete_template as delete, parse_capsule_id, parse_team_id,
+    parse_template_id,
+};
 
 pub async fn snapshot_capsule(
     service: &AgentService,
@@ -46,6 +49,54 @@ pub async fn fork_capsule(
         })
     })
     .await
+}
+
+pub async fn flatten_capsule(
+    service: &AgentService,
+    request: Request<agent::FlattenCapsuleRequest>,
+) -> Result<Response<agent::FlattenCapsuleResponse>, Status> {
+    let Call { message, id, span } = Call::of("FlattenCapsule", request);
+    let capsules = service.capsules.clone();
+    detached(span, async move {
+        let capsule = parse_capsule_id(&message.capsule_id)?;
+        let template = parse_template_id(&message.template_id)?;
+        let team = parse_team_id(&message.template_team_id)?;
+        let Image { disk_mib, allocated_bytes, stopped_us } =
+            capsules.flatten(capsule, (template, team), id).await?;
+        Ok(agent::FlattenCapsuleResponse { disk_mib, allocated_bytes, stopped_us })
+    })
+    .await
+}
+
+pub async fn golden_status(
+    service: &AgentService,
+    request: Request<agent::GoldenStatusRequest>,
+) -> Result<Response<agent::GoldenStatusResponse>, Status> {
+    let Call { message, span, .. } = Call::of("GoldenStatus", request);
+    let engine = service.capsules.engine().clone();
+    detached(span, async move {
+        let template = Some(message.template_id).filter(|template| !template.is_empty());
+        let template = template.map(|template| parse_template_id(&template)).transpose()?;
+        let GoldenStatus { goldens, total_bytes, budget_bytes } = GoldenStatus::of(&engine, template);
+        let goldens = goldens.into_iter().map(golden).collect();
+        Ok(agent::GoldenStatusResponse { goldens, total_bytes, budget_bytes })
+    })
+    .await
+}
+
+fn golden(of: GoldenState) -> agent::Golden {
+    let GoldenState { template, key, ready, allocated_bytes, used_at_ns } = of;
+    let state = if ready { agent::GoldenState::Ready } else { agent::GoldenState::Making };
+    agent::Golden {
+        template_id: template.to_string(),
+        state: state.into(),
+        vcpus: key.vcpus,
+        memory_mib: key.memory_mib,
+        disk_mib: key.disk_mib,
+        vmm: key.vmm,
+        allocated_bytes,
+        used_at_ns,
+    }
 }
 
 pub async fn delete_template(

@@ -5,6 +5,7 @@
 mod support;
 
 mod checkpoint;
+mod flatten;
 mod fork;
 mod golden;
 mod pool;

@@ -165,6 +165,33 @@ async fn what_a_killed_agent_had_made_ahead_is_swept() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn what_was_made_ahead_gives_way_before_a_create_is_refused() {
+    let (_turn, site) = site().await;
+    let (agent, mut client) = site.start(&[("WRENN_WARM_POOL", "1")]).await;
+    let [first, refused] = [new_id(), new_id()];
+    created(&mut client, &site, &first).await;
+    ready(&site).await;
+    let info = client.info(agent::InfoRequest {}).await.unwrap().into_inner();
+    // More than this host has free, whatever goes.
+    let memory_mib = u32::try_from(info.memory_mib).unwrap();
+    let all = agent::CreateCapsuleRequest { memory_mib, ..create(&refused) };
+    let status = client.create_capsule(all).await.unwrap_err();
+    assert_eq!(status.code(), tonic::Code::ResourceExhausted, "{status:?}");
+    assert!(status.message().contains("not enough memory"), "{status:?}");
+    assert!(status.message().contains(&format!("{} MiB wanted", memory_mib + 96)), "{status:?}");
+    assert_eq!(pool_vmms(&site), Vec::<i32>::new());
+    assert_eq!(members(&site), Vec::<PathBuf>::new());
+    assert_eq!(site.records().len(), 1, "nothing is left of what was refused");
+    let told = client.get_capsule(capsule(&refused)).await.unwrap().into_inner();
+    assert_eq!((told.state(), told.cause.unwrap().code.as_str()), (CapsuleState::Stopped, "CREATE_FAILED"));
+    assert_eq!(run(&mut client, &first, "hostname").await.0, format!("{first}\n"));
+    client.destroy_capsule(capsule(&first)).await.unwrap();
+    agent.stop().await;
+    assert_eq!(site.leftovers(), BTreeSet::new());
+    site.close().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn a_member_that_died_or_is_in_the_way_costs_nobody_a_capsule() {
     let (_turn, site) = site().await;
     let settings = [("WRENN_WARM_POOL", "1"), ("WRENN_SLOTS", "30141-30143"), ("WRENN_SLOT_POOL", "0")];

@@ -136,6 +136,12 @@ fn directory(assets: &Path, name: &str) -> PathBuf {
     }
 }
 
+fn link(to: &Path, at: &Path) {
+    if !at.exists() {
+        std::os::unix::fs::symlink(to, at).unwrap();
+    }
+}
+
 impl Site {
     /// The directory stays between runs of the tests: its golden snapshot is what makes them quick.
     pub fn prepare(name: &str, slots: &'static str) -> Self {
@@ -149,11 +155,12 @@ impl Site {
         };
         assert!(nix::unistd::geteuid().is_root(), "these tests start microVMs: they must run as root");
         let directory = directory(&assets, name);
-        for part in ["kernels", "images"] {
-            let link = directory.join(part);
-            if !link.exists() {
-                std::os::unix::fs::symlink(assets.join(part), &link).unwrap();
-            }
+        link(&assets.join("kernels"), &directory.join("kernels"));
+        // Images of its own lie beside those that it is lent.
+        let teams = directory.join("images/teams");
+        std::fs::create_dir_all(&teams).unwrap();
+        for team in names(&assets.join("images/teams")) {
+            link(&team, &teams.join(team.file_name().unwrap()));
         }
         let authority = Authority::new();
         authority.enrol(&directory.join("agent"));

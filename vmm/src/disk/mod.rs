@@ -4,6 +4,7 @@ mod copy;
 mod data;
 mod dm_snapshot;
 mod extents;
+mod image;
 mod loopback;
 mod number;
 mod reflink;
@@ -27,6 +28,7 @@ pub(crate) use self::{
 pub use self::{
     data::{DiskOptions, prepare, trim, unmount},
     dm_snapshot::{ChangesError, DmSnapshotStore, Unavailable},
+    image::{compact, publish},
 };
 use crate::{
     failpoint,
@@ -94,6 +96,9 @@ pub enum DiskError {
     DataInTheWay(PathBuf),
     #[error("{program} failed: {output}")]
     Tool { program: &'static str, output: String },
+    /// What a guest has left there.
+    #[error("it has no ext4 file system that can be put in order: {program} says: {output}")]
+    FileSystem { program: &'static str, output: String },
     #[error("{path} has {bytes} bytes already, more than the {wanted} wanted")]
     WouldShrink { path: PathBuf, bytes: u64, wanted: u64 },
     #[error("{0} is as large as its base for good")]

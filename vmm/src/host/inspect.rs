@@ -1,7 +1,7 @@
 //! Looks at one area after another.
 
 use std::{
-    env, fs,
+    fs,
     path::{Path, PathBuf},
 };
 
@@ -16,7 +16,10 @@ use crate::{
     firecracker::{self, RestoreChoice},
     kvm::KvmCheck,
     paths::HostPaths,
-    process::cgroup::{CgroupPolicy, Survey, Unlimited, names},
+    process::{
+        cgroup::{CgroupPolicy, Survey, Unlimited, names},
+        tool::find,
+    },
     qemu,
 };
 
@@ -27,6 +30,7 @@ pub fn all(paths: &HostPaths, options: &HostOptions) -> Vec<Finding> {
     findings.extend(network());
     findings.push(limits(options.cgroups));
     findings.push(tool("nft", "nftables", "sets up the capsules' packet filters"));
+    findings.push(tool("resize2fs", "e2fsprogs", "makes images of capsules' disks small"));
     findings
 }
 
@@ -245,11 +249,6 @@ fn tool(program: &str, package: &str, why: &str) -> Finding {
         Some(path) => finding(Tools, Fine, program, format!("{} {why}", path.display())),
         None => fixed_by(finding(Tools, Missing, program, format!("it {why}")), install(package)),
     }
-}
-
-fn find(program: &str) -> Option<PathBuf> {
-    let path = env::var_os("PATH")?;
-    env::split_paths(&path).map(|directory| directory.join(program)).find(|path| path.is_file())
 }
 
 #[cfg(test)]

@@ -22,6 +22,8 @@ pub const GUESTS: (Ipv4Addr, u8) = (Ipv4Addr::new(10, 11, 0, 0), 16);
 /// Every VMM runs as a user of its own, this plus its slot's number: far above what a distribution
 /// gives to people or services, below what it gives to containers.
 const FIRST_UID: u32 = 200_000;
+/// Of programs that work for no slot: their numbers begin with 1.
+pub const NOBODYS_UID: u32 = FIRST_UID;
 
 pub(super) const NAMESPACE_PREFIX: &str = "wrenn-ns-";
 pub(super) const VETH_PREFIX: &str = "wrenn-veth";

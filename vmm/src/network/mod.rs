@@ -20,7 +20,7 @@ use std::{
 
 use nftables::helper::NftablesError;
 
-pub(crate) use self::namespace::TAP;
+pub(crate) use self::{address::NOBODYS_UID, namespace::TAP};
 pub use self::{
     address::{
         GUEST_ADDRESS, GUEST_MAC, InvalidRange, InvalidSlot, NAMESPACE_ADDRESS, SlotNumber, SlotRange,

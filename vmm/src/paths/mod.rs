@@ -3,7 +3,7 @@
 //! ```text
 //! <root>/lock                       held by the one agent of this directory
 //! <root>/kernels/<version>/         vmlinux, initrd.cpio, kernel.json
-//! <root>/images/teams/<team>/<template>/rootfs.ext4
+//! <root>/images/teams/<team>/<template>/rootfs.ext4, and template.json with one that was a capsule's disk
 //! <root>/logs/  ca/  agent/
 //! <root>/data.xfs                   the disk store's own file system, where it needs one; mounted on
 //! <root>/data/                      what is cloned from each other lives in one file system:
@@ -24,6 +24,7 @@ use std::{
     io::{self, Write as _},
     os::unix::fs::{DirBuilderExt as _, OpenOptionsExt as _},
     path::{Path, PathBuf},
+    str::FromStr,
     sync::atomic::{AtomicU64, Ordering},
 };
 
@@ -409,9 +410,9 @@ pub(crate) fn remove_any(path: &Path) -> io::Result<()> {
     }
 }
 
-/// What the host's agent keeps with a snapshot that is a template; `snapshot` is its directory, complete or not.
-pub fn template_record(snapshot: &Path) -> PathBuf {
-    snapshot.join("template.json")
+/// What the host's agent keeps with a snapshot or an image that is a template, in its directory, complete or not.
+pub fn template_record(directory: &Path) -> PathBuf {
+    directory.join("template.json")
 }
 
 /// Takes a snapshot's directory out of its place in one step, so that the name is free at once, and answers with
@@ -462,6 +463,27 @@ impl GoldenKey {
         }
     }
 }
+
+impl FromStr for GoldenKey {
+    type Err = InvalidKey;
+
+    /// As it is written by `Display`.
+    fn from_str(text: &str) -> Result<Self, InvalidKey> {
+        let parse = || {
+            let mut parts = text.splitn(4, '-');
+            let mut number = || parts.next()?.parse().ok();
+            let (vcpus, memory_mib, disk_mib) = (number()?, number()?, number()?);
+            let (vmm, versions) = parts.next()?.rsplit_once('-')?;
+            Some(Self { vcpus, memory_mib, disk_mib, vmm: vmm.to_owned(), versions: versions.to_owned() })
+        };
+        parse().ok_or_else(|| InvalidKey(text.to_owned()))
+    }
+}
+
+/// The text does not say which golden snapshot it is.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[error("{0:?} is not the name of a golden snapshot")]
+pub struct InvalidKey(String);
 
 impl fmt::Display for GoldenKey {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
@@ -586,6 +608,21 @@ mod tests {
         assert_ne!(places[0], places[1]);
         assert!(places.iter().all(|place| place.extension().is_some_and(|end| end == "partial")));
         assert_eq!(set_aside(&golden).unwrap_err().kind(), io::ErrorKind::NotFound);
+    }
+
+    #[test]
+    fn the_name_of_a_golden_snapshot_says_what_it_is_of() {
+        let key = GoldenKey {
+            vcpus: 2,
+            memory_mib: 512,
+            disk_mib: 5120,
+            vmm: "qemu-tcg".into(),
+            versions: "0123456789abcdef".into(),
+        };
+        assert_eq!(key.to_string().parse(), Ok(key));
+        for text in ["", "2-512-5120", "2-512-5120-qemu", "two-512-5120-qemu-tcg-01"] {
+            assert!(text.parse::<GoldenKey>().is_err(), "{text}");
+        }
     }
 
     #[test]

@@ -205,7 +205,7 @@ fn limit(pid: i32, limits: &[(libc::__rlimit_resource_t, u64)]) -> Result<(), Fa
 }
 
 /// Gives up, on this thread alone, everything root can do.
-fn drop_privileges(uid: u32, groups: &[u32], last_capability: u32) -> Result<(), Failure> {
+pub(super) fn drop_privileges(uid: u32, groups: &[u32], last_capability: u32) -> Result<(), Failure> {
     // The C library's wrappers would change every thread of the process, these calls change one.
     let call = |what: &'static str, number: libc::c_long, arguments: [libc::c_ulong; 5]| {
         let [a, b, c, d, e] = arguments;
@@ -228,7 +228,7 @@ fn drop_privileges(uid: u32, groups: &[u32], last_capability: u32) -> Result<(),
     Ok(())
 }
 
-fn last_capability() -> Result<u32, Failure> {
+pub(super) fn last_capability() -> Result<u32, Failure> {
     const PATH: &str = "/proc/sys/kernel/cap_last_cap";
     let text = fs::read_to_string(PATH).doing(|| format!("reading {PATH}"))?;
     text.trim().parse().map_err(io::Error::other).doing(|| format!("reading {PATH}"))

@@ -6,6 +6,7 @@ mod identity;
 pub(crate) mod jail;
 pub(crate) mod launch;
 pub(crate) mod output;
+pub(crate) mod tool;
 
 use std::{
     fmt, io,

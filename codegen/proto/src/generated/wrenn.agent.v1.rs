@@ -252,6 +252,28 @@ pub struct SnapshotCapsuleResponse {
     pub stopped_us: u64,
 }
 #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct FlattenCapsuleRequest {
+    #[prost(string, tag = "1")]
+    pub capsule_id: ::prost::alloc::string::String,
+    /// Of the template to make, and whose images it is to lie among on the host.
+    #[prost(string, tag = "2")]
+    pub template_id: ::prost::alloc::string::String,
+    #[prost(string, tag = "3")]
+    pub template_team_id: ::prost::alloc::string::String,
+}
+#[derive(Clone, Copy, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct FlattenCapsuleResponse {
+    /// The least that a disk made of it can have.
+    #[prost(uint32, tag = "1")]
+    pub disk_mib: u32,
+    /// What it takes on the host's disk.
+    #[prost(uint64, tag = "2")]
+    pub allocated_bytes: u64,
+    /// How long the guest stood still; 0 for a paused capsule.
+    #[prost(uint64, tag = "3")]
+    pub stopped_us: u64,
+}
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
 pub struct ForkCapsuleRequest {
     #[prost(string, tag = "1")]
     pub capsule_id: ::prost::alloc::string::String,
@@ -278,6 +300,45 @@ pub struct DeleteTemplateRequest {
 }
 #[derive(Clone, Copy, PartialEq, Eq, Hash, ::prost::Message)]
 pub struct DeleteTemplateResponse {}
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct GoldenStatusRequest {
+    /// Only those of one template; of all if empty.
+    #[prost(string, tag = "1")]
+    pub template_id: ::prost::alloc::string::String,
+}
+#[derive(Clone, PartialEq, ::prost::Message)]
+pub struct GoldenStatusResponse {
+    /// The one used last comes first.
+    #[prost(message, repeated, tag = "1")]
+    pub goldens: ::prost::alloc::vec::Vec<Golden>,
+    /// Of all templates. The least recently used go while they take more than the budget; the one used last stays.
+    #[prost(uint64, tag = "2")]
+    pub total_bytes: u64,
+    #[prost(uint64, tag = "3")]
+    pub budget_bytes: u64,
+}
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct Golden {
+    #[prost(string, tag = "1")]
+    pub template_id: ::prost::alloc::string::String,
+    #[prost(enumeration = "GoldenState", tag = "2")]
+    pub state: i32,
+    #[prost(uint32, tag = "3")]
+    pub vcpus: u32,
+    #[prost(uint32, tag = "4")]
+    pub memory_mib: u32,
+    #[prost(uint32, tag = "5")]
+    pub disk_mib: u32,
+    /// What it was made by and can be restored by, as `qemu-tcg`.
+    #[prost(string, tag = "6")]
+    pub vmm: ::prost::alloc::string::String,
+    /// What it takes on the host's disk; blocks that it shares with other files count.
+    #[prost(uint64, tag = "7")]
+    pub allocated_bytes: u64,
+    /// Nanoseconds since the Unix epoch; 0 if it was never used.
+    #[prost(int64, tag = "8")]
+    pub used_at_ns: i64,
+}
 #[derive(Clone, Copy, PartialEq, Eq, Hash, ::prost::Message)]
 pub struct DrainRequest {}
 #[derive(Clone, Copy, PartialEq, Eq, Hash, ::prost::Message)]
@@ -465,6 +526,36 @@ impl CapsuleState {
             "CAPSULE_STATE_STOPPING" => Some(Self::Stopping),
             "CAPSULE_STATE_STOPPED" => Some(Self::Stopped),
             "CAPSULE_STATE_ERROR" => Some(Self::Error),
+            _ => None,
+        }
+    }
+}
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, ::prost::Enumeration)]
+#[repr(i32)]
+pub enum GoldenState {
+    Unspecified = 0,
+    /// Its template is being booted.
+    Making = 1,
+    Ready = 2,
+}
+impl GoldenState {
+    /// String value of the enum field names used in the ProtoBuf definition.
+    ///
+    /// The values are not transformed in any way and thus are considered stable
+    /// (if the ProtoBuf definition does not change) and safe for programmatic use.
+    pub fn as_str_name(&self) -> &'static str {
+        match self {
+            Self::Unspecified => "GOLDEN_STATE_UNSPECIFIED",
+            Self::Making => "GOLDEN_STATE_MAKING",
+            Self::Ready => "GOLDEN_STATE_READY",
+        }
+    }
+    /// Creates an enum from field names used in the ProtoBuf definition.
+    pub fn from_str_name(value: &str) -> ::core::option::Option<Self> {
+        match value {
+            "GOLDEN_STATE_UNSPECIFIED" => Some(Self::Unspecified),
+            "GOLDEN_STATE_MAKING" => Some(Self::Making),
+            "GOLDEN_STATE_READY" => Some(Self::Ready),
             _ => None,
         }
     }
@@ -1033,7 +1124,34 @@ pub mod agent_client {
                 .insert(GrpcMethod::new("wrenn.agent.v1.Agent", "ForkCapsule"));
             self.inner.unary(req, path, codec).await
         }
-        /// What this host keeps of a template: its snapshot, its golden snapshots. Unknown is deleted already.
+        /// The disk of a capsule, running or paused, becomes the image of a template of this host, as small as its file system
+        /// can be. A running one syncs, and stands still only while its disk is cloned. Repeating it with the same template id
+        /// answers with what is there.
+        pub async fn flatten_capsule(
+            &mut self,
+            request: impl tonic::IntoRequest<super::FlattenCapsuleRequest>,
+        ) -> std::result::Result<
+            tonic::Response<super::FlattenCapsuleResponse>,
+            tonic::Status,
+        > {
+            self.inner
+                .ready()
+                .await
+                .map_err(|e| {
+                    tonic::Status::unknown(
+                        format!("Service was not ready: {}", e.into()),
+                    )
+                })?;
+            let codec = tonic_prost::ProstCodec::default();
+            let path = http::uri::PathAndQuery::from_static(
+                "/wrenn.agent.v1.Agent/FlattenCapsule",
+            );
+            let mut req = request.into_request();
+            req.extensions_mut()
+                .insert(GrpcMethod::new("wrenn.agent.v1.Agent", "FlattenCapsule"));
+            self.inner.unary(req, path, codec).await
+        }
+        /// What this host keeps of a template: its image, its snapshot, its golden snapshots. Unknown is deleted already.
         pub async fn delete_template(
             &mut self,
             request: impl tonic::IntoRequest<super::DeleteTemplateRequest>,
@@ -1056,6 +1174,31 @@ pub mod agent_client {
             let mut req = request.into_request();
             req.extensions_mut()
                 .insert(GrpcMethod::new("wrenn.agent.v1.Agent", "DeleteTemplate"));
+            self.inner.unary(req, path, codec).await
+        }
+        /// The golden snapshots of this host, made and being made, and what they may take of its disk.
+        pub async fn golden_status(
+            &mut self,
+            request: impl tonic::IntoRequest<super::GoldenStatusRequest>,
+        ) -> std::result::Result<
+            tonic::Response<super::GoldenStatusResponse>,
+            tonic::Status,
+        > {
+            self.inner
+                .ready()
+                .await
+                .map_err(|e| {
+                    tonic::Status::unknown(
+                        format!("Service was not ready: {}", e.into()),
+                    )
+                })?;
+            let codec = tonic_prost::ProstCodec::default();
+            let path = http::uri::PathAndQuery::from_static(
+                "/wrenn.agent.v1.Agent/GoldenStatus",
+            );
+            let mut req = request.into_request();
+            req.extensions_mut()
+                .insert(GrpcMethod::new("wrenn.agent.v1.Agent", "GoldenStatus"));
             self.inner.unary(req, path, codec).await
         }
         /// Pauses every capsule and takes no new ones until the agent is started again.
@@ -1549,12 +1692,30 @@ pub mod agent_server {
             tonic::Response<super::ForkCapsuleResponse>,
             tonic::Status,
         >;
-        /// What this host keeps of a template: its snapshot, its golden snapshots. Unknown is deleted already.
+        /// The disk of a capsule, running or paused, becomes the image of a template of this host, as small as its file system
+        /// can be. A running one syncs, and stands still only while its disk is cloned. Repeating it with the same template id
+        /// answers with what is there.
+        async fn flatten_capsule(
+            &self,
+            request: tonic::Request<super::FlattenCapsuleRequest>,
+        ) -> std::result::Result<
+            tonic::Response<super::FlattenCapsuleResponse>,
+            tonic::Status,
+        >;
+        /// What this host keeps of a template: its image, its snapshot, its golden snapshots. Unknown is deleted already.
         async fn delete_template(
             &self,
             request: tonic::Request<super::DeleteTemplateRequest>,
         ) -> std::result::Result<
             tonic::Response<super::DeleteTemplateResponse>,
+            tonic::Status,
+        >;
+        /// The golden snapshots of this host, made and being made, and what they may take of its disk.
+        async fn golden_status(
+            &self,
+            request: tonic::Request<super::GoldenStatusRequest>,
+        ) -> std::result::Result<
+            tonic::Response<super::GoldenStatusResponse>,
             tonic::Status,
         >;
         /// Pauses every capsule and takes no new ones until the agent is started again.
@@ -2639,6 +2800,51 @@ pub mod agent_server {
                     };
                     Box::pin(fut)
                 }
+                "/wrenn.agent.v1.Agent/FlattenCapsule" => {
+                    #[allow(non_camel_case_types)]
+                    struct FlattenCapsuleSvc<T: Agent>(pub Arc<T>);
+                    impl<
+                        T: Agent,
+                    > tonic::server::UnaryService<super::FlattenCapsuleRequest>
+                    for FlattenCapsuleSvc<T> {
+                        type Response = super::FlattenCapsuleResponse;
+                        type Future = BoxFuture<
+                            tonic::Response<Self::Response>,
+                            tonic::Status,
+                        >;
+                        fn call(
+                            &mut self,
+                            request: tonic::Request<super::FlattenCapsuleRequest>,
+                        ) -> Self::Future {
+                            let inner = Arc::clone(&self.0);
+                            let fut = async move {
+                                <T as Agent>::flatten_capsule(&inner, request).await
+                            };
+                            Box::pin(fut)
+                        }
+                    }
+                    let accept_compression_encodings = self.accept_compression_encodings;
+                    let send_compression_encodings = self.send_compression_encodings;
+                    let max_decoding_message_size = self.max_decoding_message_size;
+                    let max_encoding_message_size = self.max_encoding_message_size;
+                    let inner = self.inner.clone();
+                    let fut = async move {
+                        let method = FlattenCapsuleSvc(inner);
+                        let codec = tonic_prost::ProstCodec::default();
+                        let mut grpc = tonic::server::Grpc::new(codec)
+                            .apply_compression_config(
+                                accept_compression_encodings,
+                                send_compression_encodings,
+                            )
+                            .apply_max_message_size_config(
+                                max_decoding_message_size,
+                                max_encoding_message_size,
+                            );
+                        let res = grpc.unary(method, req).await;
+                        Ok(res)
+                    };
+                    Box::pin(fut)
+                }
                 "/wrenn.agent.v1.Agent/DeleteTemplate" => {
                     #[allow(non_camel_case_types)]
                     struct DeleteTemplateSvc<T: Agent>(pub Arc<T>);
@@ -2669,6 +2875,51 @@ pub mod agent_server {
                     let inner = self.inner.clone();
                     let fut = async move {
                         let method = DeleteTemplateSvc(inner);
+                        let codec = tonic_prost::ProstCodec::default();
+                        let mut grpc = tonic::server::Grpc::new(codec)
+                            .apply_compression_config(
+                                accept_compression_encodings,
+                                send_compression_encodings,
+                            )
+                            .apply_max_message_size_config(
+                                max_decoding_message_size,
+                                max_encoding_message_size,
+                            );
+                        let res = grpc.unary(method, req).await;
+                        Ok(res)
+                    };
+                    Box::pin(fut)
+                }
+                "/wrenn.agent.v1.Agent/GoldenStatus" => {
+                    #[allow(non_camel_case_types)]
+                    struct GoldenStatusSvc<T: Agent>(pub Arc<T>);
+                    impl<
+                        T: Agent,
+                    > tonic::server::UnaryService<super::GoldenStatusRequest>
+                    for GoldenStatusSvc<T> {
+                        type Response = super::GoldenStatusResponse;
+                        type Future = BoxFuture<
+                            tonic::Response<Self::Response>,
+                            tonic::Status,
+                        >;
+                        fn call(
+                            &mut self,
+                            request: tonic::Request<super::GoldenStatusRequest>,
+                        ) -> Self::Future {
+                            let inner = Arc::clone(&self.0);
+                            let fut = async move {
+                                <T as Agent>::golden_status(&inner, request).await
+                            };
+                            Box::pin(fut)
+                        }
+                    }
+                    let accept_compression_encodings = self.accept_compression_encodings;
+                    let send_compression_encodings = self.send_compression_encodings;
+                    let max_decoding_message_size = self.max_decoding_message_size;
+                    let max_encoding_message_size = self.max_encoding_message_size;
+                    let inner = self.inner.clone();
+                    let fut = async move {
+                        let method = GoldenStatusSvc(inner);
                         let codec = tonic_prost::ProstCodec::default();
                         let mut grpc = tonic::server::Grpc::new(codec)
                             .apply_compression_config(

@@ -400,6 +400,20 @@ impl Agent for Service {
         Ok(Response::new(agent::DeleteTemplateResponse {}))
     }
 
+    async fn flatten_capsule(
+        &self,
+        _: Request<agent::FlattenCapsuleRequest>,
+    ) -> Result<Response<agent::FlattenCapsuleResponse>, Status> {
+        Err(Status::unimplemented("the control plane flattens nobody's disk"))
+    }
+
+    async fn golden_status(
+        &self,
+        _: Request<agent::GoldenStatusRequest>,
+    ) -> Result<Response<agent::GoldenStatusResponse>, Status> {
+        Err(Status::unimplemented("the control plane asks for no golden snapshots"))
+    }
+
     async fn drain(&self, _: Request<agent::DrainRequest>) -> Result<Response<agent::DrainResponse>, Status> {
         Err(Status::unimplemented("the control plane drains nobody"))
     }
