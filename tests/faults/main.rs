@@ -77,6 +77,7 @@ const TESTS: &[(&str, Wanted, Test)] = tests![
     FAILING_ON_COPIES walk::every_failpoint_of_a_merge,
     FAILING_ON_MAPPED_DISKS walk::every_failpoint_of_a_mapping,
     FAILING_WITH_A_POOL walk::every_failpoint_of_a_warm_start,
+    ONE silence::of_a_guest_ends_at_last,
     FAILING pauses::with_an_absent_agent_lose_no_time,
     FAILING pauses::that_fail_late_lose_no_time,
     FAILING pauses::that_failed_are_not_taken_for_complete,

@@ -20,6 +20,42 @@ const PROMPT: Duration = Duration::from_secs(2);
 /// Longer than the grace that guests have on these stacks, and than any command to a VMM may take.
 const STILL: Duration = Duration::from_secs(12);
 
+/// The shortest grace there is, in seconds, and how long after a new agent has come a guest that stays silent is waited
+/// for, with some to spare: 60 of it.
+const SHORT_GRACE: &str = "1";
+const GIVEN_UP: Duration = Duration::from_secs(120);
+
+/// A guest that is silent for good: its machine is ended, its disk kept until it is destroyed.
+pub async fn of_a_guest_ends_at_last(stack: &Stack) -> Result<()> {
+    let client = stack.client();
+    let (id, other) = (client.create(json!({})).await?.id, client.create(json!({})).await?.id);
+    ensure!(stack.vmm_of(&id).is_some(), "a running capsule has a VMM");
+    // A command's parent is the daemon.
+    client.sh(&id, "(sleep 1; kill -STOP $PPID) > /dev/null 2>&1 < /dev/null &").await?;
+    wait::until_true("a silent guest", PATIENCE, async || {
+        Ok(tokio::time::timeout(PROMPT, client.sh(&id, "true")).await.is_err())
+    })
+    .await?;
+
+    stack.host().kill9().await?;
+    stack.host().start_with("WRENN_RECONNECT_GRACE", SHORT_GRACE).await?;
+    ensure!(client.capsule(&id).await?.context("the capsule")?.state == "RUNNING", "given up at once");
+    back_in_service(client, &other).await?;
+    wait::until_true("the end of a silent guest", GIVEN_UP, async || {
+        Ok(client.capsule(&id).await?.context("the capsule")?.state == "ERROR")
+    })
+    .await?;
+    let cause = client.capsule(&id).await?.and_then(|capsule| capsule.cause).context("its cause")?;
+    ensure!(cause.code == "NOT_ADOPTED" && cause.message.contains("silent for too long"), "{cause:?}");
+    ensure!(stack.vmm_of(&id).is_none(), "its machine runs on");
+    let disk = stack.host().record_path(&id).with_file_name("disk.ext4");
+    ensure!(disk.exists(), "its disk is gone");
+    back_in_service(client, &other).await?;
+    client.destroy(&id).await?;
+    ensure!(!disk.exists(), "its disk is left");
+    Ok(())
+}
+
 /// The guest's daemon stands still for longer than the agent needs to come back and to lose patience.
 pub async fn of_a_guest_is_waited_for(stack: &Stack) -> Result<()> {
     let client = stack.client();

@@ -141,6 +141,17 @@ impl Host {
         if let Some(token) = token {
             spec.arguments.extend(["--register".into(), token.into()]);
         }
+        self.start_as(spec).await
+    }
+
+    /// The same of a registered one, which has this setting until it is started again.
+    pub async fn start_with(&self, name: &str, value: &str) -> Result<()> {
+        let mut spec = self.spec.clone();
+        spec.environment.push((name.to_owned(), value.into()));
+        self.start_as(spec).await
+    }
+
+    async fn start_as(&self, spec: DaemonSpec) -> Result<()> {
         *self.agent() = Some(Daemon::start(spec)?);
         let http = reqwest::Client::builder().no_proxy().build()?;
         wait::until_true(format!("{} serving", self.id), PATIENCE, async || {

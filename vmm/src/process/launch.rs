@@ -61,6 +61,8 @@ const EXECUTION: Duration = Duration::from_secs(10);
 pub const FIRST_DESCRIPTOR: RawFd = 3;
 /// A machine that eats the host's memory goes before what the host itself needs.
 const OOM_SCORE_ADJUSTMENT: &str = "500";
+/// And a guest that could use every CPU lets the host's programs go first: two thirds of the weight of what is not nice.
+const NICE: libc::c_int = 2;
 
 impl Launch {
     /// Blocks for the few milliseconds it takes; needs a runtime to watch the process with.
@@ -186,11 +188,22 @@ fn end_child(pid: i32) {
     }
 }
 
-/// Makes a new child the kernel's first choice when memory is short. To be called by root: for a moment after
-/// a program with changed credentials was started, the files of its process are not yet its user's.
+/// Makes a new child the kernel's first choice when memory is short, and its second when CPUs are. To be called by root:
+/// for a moment after a program with changed credentials was started, the files of its process are not yet its user's.
 fn expose(pid: i32) -> Result<(), Failure> {
     let path = format!("/proc/{pid}/oom_score_adj");
-    fs::write(&path, OOM_SCORE_ADJUSTMENT).doing(|| format!("writing {path}"))
+    fs::write(&path, OOM_SCORE_ADJUSTMENT).doing(|| format!("writing {path}"))?;
+    // SAFETY: a call with integers alone.
+    Errno::result(unsafe { libc::setpriority(libc::PRIO_PROCESS, pid.cast_unsigned(), NICE) })
+        .doing(|| format!("lowering the priority of process {pid}"))?;
+    // Where sessions get their shares of the CPUs, a process is nice to others of its own session only.
+    let path = format!("/proc/{pid}/autogroup");
+    match fs::write(&path, NICE.to_string()) {
+        Err(error) if error.kind() != io::ErrorKind::NotFound => {
+            Err(error).doing(|| format!("writing {path}"))
+        }
+        _ => Ok(()),
+    }
 }
 
 /// Sets a new child's limits. To be called by the child's own user, who needs no privilege for it.

@@ -137,6 +137,13 @@ pub async fn a_vmm_has_no_privileges(stage: Arc<Stage>) {
         assert!(squeezed.into_iter().any(|line| line.starts_with(limit)), "no {limit}");
     }
     assert_eq!(fs::read_to_string(format!("/proc/{pid}/oom_score_adj")).unwrap().trim(), "500");
+    // The fields of proc(5)'s stat from the state on, the third.
+    let stat = fs::read_to_string(format!("/proc/{pid}/stat")).unwrap();
+    let nice = stat.rsplit_once(") ").unwrap().1.split(' ').nth(19 - 3).unwrap();
+    assert_eq!(nice, "2");
+    if let Ok(autogroup) = fs::read_to_string(format!("/proc/{pid}/autogroup")) {
+        assert!(autogroup.trim().ends_with("nice 2"), "{autogroup}");
+    }
 
     let link = |path: String| fs::read_link(path).unwrap();
     assert_ne!(link(format!("/proc/{pid}/ns/net")), link("/proc/self/ns/net".to_owned()));
