@@ -14,7 +14,7 @@ use super::{OutputStream, ProcessEvent, pid};
 use crate::{
     Error, Services,
     access::Actor,
-    capsule::reach::agent_of,
+    capsule::reach::ask_agent,
     host::{answer, requested},
     spent,
 };
@@ -56,10 +56,14 @@ pub(super) async fn open(
     close_stdin: bool,
 ) -> Result<Streaming<envd::ProcessEvent>, Error> {
     let (id, process) = input.check(close_stdin)?;
-    let mut client = agent_of(services, actor, id).await?;
     let message =
         agent::StartProcessRequest { capsule_id: id.to_string(), process: Some(process), keep_awake: false };
-    answer("Exec", OPEN, client.exec(requested(message, &actor.request_id))).await
+    // Of what is refused nothing was started.
+    ask_agent(services, actor, id, |mut client| {
+        let message = requested(message.clone(), &actor.request_id);
+        async move { answer("Exec", OPEN, client.exec(message)).await }
+    })
+    .await
 }
 
 /// Follows a process that was started before.
@@ -71,9 +75,12 @@ pub(super) async fn follow(
     after: envd::OutputCursor,
 ) -> Result<Streaming<envd::ProcessEvent>, Error> {
     let process = envd::FollowRequest { selector: Some(of), after: Some(after) };
-    let mut client = agent_of(services, actor, id).await?;
     let message = agent::FollowProcessRequest { capsule_id: id.to_string(), process: Some(process) };
-    answer("FollowProcess", OPEN, client.follow_process(requested(message, &actor.request_id))).await
+    ask_agent(services, actor, id, |mut client| {
+        let message = requested(message.clone(), &actor.request_id);
+        async move { answer("FollowProcess", OPEN, client.follow_process(message)).await }
+    })
+    .await
 }
 
 /// The events as they come. Nothing is read ahead: who does not ask for the next event holds the process back.

@@ -13,7 +13,7 @@ use super::{
 use crate::{
     Error,
     access::{Actor, Member, services},
-    capsule::reach::agent_of,
+    capsule::reach::{agent_of, ask_agent},
     error::parse_id,
     host::{answer, requested},
     scalar::{Base64, BigInt},
@@ -99,11 +99,14 @@ impl ProcessMutation {
         let actor = Actor::of(ctx)?;
         let keep_awake = input.keep_awake.unwrap_or(false);
         let (id, process) = input.check(false)?;
-        let mut client = agent_of(services(ctx)?, &actor, id).await?;
         let message =
             agent::StartProcessRequest { capsule_id: id.to_string(), process: Some(process), keep_awake };
-        let started =
-            answer("StartProcess", CALL, client.start_process(requested(message, &actor.request_id))).await?;
+        // Of what is refused nothing was started.
+        let started = ask_agent(services(ctx)?, &actor, id, |mut client| {
+            let message = requested(message.clone(), &actor.request_id);
+            async move { answer("StartProcess", CALL, client.start_process(message)).await }
+        })
+        .await?;
         payload(started.process)
     }
 
