@@ -8,9 +8,9 @@ use wrenn_proto::agent::v1::CapsuleState;
 use wrenn_proto::envd::v1 as envd;
 use wrenn_proto::envd::v1::process_event::Event;
 
-use super::support::calls::{capsule, create, new_id, new_template, run, sh};
+use super::support::calls::{capsule, create, new_id, run, sh};
 use super::support::names;
-use super::{COUNTER, assert_disk_is_of_the_same_moment, counted, nature, site};
+use super::{COUNTER, assert_disk_is_of_the_same_moment, counted, nature, new_template, site};
 
 fn snapshot(id: &str, template: &str) -> agent::SnapshotCapsuleRequest {
     agent::SnapshotCapsuleRequest { capsule_id: id.to_owned(), template_id: template.to_owned() }

@@ -8,9 +8,9 @@ use wrenn_agent::ids::TeamId;
 use wrenn_proto::agent::v1 as agent;
 use wrenn_proto::agent::v1::CapsuleState;
 
-use super::site;
 use super::support::Site;
-use super::support::calls::{capsule, create, new_id, new_template, run, sh};
+use super::support::calls::{capsule, create, new_id, run, sh};
+use super::{new_template, site};
 
 fn flatten(id: &str, template: &str) -> agent::FlattenCapsuleRequest {
     agent::FlattenCapsuleRequest {

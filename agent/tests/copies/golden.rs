@@ -4,9 +4,9 @@ use std::collections::BTreeSet;
 
 use wrenn_proto::agent::v1 as agent;
 
-use super::support::calls::{capsule, create, new_id, new_template, run, until};
+use super::support::calls::{capsule, create, new_id, run, until};
 use super::support::names;
-use super::{Client, site};
+use super::{Client, new_template, site};
 
 #[tokio::test(flavor = "multi_thread")]
 async fn beyond_the_budget_the_least_recently_used_go_and_their_capsules_stay() {

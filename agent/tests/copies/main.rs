@@ -16,6 +16,7 @@ use support::calls::{run, until};
 use support::{Site, names};
 use tokio::sync::{Mutex, MutexGuard};
 use tonic::transport::Channel;
+use wrenn_agent::ids::TemplateId;
 use wrenn_proto::agent::v1 as agent;
 use wrenn_proto::agent::v1::agent_client::AgentClient;
 use wrenn_proto::envd::v1 as envd;
@@ -44,6 +45,10 @@ async fn clear(site: &Site) {
         client.delete_template(agent::DeleteTemplateRequest { template_id }).await.unwrap();
     }
     agent.stop().await;
+}
+
+fn new_template() -> String {
+    TemplateId::from_u128(uuid::Uuid::now_v7().as_u128()).to_string()
 }
 
 /// Counts in its memory, on its disk and on its output.

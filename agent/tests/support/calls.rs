@@ -14,11 +14,6 @@ pub fn new_id() -> String {
     CapsuleId::from_u128(uuid::Uuid::now_v7().as_u128()).to_string()
 }
 
-#[allow(dead_code, reason = "not every test makes templates")]
-pub fn new_template() -> String {
-    TemplateId::from_u128(uuid::Uuid::now_v7().as_u128()).to_string()
-}
-
 pub fn create(id: &str) -> agent::CreateCapsuleRequest {
     agent::CreateCapsuleRequest {
         capsule_id: id.to_owned(),
