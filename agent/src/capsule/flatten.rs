@@ -13,19 +13,15 @@ use std::path::Path;
 use serde::{Deserialize, Serialize};
 use wrenn_vmm::disk::{self, DiskError, DiskView};
 use wrenn_vmm::failpoint;
-use wrenn_vmm::paths;
 
 use super::checkpoint::{Moment, Scope};
 use super::error::CapsuleError;
 use super::registry::CapsuleRegistry;
 use super::spec::name;
 use super::steps::Steps;
-use super::template::Template;
+use super::template::{FORMAT, RecordError, Template, load_record};
 use crate::ids::{CapsuleId, TeamId, TemplateId};
 use crate::request_id::RequestId;
-
-/// Of the record's shape. Another one is refused, not guessed at.
-const FORMAT: u32 = 1;
 
 /// What is kept beside an image that was a capsule's disk.
 #[derive(Debug, Serialize, Deserialize)]
@@ -56,16 +52,6 @@ impl Image {
             stopped_us: record.stopped_us,
         })
     }
-}
-
-#[derive(Debug, thiserror::Error)]
-enum ImageError {
-    #[error("cannot read it")]
-    Read(#[from] std::io::Error),
-    #[error("its record is damaged")]
-    Damaged(#[from] serde_json::Error),
-    #[error("its record has format {0}, this agent knows {FORMAT}")]
-    Format(u32),
 }
 
 impl CapsuleRegistry {
@@ -157,24 +143,17 @@ impl CapsuleRegistry {
 }
 
 /// None if there is none.
-fn find(path: &Path) -> Result<Option<(ImageRecord, Image)>, ImageError> {
-    #[derive(Deserialize)]
-    struct Versioned {
-        format: u32,
-    }
+fn find(path: &Path) -> Result<Option<(ImageRecord, Image)>, RecordError> {
     let Some(directory) = path.parent().filter(|directory| directory.is_dir()) else { return Ok(None) };
-    let bytes = std::fs::read(paths::template_record(directory))?;
-    let Versioned { format } = serde_json::from_slice(&bytes)?;
-    if format != FORMAT {
-        return Err(ImageError::Format(format));
-    }
-    let record: ImageRecord = serde_json::from_slice(&bytes)?;
+    let record: ImageRecord = load_record(directory)?;
     let image = Image::at(path, &record)?;
     Ok(Some((record, image)))
 }
 
 #[cfg(test)]
 mod tests {
+    use wrenn_vmm::paths;
+
     use super::*;
 
     #[test]
@@ -194,9 +173,9 @@ mod tests {
         assert_eq!(image, Image { disk_mib: 6, allocated_bytes: 0, stopped_us: 1500 });
 
         std::fs::write(paths::template_record(directory), r#"{"format":2}"#).unwrap();
-        assert!(matches!(find(&path), Err(ImageError::Format(2))));
+        assert!(matches!(find(&path), Err(RecordError::Format(2))));
         // A built-in template's, say: nobody's disk.
         std::fs::remove_file(paths::template_record(directory)).unwrap();
-        assert!(matches!(find(&path), Err(ImageError::Read(_))));
+        assert!(matches!(find(&path), Err(RecordError::Read(_))));
     }
 }

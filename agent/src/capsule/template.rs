@@ -7,6 +7,7 @@ use std::collections::HashMap;
 use std::path::Path;
 use std::sync::{Arc, Mutex, PoisonError, Weak};
 
+use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 use tokio::sync::OwnedMutexGuard;
 use wrenn_vmm::paths::{self, HostPaths, Name};
@@ -22,16 +23,30 @@ use crate::ids::{CapsuleId, TemplateId};
 use crate::token::Token;
 
 /// Of the record's shape. Another one is refused, not guessed at.
-const FORMAT: u32 = 1;
+pub const FORMAT: u32 = 1;
 
 #[derive(Debug, thiserror::Error)]
-enum RecordError {
+pub enum RecordError {
     #[error("cannot read it")]
     Read(#[from] std::io::Error),
     #[error("it is damaged")]
     Damaged(#[from] serde_json::Error),
     #[error("it has format {0}, this agent knows {FORMAT}")]
     Format(u32),
+}
+
+/// What is kept with a snapshot or an image that is a template, in its directory.
+pub fn load_record<T: DeserializeOwned>(directory: &Path) -> Result<T, RecordError> {
+    #[derive(Deserialize)]
+    struct Versioned {
+        format: u32,
+    }
+    let bytes = std::fs::read(paths::template_record(directory))?;
+    let Versioned { format } = serde_json::from_slice(&bytes)?;
+    if format != FORMAT {
+        return Err(RecordError::Format(format));
+    }
+    Ok(serde_json::from_slice(&bytes)?)
 }
 
 /// What is kept with a snapshot that is a template.
@@ -79,19 +94,6 @@ impl TemplateRecord {
         let bytes = serde_json::to_vec(self).map_err(std::io::Error::from)?;
         files::replace(&paths::template_record(directory), &bytes, true)
     }
-
-    fn load(directory: &Path) -> Result<Self, RecordError> {
-        #[derive(Deserialize)]
-        struct Versioned {
-            format: u32,
-        }
-        let bytes = std::fs::read(paths::template_record(directory))?;
-        let Versioned { format } = serde_json::from_slice(&bytes)?;
-        if format != FORMAT {
-            return Err(RecordError::Format(format));
-        }
-        Ok(serde_json::from_slice(&bytes)?)
-    }
 }
 
 /// A snapshot that capsules can be made from.
@@ -109,8 +111,7 @@ impl Template {
             Err(SnapshotError::Missing(_)) => return Ok(None),
             Err(error) => return Err(CapsuleError::step("opening the template")(error)),
         };
-        let record =
-            TemplateRecord::load(&directory).map_err(CapsuleError::step("reading the template's record"))?;
+        let record = load_record(&directory).map_err(CapsuleError::step("reading the template's record"))?;
         Ok(Some(Self { record, snapshot }))
     }
 
@@ -227,12 +228,12 @@ mod tests {
         let path = paths::template_record(dir.path());
         assert_eq!(std::fs::metadata(&path).unwrap().permissions().mode() & 0o777, 0o600);
         assert!(!std::fs::read_to_string(&path).unwrap().contains("secret value"));
-        let read = TemplateRecord::load(dir.path()).unwrap();
+        let read = load_record::<TemplateRecord>(dir.path()).unwrap();
         assert!(read.token == token);
         assert_eq!((read.source, read.written_bytes, read.stopped_us), (spec().id, 4096, 1500));
 
         std::fs::write(&path, r#"{"format":2}"#).unwrap();
-        assert!(matches!(TemplateRecord::load(dir.path()), Err(RecordError::Format(2))));
+        assert!(matches!(load_record::<TemplateRecord>(dir.path()), Err(RecordError::Format(2))));
     }
 
     #[test]

@@ -45,7 +45,8 @@ pub(crate) async fn agent_of(
 }
 
 /// Asks that agent by what is remembered of the way to it, without a word from the database: for what comes with every
-/// key that is pressed, and for what runs for a moment only. A memory that proves wrong is given up and the call made again, so it must be repeatable.
+/// key that is pressed, and for what runs for a moment only. A memory that proves wrong is given up and the call made
+/// again, so one that is refused must have done nothing.
 pub(crate) async fn ask_agent<T, F>(
     services: &Services,
     actor: &Actor,

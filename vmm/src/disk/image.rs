@@ -17,7 +17,7 @@ use crate::{
     failpoint,
     failure::{Doing as _, Failure, blocking},
     network::NOBODYS_UID,
-    paths::{create_directory, partial, sync_directory, template_record, write_atomically},
+    paths::{create_directory, partial, remove_any, sync_directory, template_record, write_atomically},
     process::tool::{self, FILE},
 };
 
@@ -80,8 +80,7 @@ pub async fn publish(disk: &Path, image: &Path, record: &[u8]) -> Result<(), Dis
             Ok(sync_directory(directory.parent().unwrap_or(Path::new("/"))).doing(doing)?)
         });
         if written.is_err()
-            && staged.exists()
-            && let Err(error) = fs::remove_dir_all(&staged)
+            && let Err(error) = remove_any(&staged)
         {
             tracing::warn!(path = %staged.display(), %error, "half an image is left");
         }
@@ -91,11 +90,7 @@ pub async fn publish(disk: &Path, image: &Path, record: &[u8]) -> Result<(), Dis
 }
 
 fn stage(disk: &Path, staged: &Path, image: &Path, record: &[u8]) -> Result<(), DiskError> {
-    match fs::remove_dir_all(staged) {
-        Err(error) if error.kind() != io::ErrorKind::NotFound => Err(error),
-        _ => Ok(()),
-    }
-    .doing(|| format!("removing the leftover {}", staged.display()))?;
+    remove_any(staged).doing(|| format!("removing the leftover {}", staged.display()))?;
     create_directory(staged, 0o700)?;
     sparse::copy(disk, image)?;
     failpoint!(blocking "flatten.copied")?;

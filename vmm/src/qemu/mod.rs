@@ -10,7 +10,7 @@ mod sealed;
 mod version;
 
 use std::{
-    env, fs,
+    fs,
     os::unix::fs::MetadataExt as _,
     path::{Path, PathBuf},
 };
@@ -33,6 +33,7 @@ use crate::{
     },
     failure::{Doing as _, blocking},
     kvm::{self, KvmCheck},
+    process::tool,
     snapshot::Snapshot,
     tsc,
 };
@@ -109,8 +110,7 @@ fn accelerator(options: &DriverOptions) -> Accelerator {
 
 /// Where the search path has it.
 pub(crate) fn find_program() -> Option<PathBuf> {
-    let path = env::var_os("PATH")?;
-    env::split_paths(&path).map(|directory| directory.join(PROGRAM)).find(|program| program.is_file())
+    tool::find(PROGRAM)
 }
 
 /// As `qemu/tcg 7.2.22`, without a driver.
