@@ -1,6 +1,6 @@
 //! What went wrong with one operation on the host, and the sum of it for removals that go on.
 
-use std::{fmt, io};
+use std::{fmt, io, thread, time::Duration};
 
 /// An operating-system call failed; says what was being done.
 #[derive(Debug, thiserror::Error)]
@@ -68,6 +68,24 @@ impl Teardown {
     }
 }
 
+/// Waits before each further try of what is [busy](while_busy).
+const BUSY_WAITS_MS: [u64; 9] = [5, 10, 20, 40, 80, 160, 320, 640, 1280];
+
+/// Tries again what fails as busy, for two and a half seconds; any other error is one at once. Whoever has a device open
+/// only by chance is gone within that time, others mean to stay: a VMM that is just ending, a program that looks at every
+/// new device, a child of this process between its `fork` and its `execve`, which has a copy of every descriptor.
+pub(crate) fn while_busy<T>(mut work: impl FnMut() -> Result<T, Failure>) -> Result<T, Failure> {
+    for wait in BUSY_WAITS_MS {
+        match work() {
+            Err(failure) if failure.source.raw_os_error() == Some(libc::EBUSY) => {
+                thread::sleep(Duration::from_millis(wait));
+            }
+            outcome => return outcome,
+        }
+    }
+    work()
+}
+
 /// Runs blocking work off the runtime's threads; a panic in it goes on in the caller.
 pub(crate) async fn blocking<T: Send + 'static>(work: impl FnOnce() -> T + Send + 'static) -> T {
     match tokio::task::spawn_blocking(work).await {
@@ -77,5 +95,35 @@ pub(crate) async fn blocking<T: Send + 'static>(work: impl FnOnce() -> T + Send 
             // Blocking tasks are only cancelled when the runtime ends, and then nobody awaits them.
             Err(_) => std::future::pending().await,
         },
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::cell::Cell;
+
+    use super::*;
+
+    fn failing(times: u32, code: i32) -> (Result<(), Failure>, u32) {
+        let tried = Cell::new(0);
+        let outcome = while_busy(|| {
+            tried.set(tried.get() + 1);
+            if tried.get() > times {
+                Ok(())
+            } else {
+                Err(Failure::new("x", io::Error::from_raw_os_error(code)))
+            }
+        });
+        (outcome, tried.get())
+    }
+
+    #[test]
+    fn only_what_is_busy_is_tried_again() {
+        let (outcome, tried) = failing(4, libc::EBUSY);
+        assert!(outcome.is_ok());
+        assert_eq!(tried, 5);
+        let (outcome, tried) = failing(1, libc::EPERM);
+        assert_eq!(outcome.unwrap_err().source.raw_os_error(), Some(libc::EPERM));
+        assert_eq!(tried, 1);
     }
 }

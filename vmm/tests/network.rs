@@ -136,6 +136,19 @@ fn a_slot_is_removed_also_when_another_program_has_named_a_namespace_after_it() 
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn the_last_slot_is_had_also_while_it_is_made_for_the_pool() {
+    for _ in 0..20 {
+        let slots = allocator("31104-31104", 1, &[]).await;
+        for _ in 0..2 {
+            let slot = slots.acquire().await.unwrap();
+            assert!(matches!(slots.acquire().await, Err(NetworkError::Exhausted(1))));
+            slots.release(slot).await.unwrap();
+        }
+        slots.shutdown().await.unwrap();
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn a_failure_at_the_last_step_leaves_nothing() {
     let number = slot(31110);
     let slots = allocator("31110-31110", 0, &[]).await;

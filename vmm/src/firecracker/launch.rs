@@ -81,13 +81,13 @@ pub struct Output {
 
 impl Place {
     /// Takes from the slot what the machine needs of it. Its TAP must not be in use.
-    pub fn new(
+    pub async fn new(
         config: MachineConfig,
         disk: &AttachedDisk,
         slot: &NetworkSlot,
         home: &CapsulePaths,
     ) -> Result<Self, DriverError> {
-        let tap = slot.open_tap().map_err(|error| match error {
+        let tap = slot.open_tap().await.map_err(|error| match error {
             NetworkError::Io(failure) => failure,
             other => Failure::new("opening the TAP", std::io::Error::other(other)),
         })?;

@@ -171,7 +171,7 @@ impl Driver for FirecrackerDriver {
 
     async fn boot(&self, request: BootRequest<'_>) -> Result<Box<dyn Machine>, DriverError> {
         let BootRequest { config, kernel, disk, slot, home, deadline } = request;
-        let place = Place::new(config, disk, slot, home)?;
+        let place = Place::new(config, disk, slot, home).await?;
         let identity = self.identity(kernel);
         let starter = Starter { launcher: &self.launcher, place, identity, template: None, deadline };
         Ok(Box::new(starter.boot(kernel).await?))
@@ -185,7 +185,7 @@ impl Driver for FirecrackerDriver {
         let identity = self.identity_with(wanted);
         manifest.identity.check_restorable_on(&identity)?;
         let way = Way::choose(self.restore, self.page_server.as_ref(), &manifest.memory)?;
-        let place = Place::new(manifest.machine, disk, slot, home)?;
+        let place = Place::new(manifest.machine, disk, slot, home).await?;
         // The guest goes on with the rate it was told at its boot.
         let identity = VmmIdentity { tsc_khz: manifest.identity.tsc_khz, ..identity };
         let starter = Starter { launcher: &self.launcher, place, identity, template, deadline };

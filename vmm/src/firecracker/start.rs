@@ -384,7 +384,7 @@ mod tests {
         let mounts = Arc::new(EmptyNamespace::make().unwrap());
         let version = Version::of(&program).unwrap().to_string();
         let launcher = Launcher { program, mounts, cgroups: Cgroups::none() };
-        let place = Place::new(config, &disk, &slot, &home).unwrap();
+        let place = Place::new(config, &disk, &slot, &home).await.unwrap();
         place.prepare().unwrap();
         let output = Place::output().unwrap();
         let origin = Origin::Boot(kernel);

@@ -44,6 +44,8 @@ struct Shared {
     state: Mutex<State>,
     /// The pool may have room.
     wanted: Notify,
+    /// What was being made ahead is in the pool, or will not be.
+    settled: Notify,
 }
 
 struct State {
@@ -54,8 +56,44 @@ struct State {
     /// Claimed, and not yet asked for.
     claimed: BTreeSet<SlotNumber>,
     handed_out: BTreeSet<SlotNumber>,
+    /// One of those that are handed out is being made for the pool.
+    making_ahead: bool,
     /// Nothing is made ahead or kept for reuse any more.
     closing: bool,
+}
+
+/// What [`State::take`] found.
+enum Taken {
+    Ready(NetworkSlot),
+    /// It has to be made.
+    Number(SlotNumber),
+    /// The last one is being made for the pool.
+    Awaited,
+    Nothing,
+}
+
+impl State {
+    fn take(&mut self) -> Taken {
+        if let Some(slot) = self.pooled.pop() {
+            self.handed_out.insert(slot.number());
+            return Taken::Ready(slot);
+        }
+        match self.take_idle() {
+            Some(number) => Taken::Number(number),
+            None if self.making_ahead => Taken::Awaited,
+            None => Taken::Nothing,
+        }
+    }
+
+    fn take_idle(&mut self) -> Option<SlotNumber> {
+        let number = self.idle.pop_front()?;
+        self.handed_out.insert(number);
+        Some(number)
+    }
+
+    fn pool_has_room(&self, pool: usize) -> bool {
+        !self.closing && self.pooled.len() < pool
+    }
 }
 
 impl Shared {
@@ -86,6 +124,7 @@ impl SlotAllocator {
             pooled: Vec::new(),
             claimed: claimed.clone(),
             handed_out: BTreeSet::new(),
+            making_ahead: false,
             closing: false,
         };
         let shared = Arc::new(Shared {
@@ -93,6 +132,7 @@ impl SlotAllocator {
             pool: options.pool,
             state: Mutex::new(state),
             wanted: Notify::new(),
+            settled: Notify::new(),
         });
         shared.sweep().await?;
         let refill = tokio::spawn(refill(shared.clone()));
@@ -101,16 +141,17 @@ impl SlotAllocator {
 
     /// A slot for a new machine.
     pub async fn acquire(&self) -> Result<NetworkSlot, NetworkError> {
-        let ready = {
-            let mut state = self.shared.state();
-            let ready = state.pooled.pop();
-            state.handed_out.extend(ready.as_ref().map(NetworkSlot::number));
-            ready
-        };
-        self.shared.wanted.notify_one();
-        match ready {
-            Some(slot) => Ok(slot),
-            None => self.shared.make().await,
+        loop {
+            // Before looking, so that nothing is missed.
+            let settled = self.shared.settled.notified();
+            let taken = self.shared.state().take();
+            self.shared.wanted.notify_one();
+            match taken {
+                Taken::Ready(slot) => return Ok(slot),
+                Taken::Number(number) => return self.shared.make(number).await,
+                Taken::Awaited => settled.await,
+                Taken::Nothing => return Err(NetworkError::Exhausted(self.shared.slots.len())),
+            }
         }
     }
 
@@ -185,22 +226,14 @@ impl SlotAllocator {
 /// Keeps the pool full. A failure is reported once each time something asks for a slot.
 async fn refill(shared: Arc<Shared>) {
     loop {
-        while shared.pool_has_room() {
-            match shared.make().await {
-                Ok(slot) => {
-                    let number = slot.number;
-                    if shared.keep(slot).map(drop).is_some()
-                        && let Err(error) = shared.remove(number).await
-                    {
-                        let error = &error as &dyn std::error::Error;
-                        tracing::warn!(slot = %number, error, "a spare network slot is left");
-                    }
-                }
-                Err(NetworkError::Exhausted(_)) => break,
-                Err(error) => {
-                    tracing::warn!(error = &error as &dyn std::error::Error, "making a network slot ahead");
-                    break;
-                }
+        while let Some(number) = shared.take_ahead() {
+            let made = shared.make_ahead(number).await;
+            shared.state().making_ahead = false;
+            shared.settled.notify_waiters();
+            if let Err(error) = made {
+                let error = &error as &dyn std::error::Error;
+                tracing::warn!(slot = %number, error, "making a network slot ahead");
+                break;
             }
         }
         if shared.state().closing {
@@ -212,15 +245,36 @@ async fn refill(shared: Arc<Shared>) {
 
 impl Shared {
     fn pool_has_room(&self) -> bool {
-        let state = self.state();
-        !state.closing && state.pooled.len() < self.pool
+        self.state().pool_has_room(self.pool)
+    }
+
+    /// The number of a slot to be made for the pool, if it has room and there is one.
+    fn take_ahead(&self) -> Option<SlotNumber> {
+        let mut state = self.state();
+        if !state.pool_has_room(self.pool) {
+            return None;
+        }
+        let number = state.take_idle()?;
+        state.making_ahead = true;
+        Some(number)
+    }
+
+    async fn make_ahead(&self, number: SlotNumber) -> Result<(), NetworkError> {
+        let slot = self.make(number).await?;
+        match self.keep(slot) {
+            None => Ok(()),
+            Some(spare) => {
+                drop(spare);
+                self.remove(number).await
+            }
+        }
     }
 
     /// Puts a slot into the pool, where it is used last. One that it has no room for, as others were made or given back
     /// meanwhile, comes back.
     fn keep(&self, slot: NetworkSlot) -> Option<NetworkSlot> {
         let mut state = self.state();
-        if state.closing || state.pooled.len() >= self.pool {
+        if !state.pool_has_room(self.pool) {
             return Some(slot);
         }
         state.handed_out.remove(&slot.number);
@@ -228,16 +282,12 @@ impl Shared {
         None
     }
 
-    /// Makes one now; it counts as handed out from the beginning.
-    async fn make(&self) -> Result<NetworkSlot, NetworkError> {
-        failpoint!("slot.making").await?;
-        let number = {
-            let mut state = self.state();
-            let number = state.idle.pop_front().ok_or(NetworkError::Exhausted(self.slots.len()))?;
-            state.handed_out.insert(number);
-            number
+    /// Makes the one of a number that was taken, and gives the number back if that fails.
+    async fn make(&self, number: SlotNumber) -> Result<NetworkSlot, NetworkError> {
+        let made = match failpoint!("slot.making").await {
+            Ok(()) => blocking(move || NetworkSlot::create(number)).await,
+            Err(error) => Err(error.into()),
         };
-        let made = blocking(move || NetworkSlot::create(number)).await;
         if made.is_err() {
             self.give_back(number);
         }

@@ -134,9 +134,10 @@ impl NetworkSlot {
         self.namespace.as_fd()
     }
 
-    /// Opens the TAP for a VMM; fails as busy if another has it.
-    pub(crate) fn open_tap(&self) -> Result<OwnedFd, NetworkError> {
-        self.namespace.entered(|| Ok(tap::open(namespace::TAP)?))
+    /// Opens the TAP for a VMM; fails as busy if another keeps it.
+    pub(crate) async fn open_tap(&self) -> Result<OwnedFd, NetworkError> {
+        let namespace = self.namespace.clone();
+        blocking(move || namespace.entered(|| Ok(tap::open(namespace::TAP)?))).await
     }
 
     fn create(number: SlotNumber) -> Result<Self, NetworkError> {
@@ -183,8 +184,8 @@ mod tests {
         assert!(nix::unistd::geteuid().is_root(), "network slots need root");
         let number = SlotNumber::try_from(31_199).unwrap();
         let mut slot = NetworkSlot::create(number).unwrap();
-        let tap = slot.open_tap().unwrap();
-        let busy = slot.open_tap().unwrap_err();
+        let tap = slot.open_tap().await.unwrap();
+        let busy = slot.open_tap().await.unwrap_err();
         assert!(
             matches!(&busy, NetworkError::Io(f) if f.source.raw_os_error() == Some(libc::EBUSY)),
             "{busy:?}"

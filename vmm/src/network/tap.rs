@@ -11,7 +11,7 @@ use std::{
 
 use nix::errno::Errno;
 
-use crate::failure::{Doing as _, Failure};
+use crate::failure::{Doing as _, Failure, while_busy};
 
 /// Makes a TAP in the thread's namespace that stays when nobody has it open.
 pub fn create(name: &str) -> Result<(), Failure> {
@@ -22,9 +22,11 @@ pub fn create(name: &str) -> Result<(), Failure> {
     Ok(())
 }
 
-/// Opens the TAP of the thread's namespace for a VMM. Only one can have it: busy means another VMM lives.
+/// Opens the TAP of the thread's namespace for a VMM. Only one can have it: if it stays busy, another VMM lives. May block
+/// for [as long](while_busy).
 pub fn open(name: &str) -> Result<OwnedFd, Failure> {
-    Ok(attach(name).doing(|| format!("opening the TAP {name}"))?.into())
+    let tap = while_busy(|| attach(name).doing(|| format!("opening the TAP {name}")))?;
+    Ok(tap.into())
 }
 
 fn attach(name: &str) -> io::Result<File> {

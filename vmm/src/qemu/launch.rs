@@ -81,7 +81,7 @@ pub struct Started {
 
 impl Launcher {
     /// Takes from the slot what the machine needs of it.
-    pub fn plan(
+    pub async fn plan(
         &self,
         config: MachineConfig,
         origin: Origin,
@@ -89,7 +89,7 @@ impl Launcher {
         slot: &NetworkSlot,
         home: &CapsulePaths,
     ) -> Result<Plan, DriverError> {
-        let tap = slot.open_tap().map_err(|error| match error {
+        let tap = slot.open_tap().await.map_err(|error| match error {
             NetworkError::Io(failure) => failure.into(),
             other => DriverError::Io(Failure::new("opening the TAP", io::Error::other(other))),
         })?;

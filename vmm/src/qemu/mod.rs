@@ -133,7 +133,7 @@ impl Driver for QemuDriver {
         let BootRequest { config, kernel, disk, slot, home, deadline } = request;
         let origin = Origin::Boot { kernel: kernel.clone(), tsc_khz: self.tsc_khz };
         let identity = self.identity(kernel);
-        let plan = self.launcher.plan(config, origin, disk, slot, home)?;
+        let plan = self.launcher.plan(config, origin, disk, slot, home).await?;
         Ok(Box::new(QemuMachine::start(plan, identity, deadline).await?))
     }
 
@@ -145,7 +145,7 @@ impl Driver for QemuDriver {
         manifest.identity.check_restorable_on(&identity)?;
         let origin =
             Origin::Restore { snapshot: Box::new(snapshot.clone()), sharing, sealed: self.sealed.clone() };
-        let plan = self.launcher.plan(manifest.machine, origin, disk, slot, home)?;
+        let plan = self.launcher.plan(manifest.machine, origin, disk, slot, home).await?;
         // The guest goes on with the rate it was told at its boot.
         let identity = VmmIdentity { tsc_khz: manifest.identity.tsc_khz, ..identity };
         Ok(Box::new(QemuMachine::start(plan, identity, deadline).await?))

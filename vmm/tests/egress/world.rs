@@ -15,7 +15,7 @@ use std::{
         atomic::{AtomicBool, Ordering},
     },
     thread::{self, JoinHandle},
-    time::Duration,
+    time::{Duration, Instant},
 };
 
 use nix::{
@@ -298,6 +298,18 @@ fn carry(mut from: &File, mut to: &File, cut: &AtomicBool) {
 
 /// The TAP of the thread's namespace, made if there is none.
 pub fn open_tap(name: &str) -> File {
+    let begun = Instant::now();
+    loop {
+        match attach(name) {
+            Ok(tap) => return tap,
+            // Children of this process have what it has open until they have become another program.
+            Err(Errno::EBUSY) if begun.elapsed() < PATIENCE => thread::sleep(Duration::from_millis(5)),
+            Err(error) => panic!("opening the TAP {name}: {error}"),
+        }
+    }
+}
+
+fn attach(name: &str) -> Result<File, Errno> {
     let mut options = OpenOptions::new();
     options.read(true).write(true).custom_flags(libc::O_NONBLOCK);
     let tap = options.open("/dev/net/tun").unwrap();
@@ -308,8 +320,8 @@ pub fn open_tap(name: &str) -> File {
     }
     request.ifr_ifru.ifru_flags = (libc::IFF_TAP | libc::IFF_NO_PI | libc::IFF_VNET_HDR) as libc::c_short;
     // SAFETY: the request reads and writes one such structure, which lives through the call.
-    Errno::result(unsafe { libc::ioctl(tap.as_raw_fd(), libc::TUNSETIFF as _, &raw mut request) }).unwrap();
-    tap
+    Errno::result(unsafe { libc::ioctl(tap.as_raw_fd(), libc::TUNSETIFF as _, &raw mut request) })?;
+    Ok(tap)
 }
 
 /// A datagram as it comes from a guest to its gateway, with a header for the TAP before it.

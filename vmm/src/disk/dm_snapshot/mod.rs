@@ -41,8 +41,6 @@ use std::{
     fs::{self, File},
     path::{Path, PathBuf},
     sync::{Arc, Mutex, MutexGuard, PoisonError},
-    thread,
-    time::Duration,
 };
 
 use async_trait::async_trait;
@@ -63,13 +61,9 @@ use super::{
 };
 use crate::{
     failpoint,
-    failure::{Doing as _, Failure, Teardown, blocking},
+    failure::{Doing as _, Failure, Teardown, blocking, while_busy},
     paths::{HostPaths, base_of_disk, partial},
 };
-
-/// Waits before each further try to remove a device that is busy: whoever had it open, as a VMM that is just ending, or a
-/// program that looks at every new device, is gone within that time or means to stay.
-const BUSY_WAITS_MS: [u64; 9] = [5, 10, 20, 40, 80, 160, 320, 640, 1280];
 
 /// With the kernel's device-mapper, on any file system.
 #[derive(Clone)]
@@ -304,19 +298,6 @@ fn device_path(number: DeviceNumber) -> PathBuf {
     Path::new("/dev").join(format!("dm-{}", number.minor))
 }
 
-/// Tries again what fails because a device is busy; any other error is one at once.
-fn while_busy(mut work: impl FnMut() -> Result<(), Failure>) -> Result<(), Failure> {
-    for wait in BUSY_WAITS_MS {
-        match work() {
-            Err(failure) if failure.source.raw_os_error() == Some(libc::EBUSY) => {
-                thread::sleep(Duration::from_millis(wait));
-            }
-            outcome => return outcome,
-        }
-    }
-    work()
-}
-
 #[async_trait]
 impl DiskStore for DmSnapshotStore {
     fn kind(&self) -> DiskStoreKind {
@@ -376,32 +357,7 @@ impl DiskStore for DmSnapshotStore {
 
 #[cfg(test)]
 mod tests {
-    use std::{cell::Cell, io};
-
     use super::*;
-
-    fn failing(times: u32, code: i32) -> (Result<(), Failure>, u32) {
-        let tried = Cell::new(0);
-        let outcome = while_busy(|| {
-            tried.set(tried.get() + 1);
-            if tried.get() > times {
-                Ok(())
-            } else {
-                Err(Failure::new("x", io::Error::from_raw_os_error(code)))
-            }
-        });
-        (outcome, tried.get())
-    }
-
-    #[test]
-    fn only_a_busy_device_is_tried_again() {
-        let (outcome, tried) = failing(4, libc::EBUSY);
-        assert!(outcome.is_ok());
-        assert_eq!(tried, 5);
-        let (outcome, tried) = failing(1, libc::EPERM);
-        assert_eq!(outcome.unwrap_err().source.raw_os_error(), Some(libc::EPERM));
-        assert_eq!(tried, 1);
-    }
 
     #[test]
     fn a_flat_disk_is_flattened_already() {
