@@ -5,6 +5,7 @@ import { Capsule } from "@wrenn/sdk";
 import { type Browser, chromium } from "playwright-core";
 import { LAUNCH } from "../support/browser.js";
 import { apiKey, until, url, wrenn } from "../support/stack.js";
+import { FINDINGS, tour } from "../support/tour.js";
 
 const BUNDLE = new URL("../../../dist/browser.js", import.meta.url);
 
@@ -28,52 +29,9 @@ it("works in a page", async () => {
     await route.fulfill({ contentType: "text/javascript", body: await readFile(BUNDLE, "utf8") });
   });
   await page.goto(`${origin}/page`);
-  const seen = await page.evaluate(
-    async ({ sdk, url, apiKey }) => {
-      const { Capsule, Wrenn } = (await import(sdk)) as typeof import("@wrenn/sdk");
-      const wrenn = new Wrenn({ url, apiKey });
-      const capsule = await Capsule.create({ wrenn });
-      try {
-        const { stdout, exitCode } = await capsule.exec("cat; exit 3", { stdin: "ä from a page" });
-        const lines: string[] = [];
-        for await (const { text } of capsule.exec("echo one; echo two").lines()) {
-          lines.push(text);
-        }
-        const stream = new Blob(["a stream ", "of a page"]).stream();
-        const { size } = await capsule.files.write("/srv/page", stream, { parents: true });
-        const content = await capsule.files.readText("/srv/page");
-        const large = await capsule.exec("head -c 3000000 /dev/zero");
-        const pty = await capsule.pty({ command: "stty -echo; echo ready; read x; echo got-$x" });
-        let shown = "";
-        let typed = false;
-        for await (const data of pty) {
-          shown += new TextDecoder().decode(data);
-          // What is typed before the echo is off is shown.
-          if (!typed && shown.includes("ready")) {
-            typed = true;
-            await pty.write("key\n");
-          }
-        }
-        const failure = await capsule.files.read("/missing").catch((error: unknown) => error as { code: string });
-        const code = "code" in failure ? failure.code : "none";
-        return { stdout, exitCode, lines, size, content, large: large.stdoutBytes.length, shown: shown.trim(), code };
-      } finally {
-        await capsule.kill();
-        wrenn.close();
-      }
-    },
-    { sdk: `${origin}/sdk.js`, url, apiKey },
-  );
-  assert.deepEqual(seen, {
-    stdout: "ä from a page",
-    exitCode: 3,
-    lines: ["one", "two"],
-    size: 18,
-    content: "a stream of a page",
-    large: 3_000_000,
-    shown: "ready\r\ngot-key",
-    code: "NOT_FOUND",
-  });
+  const given = [url, apiKey].map((text) => JSON.stringify(text)).join(", ");
+  const seen = await page.evaluate(`import("${origin}/sdk.js").then((sdk) => (${String(tour)})(sdk, ${given}))`);
+  assert.deepEqual(seen, FINDINGS);
   assert.deepEqual(failures, []);
 });
 
