@@ -7,15 +7,14 @@ use std::path::Path;
 
 /// Replaces `path` by `bytes`, readable by root alone. What a crash leaves is a `.new` beside it.
 ///
-/// `durable` waits until the bytes would survive a power failure; without it they survive the process.
+/// `durable` waits until the new file would survive a power failure; without it the old one may be back after that.
 pub fn replace(path: &Path, bytes: &[u8], durable: bool) -> io::Result<()> {
     let mut aside = path.as_os_str().to_owned();
     aside.push(".new");
     let mut file = OpenOptions::new().write(true).create(true).truncate(true).mode(0o600).open(&aside)?;
     file.write_all(bytes)?;
-    if durable {
-        file.sync_all()?;
-    }
+    // Before the rename, always: a file system may write down the new name before what it names.
+    file.sync_data()?;
     drop(file);
     fs::rename(&aside, path)?;
     if durable && let Some(parent) = path.parent() {

@@ -48,13 +48,23 @@ impl Configuration {
     }
 
     fn set_identity(&self, identity: &pb::Identity) {
-        let var = |name: &str, value: &str| pb::EnvVar { name: name.into(), value: value.into() };
-        self.current.lock().unwrap_or_else(PoisonError::into_inner).identity = vec![
-            var("WRENN_SANDBOX", "true"),
-            var("WRENN_CAPSULE_ID", &identity.capsule_id),
-            var("WRENN_TEMPLATE_ID", &identity.template_id),
-        ];
+        self.current.lock().unwrap_or_else(PoisonError::into_inner).identity = variables(identity);
     }
+
+    /// Whether the machine is that one already.
+    fn has_identity(&self, identity: &pb::Identity) -> bool {
+        self.current.lock().unwrap_or_else(PoisonError::into_inner).identity == variables(identity)
+    }
+}
+
+/// What an identity is to a process.
+fn variables(identity: &pb::Identity) -> Vec<pb::EnvVar> {
+    let var = |name: &str, value: &str| pb::EnvVar { name: name.into(), value: value.into() };
+    vec![
+        var("WRENN_SANDBOX", "true"),
+        var("WRENN_CAPSULE_ID", &identity.capsule_id),
+        var("WRENN_TEMPLATE_ID", &identity.template_id),
+    ]
 }
 
 /// The service over one machine.
@@ -76,12 +86,6 @@ impl GuestService {
             return Err(Invalid { field: "default_user", message }.into());
         }
         Ok(identity::check_name_servers(&request.name_servers, "name_servers")?)
-    }
-
-    fn configure_checked(&self, request: pb::ConfigureRequest, servers: &[Ipv4Addr]) -> Result<(), Status> {
-        identity::set_name_servers(servers, self.system.as_ref())?;
-        self.configuration.set(request.env, request.default_user);
-        Ok(())
     }
 
     /// Sets the clock; returns by how much it was behind, in nanoseconds.
@@ -110,7 +114,8 @@ impl Guest for GuestService {
         let servers = self.check(&request)?;
         self.access.check(&request.token)?;
         let token = request.token.clone();
-        self.configure_checked(request, &servers)?;
+        identity::set_name_servers(&servers, self.system.as_ref())?;
+        self.configuration.set(request.env, request.default_user);
         self.access.fix(&token);
         if self.access.is_fixed() {
             self.ports.begin();
@@ -173,11 +178,19 @@ impl Guest for GuestService {
         let clock_step_ns = self
             .step_clock(request.wall_clock_ns)
             .map_err(|error| Status::internal(format!("cannot set the clock: {error}")))?;
-        identity::apply(&identity, system)?;
-        self.configuration.set_identity(&identity);
-        self.configure_checked(configuration, &servers)?;
-        // A machine that has no token yet has never run anything that could have connections.
+        // A machine that has no token yet has never run anything that could have connections, or that could have made
+        // these files its own so that nobody can write them: that must not keep the machine from going on.
         let lived_before = self.access.is_fixed();
+        let applied = identity::apply(&identity, system);
+        if !self.configuration.has_identity(&identity) {
+            applied?;
+        }
+        let told = identity::set_name_servers(&servers, system);
+        if !lived_before {
+            told?;
+        }
+        self.configuration.set_identity(&identity);
+        self.configuration.set(configuration.env, configuration.default_user);
         self.access.rotate(&token);
         // Their other ends belong to an earlier life of this machine.
         self.connections.close_all_but(connection);

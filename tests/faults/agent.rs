@@ -1,6 +1,7 @@
 //! The agent dies or is told to end.
 
-use std::time::Duration;
+use std::fs;
+use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, ensure};
 use nix::sys::signal::{Signal, kill};
@@ -75,6 +76,57 @@ pub async fn killed_while_output_flows(stack: &Stack) -> Result<()> {
     client.resume(&idle).await?;
     ensure!(client.sh(&idle, "cat /run/in-memory").await? == "kept");
     Ok(())
+}
+
+/// A process that keeps its capsule awake does so under the next agent, too, and nothing else counts as idle time that
+/// was none.
+pub async fn killed_while_a_process_keeps_awake(stack: &Stack) -> Result<()> {
+    const TIMEOUT: Duration = Duration::from_secs(4);
+    let client = stack.client();
+    let id = client.create(json!({ "timeoutSec": TIMEOUT.as_secs() })).await?.id;
+    let vmm = stack.vmm_of(&id);
+    client.start(Exec::shell(&id, "sleep 600").with("keepAwake", true)).await?;
+    // The record says nothing of what keeps it awake meanwhile.
+    tokio::time::sleep(TIMEOUT * 2).await;
+    stack.host().kill9().await?;
+    stack.host().start(None).await?;
+    let begun = Instant::now();
+    while begun.elapsed() < TIMEOUT * 2 {
+        let capsule = client.capsule(&id).await?.context("the capsule")?;
+        ensure!(capsule.state == "RUNNING", "{:?} after its adoption: {capsule:?}", begun.elapsed());
+        tokio::time::sleep(Duration::from_millis(100)).await;
+    }
+    ensure!(stack.vmm_of(&id) == vmm, "the capsule was replaced");
+    Ok(())
+}
+
+/// What cannot be read is nobody's, but not nothing: a paused capsule whose record is damaged keeps what there is of it.
+pub async fn killed_and_a_record_damaged(stack: &Stack) -> Result<()> {
+    let client = stack.client();
+    let (damaged, whole) = (create(client).await?, create(client).await?);
+    client.pause(&damaged).await?;
+    let record = stack.host().record_path(&damaged);
+    let data = record.ancestors().nth(3).context("the data directory")?;
+    let snapshot = data.join("snapshots").join(&damaged);
+    let left = || Ok::<_, anyhow::Error>(fs::read_dir(&snapshot).context("its snapshot")?.count());
+    let before = left()?;
+    ensure!(before > 0, "a paused capsule has a snapshot");
+    stack.host().kill9().await?;
+    fs::write(&record, "{ \"version\": ").context("damaging the record")?;
+
+    stack.host().start(None).await?;
+    back_in_service(client, &whole).await?;
+    ensure!(left()? == before, "something of its snapshot is gone");
+    ensure!(record.exists(), "the record is gone");
+    let log = fs::read_to_string(stack.host().log()).context("reading the agent's log")?;
+    ensure!(log.contains("kept for a person to look at"), "nobody was told");
+    // So that the stack can be looked through for what it leaves.
+    stack.host().kill9().await?;
+    for left in [&snapshot, &record.parent().context("its home")?.to_owned()] {
+        fs::remove_dir_all(left).with_context(|| format!("removing {}", left.display()))?;
+    }
+    stack.host().start(None).await?;
+    back_in_service(client, &whole).await
 }
 
 /// Whatever was half done, several things at once, is finished or undone by the next life.

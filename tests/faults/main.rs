@@ -58,6 +58,7 @@ const FAILING_ON_MAPPED_DISKS: Wanted =
 const FAILING_WITH_A_POOL: Wanted = Wanted { setting: Some(("WRENN_WARM_POOL", "1")), ..FAILING };
 /// Guests that are silent for longer than this are waited for otherwise.
 const IMPATIENT: Wanted = Wanted { setting: Some(("WRENN_RECONNECT_GRACE", "5")), ..ONE };
+const FAILING_AND_IMPATIENT: Wanted = Wanted { failpoints: true, ..IMPATIENT };
 const FAILING_ON_POSTGRES: Wanted = Wanted { postgres: true, ..FAILING };
 const PAUSING: Wanted = Wanted { on_stop: OnStop::Pause, ..ONE };
 
@@ -80,12 +81,16 @@ const TESTS: &[(&str, Wanted, Test)] = tests![
     ONE silence::of_a_guest_ends_at_last,
     FAILING pauses::with_an_absent_agent_lose_no_time,
     FAILING pauses::that_fail_late_lose_no_time,
+    ONE pauses::of_a_silent_guest_lose_nothing,
+    FAILING_AND_IMPATIENT pauses::that_fail_wait_for_a_slow_guest,
     FAILING pauses::that_failed_are_not_taken_for_complete,
     FAILING pauses::are_finished_by_an_agent_told_to_end,
     FAILING restores::without_fresh_random_numbers_are_not_served,
     IMPATIENT silence::of_a_guest_is_waited_for,
     IMPATIENT silence::of_a_vmm_is_waited_for,
     ONE agent::killed_while_output_flows,
+    ONE agent::killed_while_a_process_keeps_awake,
+    ONE agent::killed_and_a_record_damaged,
     FAILING agent::killed_amid_changes,
     FAILING agent::killed_with_the_vmm_once_a_pause_was_saved,
     ONE agent::told_to_end_keeps_capsules,

@@ -1,5 +1,6 @@
 //! Something comes in between of a pause, with the vCPUs stopped.
 
+use std::fs;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use anyhow::{Context, Result, ensure};
@@ -46,6 +47,44 @@ pub async fn that_fail_late_lose_no_time(stack: &Stack) -> Result<()> {
     back_in_service(client, &id).await?;
     ensure!(stack.vmm_of(&id) == vmm, "the capsule was replaced");
     has_the_right_time(client, &id).await
+}
+
+/// Whoever is root in a guest cannot keep it from being paused by stopping the daemon.
+pub async fn of_a_silent_guest_lose_nothing(stack: &Stack) -> Result<()> {
+    let client = stack.client();
+    let id = client.create(json!({})).await?.id;
+    client.sh(&id, "echo kept > /run/in-memory").await?;
+    // A command's parent is the daemon, and it goes on soon after the pause has waited for it in vain.
+    let line = "(sleep 1; kill -STOP $PPID; sleep 36; kill -CONT $PPID) > /dev/null 2>&1 < /dev/null &";
+    client.sh(&id, line).await?;
+    tokio::time::sleep(Duration::from_secs(2)).await;
+    client.pause(&id).await?;
+    let log = fs::read_to_string(stack.host().log()).context("reading the agent's log")?;
+    ensure!(log.contains("pausing a guest that does not answer"), "the guest was not silent");
+    client.resume(&id).await?;
+    ensure!(client.sh(&id, "cat /run/in-memory").await? == "kept");
+    Ok(())
+}
+
+/// A guest that takes longer than the grace to answer after a pause that failed, as on a host that has much to do.
+pub async fn that_fail_wait_for_a_slow_guest(stack: &Stack) -> Result<()> {
+    let client = stack.client();
+    let id = client.create(json!({})).await?.id;
+    client.sh(&id, "echo kept > /run/in-memory").await?;
+    let vmm = stack.vmm_of(&id);
+    stack.host().order("pause.prepared=delay(4000ms)*1;pause.saved=error*1")?;
+    // Between what the pause asks of it and the end of its vCPUs.
+    let line = "(sleep 2; kill -STOP $PPID; sleep 20; kill -CONT $PPID) > /dev/null 2>&1 < /dev/null &";
+    client.sh(&id, line).await?;
+    client.pause(&id).await.err().context("the pause was to fail")?;
+    stack.host().order("")?;
+    let log = fs::read_to_string(stack.host().log()).context("reading the agent's log")?;
+    ensure!(log.contains("but its guest does not answer yet"), "the guest was not silent");
+    ensure!(client.capsule(&id).await?.context("the capsule")?.state == "RUNNING", "given up");
+    back_in_service(client, &id).await?;
+    ensure!(stack.vmm_of(&id) == vmm, "the capsule was replaced");
+    ensure!(client.sh(&id, "cat /run/in-memory").await? == "kept");
+    Ok(())
 }
 
 /// The machine that goes on counts for more than the complete snapshot behind it, also for an agent that knows of no

@@ -55,13 +55,15 @@ enum Found {
 /// Everything an earlier agent left in its directory.
 pub struct Leftovers {
     found: Vec<Found>,
+    /// Capsules whose records cannot be read: what there is of them on disk may be somebody's only copy.
+    unreadable: HashSet<String>,
     slots: BTreeSet<SlotNumber>,
 }
 
 impl Leftovers {
     /// Looks at every record and ends the machines that no record claims.
     pub async fn inspect(paths: &HostPaths, vmm: &dyn Vmm, slots: &SlotRange) -> Result<Self, AdoptError> {
-        let mut left = Self { found: Vec::new(), slots: BTreeSet::new() };
+        let mut left = Self { found: Vec::new(), unreadable: HashSet::new(), slots: BTreeSet::new() };
         for (name, path) in list(&paths.capsules())? {
             match load(paths, &name) {
                 Ok(Some(record)) => left.look_at(record, vmm).await,
@@ -69,8 +71,15 @@ impl Leftovers {
                     tracing::info!(path = %path.display(), "removing what no record claims");
                     remove(&path);
                 }
-                // It may be somebody's only copy: kept for a person to look at.
-                Err(error) => tracing::error!(error = %crate::report(&error), "a capsule cannot be adopted"),
+                Err(error) => {
+                    let error = crate::report(&error);
+                    tracing::error!(
+                        capsule = name,
+                        error,
+                        "not adopted; its disk and snapshot are kept for a person to look at"
+                    );
+                    left.unreadable.insert(name);
+                }
             }
         }
         strays::end(slots.iter().filter(|slot| !left.slots.contains(slot))).await;
@@ -111,15 +120,12 @@ impl Leftovers {
 
     /// Finishes or undoes what was under way, adopts what lives, and removes the rest.
     pub async fn settle(self, engine: &Engine, registry: &CapsuleRegistry) {
-        let known: HashSet<String> = self
-            .found
-            .iter()
-            .map(|found| match found {
-                Found::Live(record, _) | Found::Lost(record, _) | Found::Still(record) => {
-                    record.spec.id.to_string()
-                }
-            })
-            .collect();
+        let mut known = self.unreadable;
+        known.extend(self.found.iter().map(|found| match found {
+            Found::Live(record, _) | Found::Lost(record, _) | Found::Still(record) => {
+                record.spec.id.to_string()
+            }
+        }));
         join_all(self.found.into_iter().map(|found| async move {
             match found {
                 Found::Live(record, machine) => settle_live(engine, registry, *record, machine).await,

@@ -113,7 +113,7 @@ async fn prepare(
             base.map_err(CapsuleError::step("cloning the base of the memory"))?;
         }
         let guest = running.handle.guest.prepare_snapshot(request).await;
-        guest.map_err(CapsuleError::step("preparing the guest"))?;
+        guest.map_err(CapsuleError::guest("preparing the guest"))?;
         let disk = engine.disks.prepare_clone(running.disk.view()).await;
         disk.map_err(CapsuleError::step("writing out the disk"))?;
         failpoint!("moment.prepared").await.map_err(CapsuleError::step("preparing the guest"))

@@ -134,7 +134,11 @@ impl Driver {
                 let span = tracing::info_span!("create", %request);
                 self.create(origin, &request).instrument(span).await
             }
-            Beginning::Adopted(body) => body,
+            Beginning::Adopted(body) => {
+                // Nobody could use it while there was no agent, and what used it before was not written down.
+                self.activity.touch();
+                body
+            }
         };
         while !matches!(body, Body::Gone) {
             body = match self.next_event(&mut body).await {

@@ -3,6 +3,7 @@
 use std::sync::Arc;
 
 use super::view::{Cause, State};
+use crate::guest::GuestError;
 use crate::ids::{CapsuleId, TemplateId};
 
 /// The cause of a step's failure; shared, because everyone who joined an operation is told of it.
@@ -40,7 +41,7 @@ pub enum CapsuleError {
     #[error("capsule {id} is {state}{}", because(.cause.as_ref()))]
     WrongState { id: CapsuleId, state: State, cause: Option<Cause> },
     /// It runs, but this agent cannot ask anything of it.
-    #[error("the guest of capsule {0} has not answered since this agent was started")]
+    #[error("the guest of capsule {0} does not answer yet")]
     Unheard(CapsuleId),
     #[error("not enough {resource} on this host: {wanted} wanted, {free} free")]
     Exhausted { resource: &'static str, wanted: String, free: String },
@@ -74,6 +75,14 @@ impl CapsuleError {
     /// Of a capsule that cannot be used in this state. What runs can be used, unless its guest is silent.
     pub fn wrong_state(id: CapsuleId, state: State, cause: Option<Cause>) -> Self {
         if state == State::Running { Self::Unheard(id) } else { Self::WrongState { id, state, cause } }
+    }
+
+    /// For `map_err`: names the step in which the guest was silent or refused.
+    pub fn guest(step: &'static str) -> impl FnOnce(GuestError) -> Self {
+        move |error| match error {
+            GuestError::Unreachable { .. } | GuestError::Timeout(_) => Self::GuestTimeout { step },
+            error => Self::step(step)(error),
+        }
     }
 
     /// For `map_err`: names the step that failed.

@@ -11,7 +11,7 @@ use super::engine::Engine;
 use super::error::CapsuleError;
 use super::spec::CapsuleSpec;
 use crate::clock::now_ns;
-use crate::guest::{Guest, GuestError};
+use crate::guest::Guest;
 use crate::request_id::RequestId;
 use crate::token::Token;
 
@@ -68,10 +68,7 @@ impl Handover<'_> {
         let within = deadline.saturating_duration_since(Instant::now());
         tokio::select! {
             answer = guest.post_restore(self.message(goes_on)?, self.request, within) => {
-                let answer = answer.map_err(|error| match error {
-                    GuestError::Timeout(_) => CapsuleError::GuestTimeout { step: "its restore" },
-                    error => CapsuleError::step("handing the guest its identity")(error),
-                })?;
+                let answer = answer.map_err(CapsuleError::guest("handing the guest its identity"))?;
                 tracing::debug!(clock_step_ns = answer.clock_step_ns, "guest reseeded");
                 Ok(())
             }

@@ -103,7 +103,7 @@ impl Launch<'_> {
 
         let deadline = Instant::now() + engine.grace;
         let guest = tokio::select! {
-            guest = self.reach(slot, deadline) => guest.map_err(CapsuleError::step("reaching the guest"))?,
+            guest = self.reach(slot, deadline) => guest.map_err(CapsuleError::guest("reaching the guest"))?,
             exit = machine.process().exited() => return Err(vmm_died(exit)),
             () = self.cancelled.cancelled() => return Err(CapsuleError::Destroyed(self.spec.id)),
         };

@@ -1,5 +1,7 @@
 //! What one life of a capsule holds on the host, and how it is taken apart.
 
+use std::time::Duration;
+
 use wrenn_vmm::disk::AttachedDisk;
 use wrenn_vmm::driver::{Machine, MachineRecord};
 use wrenn_vmm::failpoint;
@@ -9,6 +11,7 @@ use wrenn_vmm::paths::CapsulePaths;
 use super::engine::Engine;
 use super::error::{Teardown, TeardownError};
 use super::life::{Life, RunningHandle};
+use super::reconnect::UnheardCapsule;
 use crate::guest::Guest;
 
 /// A life being made or unmade: any part of it may be missing.
@@ -69,6 +72,12 @@ pub struct RunningCapsule {
 impl RunningCapsule {
     pub fn into_parts(self) -> Parts {
         Parts { slot: Some(self.slot), disk: Some(self.disk), machine: Some(self.machine) }
+    }
+
+    /// Its life has ended, its machine goes on, and its guest does not answer.
+    pub fn unheard(self, grace: Duration) -> UnheardCapsule {
+        let Self { machine, slot, disk, home, handle: _ } = self;
+        UnheardCapsule::new(machine, slot, disk, home, grace)
     }
 
     /// Puts another life in the place of one that ended though the machine goes on.

@@ -13,6 +13,7 @@ use super::parts::RunningCapsule;
 use super::reconnect::reconnect;
 use super::spec::CapsuleSpec;
 use super::steps::Steps;
+use crate::guest::GuestError;
 use crate::request_id::RequestId;
 use crate::token::Token;
 
@@ -28,6 +29,8 @@ pub struct PausedCapsule {
 pub enum PauseFailure {
     /// It runs on, in the same life or in another one.
     Running(Box<RunningCapsule>, CapsuleError),
+    /// It runs on, and its guest does not answer.
+    Silent(Box<RunningCapsule>, CapsuleError),
     /// Its VMM is alive and cannot be made to go on.
     Stuck(Box<RunningCapsule>, CapsuleError),
 }
@@ -49,8 +52,16 @@ pub async fn save(
 ) -> Result<Saved, PauseFailure> {
     running.handle.life.drain(DRAIN).await;
     steps.done("drain");
-    if let Err(error) = running.handle.guest.prepare_snapshot(request).await {
-        return Err(PauseFailure::Running(running, CapsuleError::step("preparing the guest")(error)));
+    match running.handle.guest.prepare_snapshot(request).await {
+        Ok(()) => {}
+        // Its memory goes with its disk, so nothing that it has not written out is lost; and whoever is root in a guest
+        // must not be able to keep it from being paused.
+        Err(error @ GuestError::Timeout(_)) => {
+            tracing::warn!(error = %crate::report(&error), "pausing a guest that does not answer");
+        }
+        Err(error) => {
+            return Err(PauseFailure::Running(running, CapsuleError::guest("preparing the guest")(error)));
+        }
     }
     steps.done("prepare");
     // From here on this life is over, whatever becomes of the pause: streams end and can be taken up again.
@@ -109,6 +120,10 @@ async fn thaw(
     error: CapsuleError,
 ) -> PauseFailure {
     withdraw(handover.engine, handover.spec).await;
+    if let Err(also) = running.machine.resume_vcpus().await {
+        tracing::error!(error = %crate::report(&also), "the capsule cannot be made to go on");
+        return PauseFailure::Stuck(running, error);
+    }
     let address = running.slot.guest_address();
     match reconnect(handover, running.machine.as_mut(), address).await {
         Ok(guest) => {
@@ -117,8 +132,8 @@ async fn thaw(
             PauseFailure::Running(running, error)
         }
         Err(also) => {
-            tracing::error!(error = %crate::report(&also), "the capsule cannot be made to go on");
-            PauseFailure::Stuck(running, error)
+            tracing::warn!(error = %crate::report(&also), "the capsule goes on, but its guest does not answer yet");
+            PauseFailure::Silent(running, error)
         }
     }
 }

@@ -33,9 +33,9 @@ pub async fn reconnect(
     let grace = handover.engine.grace;
     let guest = Guest::connect(address, Some(handover.token), Instant::now() + grace)
         .await
-        .map_err(CapsuleError::step("reaching the guest"))?;
+        .map_err(CapsuleError::guest("reaching the guest"))?;
     // A guest that is silent does what it was told once it can, and would set its clock to a time long gone.
-    guest.health(grace).await.map_err(CapsuleError::step("asking the guest's health"))?;
+    guest.health(grace).await.map_err(CapsuleError::guest("asking the guest's health"))?;
     handover.run(guest, machine, Instant::now() + grace).await
 }
 

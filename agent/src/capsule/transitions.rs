@@ -78,6 +78,14 @@ impl Driver {
                 let body = self.serve(*running, None).await;
                 self.answered(reply, body, Err(error))
             }
+            Err(PauseFailure::Silent(running, error)) => {
+                steps.fail(&error);
+                self.record.machine = Some(running.record());
+                self.enter(State::Running, None, Durability::Process).await;
+                self.publish(None, None);
+                let body = Body::Unheard(Box::new(running.unheard(self.engine.grace)));
+                self.answered(reply, body, Err(error))
+            }
             Err(PauseFailure::Stuck(running, error)) => {
                 steps.fail(&error);
                 let body = self.stuck(running, &error).await;
@@ -93,7 +101,7 @@ impl Driver {
         body
     }
 
-    /// An adopted capsule whose guest was silent so far: served, or in error as it was silent for too long.
+    /// A capsule whose guest was silent so far: served, or in error as it was silent for too long.
     pub async fn heard(&mut self, body: Body, outcome: Result<Guest, CapsuleError>) -> Body {
         let Body::Unheard(unheard) = body else { return body };
         match outcome {

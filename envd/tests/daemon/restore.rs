@@ -96,6 +96,25 @@ async fn nothing_is_changed_by_a_request_that_is_wrong() {
 }
 
 #[tokio::test]
+async fn files_that_a_guest_has_made_its_own_do_not_keep_it_from_going_on() {
+    let stand = Stand::start().await;
+    stand.stranger().await.guest.post_restore(request()).await.expect("the first life");
+    // Nobody can replace a directory by a file.
+    for name in ["resolv.conf", "hosts"] {
+        let path = stand.system.etc.path().join(name);
+        std::fs::remove_file(&path).expect("the file");
+        std::fs::create_dir(&path).expect("a directory");
+    }
+    stand.stranger().await.guest.post_restore(with_token(request())).await.expect("another life");
+    // A copy, however, must not take itself for what it was made from.
+    let mut copy = request();
+    copy.identity.as_mut().expect("identity").capsule_id = "cl-1e5glxi4g3qnhwci95qev0cg0".into();
+    stand.stranger().await.guest.post_restore(with_token(copy.clone())).await.expect_err("hosts");
+    std::fs::remove_dir(stand.system.etc.path().join("hosts")).expect("the directory");
+    stand.stranger().await.guest.post_restore(with_token(copy)).await.expect("a copy");
+}
+
+#[tokio::test]
 async fn a_generator_that_was_not_reseeded_is_not_called_so() {
     let system = FakeSystem { reseed_fails: true, ..FakeSystem::new() };
     let stand = Stand::start_with(system, Duration::from_secs(30), Ipv4Addr::LOCALHOST.into()).await;
