@@ -49,9 +49,12 @@ impl Refusal {
             }
             Self::Reserved(_) => (StatusCode::FORBIDDEN, "PORT_RESERVED"),
             Self::Capsule(CapsuleError::NotFound(_)) => (StatusCode::NOT_FOUND, "CAPSULE_NOT_FOUND"),
-            Self::Capsule(CapsuleError::WrongState { state: State::Pausing | State::Paused, .. })
-            | Self::LifeEnded { end: LifeEnd::Paused, .. } => {
+            Self::Capsule(CapsuleError::WrongState { state: State::Pausing | State::Paused, .. }) => {
                 (StatusCode::SERVICE_UNAVAILABLE, "CAPSULE_PAUSED")
+            }
+            // The guest has the request, and may answer it once it goes on.
+            Self::LifeEnded { end: LifeEnd::Paused, .. } => {
+                (StatusCode::SERVICE_UNAVAILABLE, "CAPSULE_PAUSED_MEANWHILE")
             }
             Self::LifeEnded { end: LifeEnd::AgentStopping, .. } => {
                 (StatusCode::SERVICE_UNAVAILABLE, "AGENT_STOPPING")
@@ -93,7 +96,7 @@ mod tests {
             (Refusal::Capsule(CapsuleError::NotFound(id)), 404, "CAPSULE_NOT_FOUND"),
             (wrong(State::Paused), 503, "CAPSULE_PAUSED"),
             (wrong(State::Error), 503, "CAPSULE_NOT_RUNNING"),
-            (Refusal::LifeEnded { id, end: LifeEnd::Paused }, 503, "CAPSULE_PAUSED"),
+            (Refusal::LifeEnded { id, end: LifeEnd::Paused }, 503, "CAPSULE_PAUSED_MEANWHILE"),
             (Refusal::LifeEnded { id, end: LifeEnd::Lost(Cause::new("VMM_DIED", "…")) }, 502, "CAPSULE_LOST"),
             (Refusal::NotListening(80), 502, "PORT_CLOSED"),
             (Refusal::Silent(80), 504, "PORT_SILENT"),

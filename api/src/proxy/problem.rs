@@ -55,7 +55,10 @@ impl Problem {
             "CAPSULE_NOT_FOUND" => (StatusCode::NOT_FOUND, Code::NotFound),
             "CAPSULE_PAUSED" | "CAPSULE_NOT_RUNNING" => (StatusCode::CONFLICT, Code::FailedPrecondition),
             "PORT_SILENT" => (StatusCode::GATEWAY_TIMEOUT, Code::DeadlineExceeded),
-            "AGENT_STOPPING" => (StatusCode::SERVICE_UNAVAILABLE, Code::Unavailable),
+            // Not repeated by anybody but who knows what it does: the guest has it.
+            "AGENT_STOPPING" | "CAPSULE_PAUSED_MEANWHILE" => {
+                (StatusCode::SERVICE_UNAVAILABLE, Code::Unavailable)
+            }
             _ => (StatusCode::BAD_GATEWAY, Code::Unavailable),
         };
         let said = said.unwrap_or_else(|| "the capsule's host could not pass the request on".to_owned());

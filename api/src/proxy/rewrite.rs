@@ -81,7 +81,9 @@ impl Outside<'_> {
         let (authority, path) = rest.split_at(end);
         let path = if path.starts_with('/') { path.to_owned() } else { format!("/{path}") };
         if authority.eq_ignore_ascii_case(self.host) {
-            return self.below_prefix(&path);
+            // What is behind TLS here says `http` there.
+            let other = scheme.is_some_and(|scheme| !scheme.eq_ignore_ascii_case(self.scheme));
+            return self.below_prefix(&path).or_else(|| other.then_some(path));
         }
         let port = own_port(authority, scheme.unwrap_or(self.scheme))?;
         if port == self.target.port() {
@@ -197,6 +199,11 @@ mod tests {
             assert_eq!(outside.location(&said.replace("HOST", &host)), seen, "{said}");
         }
         assert_eq!(outside.cookie("a=b; Path=/x; Domain=c.example; Secure"), "a=b; Path=/x; Secure");
+        let behind_tls = Outside { scheme: "https", ..outside };
+        for (said, seen) in [("http://HOST/a?b", Some("/a?b")), ("https://HOST/a", None), ("//HOST/a", None)]
+        {
+            assert_eq!(behind_tls.location(&said.replace("HOST", &host)).as_deref(), seen, "{said}");
+        }
     }
 
     #[test]

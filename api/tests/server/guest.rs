@@ -73,6 +73,11 @@ async fn answer(agent: &PlayedAgent, more: Arc<Semaphore>, mut request: Request<
             let response = response.status(302).header(header::LOCATION, query);
             response.body(Body::empty()).expect("a response")
         }
+        // Paused with the first request under way; another one is answered.
+        "/cut-off" if more.available_permits() > 0 => {
+            more.forget_permits(1);
+            refused(503, "CAPSULE_PAUSED_MEANWHILE")
+        }
         "/cookies" => response
             .header(header::SET_COOKIE, "a=b; Path=/; Domain=localhost")
             .header(header::SET_COOKIE, "wrenn_preview=stolen; Path=/")

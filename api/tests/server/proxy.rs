@@ -458,6 +458,11 @@ async fn a_paused_capsule_says_so_or_goes_on() {
     hosted.agent.put(hosted.capsule.parse().unwrap(), CapsuleState::Paused);
     text(ask(Method::GET)).await;
     assert_eq!(hosted.agent.calls("resume"), 2);
+    // What the guest has got already is not sent again.
+    hosted.more.add_permits(1);
+    let cut_off = hosted.keyed(hosted.below(Method::POST, 80, "/cut-off"));
+    let expected = coded(503, "UNAVAILABLE", Some("CAPSULE_PAUSED_MEANWHILE"));
+    assert_eq!(problem(cut_off).await, expected);
     hosted.running.server.stop().await;
 }
 

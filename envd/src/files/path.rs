@@ -9,7 +9,7 @@ use crate::launch::Invalid;
 /// `PATH_MAX` of linux/limits.h, without the terminating null.
 const LONGEST: usize = 4095;
 
-/// The absolute path that was asked for: from the root, or from the user's home. Without `.` and needless
+/// The absolute path that was asked for: from the root, or from the user's home, which is also `~`. Without `.` and needless
 /// slashes; `..` stays, since only the file system knows where it leads.
 ///
 /// # Errors
@@ -23,7 +23,11 @@ pub fn absolute(asked: &str, home: &str, field: &'static str) -> Result<Target, 
         return Err(invalid("contains a null character"));
     }
     // A home that is no absolute path is the fault of whoever wrote it into passwd.
-    let from = Path::new("/").join(home.replace('\0', "")).join(asked);
+    let home = Path::new("/").join(home.replace('\0', ""));
+    let from = match asked.strip_prefix('~') {
+        Some(below) if below.is_empty() || below.starts_with('/') => home.join(below.trim_start_matches('/')),
+        _ => home.join(asked),
+    };
     let path: PathBuf = from.components().filter(|it| !matches!(it, Component::CurDir)).collect();
     if path.as_os_str().len() > LONGEST {
         return Err(invalid(&format!("longer than {LONGEST} bytes")));
@@ -59,6 +63,11 @@ mod tests {
             ("a/./b", "/home/anna/a/b"),
             (".", "/home/anna"),
             ("../bob", "/home/anna/../bob"),
+            ("~", "/home/anna"),
+            ("~//x/", "/home/anna/x"),
+            ("~bob", "/home/anna/~bob"),
+            ("a/~/b", "/home/anna/a/~/b"),
+            ("./~/b", "/home/anna/~/b"),
             ("/..", "/.."),
         ] {
             assert_eq!(path(asked), Path::new(expected), "{asked}");
