@@ -11,7 +11,7 @@ import type {
   MetricsRange,
   TemplateFragment,
 } from "./generated/graphql.js";
-import { live, present } from "./live.js";
+import { live, type LiveOptions, present } from "./live.js";
 import { startedOnce } from "./once.js";
 import { Ports } from "./ports.js";
 import { Process, type ProcessInfo, type StartOptions } from "./process.js";
@@ -134,9 +134,9 @@ export class Capsule {
   }
 
   /** The present state, then every change; ends with the capsule. */
-  async *watch(): AsyncGenerator<CapsuleInfo, void, void> {
-    const { graphql } = this.#wrenn;
-    for await (const { capsule } of live(this.#wrenn, { open: () => graphql.watchCapsule({ id: this.id }) })) {
+  async *watch({ signal }: LiveOptions = {}): AsyncGenerator<CapsuleInfo, void, void> {
+    const open = () => this.#wrenn.graphql.watchCapsule({ id: this.id }, { signal });
+    for await (const { capsule } of live(this.#wrenn, { open, signal })) {
       yield this.#now(capsule);
     }
   }
@@ -184,11 +184,13 @@ export class Capsule {
   }
 
   /** The points of the range, then each new one; ends when the capsule does not run any more. */
-  async *watchMetrics(range: MetricsRange = "M5"): AsyncGenerator<MetricPoint, void, void> {
-    const { graphql } = this.#wrenn;
+  async *watchMetrics(
+    range: MetricsRange = "M5",
+    { signal }: LiveOptions = {},
+  ): AsyncGenerator<MetricPoint, void, void> {
     let last = 0;
-    const open = () => graphql.watchMetrics({ id: this.id, range });
-    for await (const { capsuleMetrics: point } of live(this.#wrenn, { open })) {
+    const open = () => this.#wrenn.graphql.watchMetrics({ id: this.id, range }, { signal });
+    for await (const { capsuleMetrics: point } of live(this.#wrenn, { open, signal })) {
       // After a lost connection the range comes again.
       const next = pointOf(point);
       if (next.at.getTime() > last) {

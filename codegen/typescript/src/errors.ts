@@ -85,6 +85,9 @@ export const CONNECTION_LOST = "CONNECTION_LOST";
 /** `reason` of an error when the capsule was paused under a stream; its processes go on after `resume`. */
 export const CAPSULE_PAUSED = "CAPSULE_PAUSED";
 
+/** `reason` of an error when a command may have been carried out, and the capsule does not remember it any more. */
+export const PROCESS_FORGOTTEN = "PROCESS_FORGOTTEN";
+
 export function connectionLost(message: string, cause?: unknown): WrennError {
   return new WrennError("UNAVAILABLE", message, { reason: CONNECTION_LOST, cause });
 }

@@ -1,9 +1,9 @@
 import { concat, randomName } from "./bytes.js";
 import { textOf } from "./document.js";
-import { WrennError } from "./errors.js";
+import { PROCESS_FORGOTTEN, WrennError } from "./errors.js";
 import { ExecDocument, type ExecInput, ProcessOutputDocument } from "./generated/graphql.js";
 import { type Cursor, type Exit, Output, type OutputEvent, type Source, type Subscription } from "./output.js";
-import { untilResumed } from "./pauses.js";
+import { acrossPauses, untilResumed } from "./pauses.js";
 import { type Data, pour } from "./sources.js";
 import { Stdin } from "./stdin.js";
 import type { Wrenn } from "./wrenn.js";
@@ -21,7 +21,10 @@ export interface ProcessOptions {
 }
 
 export interface ExecOptions extends ProcessOptions {
-  /** What it reads; nothing if absent. */
+  /**
+   * What it reads; nothing if absent. If what yields it fails, the process is killed, so that it does not take a part for
+   * the whole, and the execution fails with that error.
+   */
   stdin?: Data | undefined;
   /** Kills the process. */
   signal?: AbortSignal | undefined;
@@ -51,6 +54,9 @@ export interface Line {
 
 /** Bytes of each stream that a result holds unless it is told otherwise. */
 const MAX_BYTES = 16 * 1024 * 1024;
+
+/** Milliseconds for which a capsule surely remembers a process that has ended: it does for five minutes. */
+const REMEMBERED = 120_000;
 
 /** A shell line, or a program with its arguments. */
 function commandOf(command: string | readonly string[]): Pick<ExecInput, "command" | "argv"> {
@@ -82,23 +88,29 @@ export function processInput(
  */
 export class Execution implements PromiseLike<ExecResult>, AsyncIterable<OutputEvent> {
   readonly tag: string;
+  readonly #kill: () => Promise<unknown>;
   readonly #output: Output;
   readonly #beginning: Beginning;
   readonly #kept: Record<"stdout" | "stderr", Kept>;
   #reading: "nobody" | "iteration" | "result" = "nobody";
   #result: Promise<ExecResult> | undefined;
   #lost = false;
+  /** Why its input ended too early. */
+  #starved: { error: unknown } | undefined;
 
   constructor(wrenn: Wrenn, capsuleId: string, command: string | readonly string[], options: ExecOptions = {}) {
     const input = processInput(capsuleId, command, options);
     this.tag = input.tag;
+    const killing = { capsuleId, selector: input.tag, signal: "SIGKILL" } as const;
+    const kill = () => wrenn.graphql.signalProcess(killing, { repeatable: true });
+    this.#kill = () => (options.acrossPauses ? acrossPauses(wrenn, capsuleId, undefined, kill) : kill());
     const maxBytes = options.maxBytes ?? MAX_BYTES;
     this.#kept = { stdout: new Kept(maxBytes), stderr: new Kept(maxBytes) };
     this.#beginning = new Beginning(wrenn, input, options.acrossPauses ?? false);
     this.#output = new Output(wrenn, this.#beginning, { stdout: 0, stderr: 0 });
     this.#output.exited.catch((error: unknown) => this.#beginning.failed(error));
-    this.#feed(new Stdin(wrenn, capsuleId, this.tag, options.acrossPauses), options.stdin);
-    this.#obey(wrenn, capsuleId, options.signal);
+    this.#feed(new Stdin(wrenn, capsuleId, this.tag, { across: options.acrossPauses, alone: true }), options.stdin);
+    this.#obey(options.signal);
   }
 
   /** The process's id, once it has begun. */
@@ -158,7 +170,7 @@ export class Execution implements PromiseLike<ExecResult>, AsyncIterable<OutputE
         // Kept on the way.
       }
     }
-    const { exitCode, signal } = await this.#output.exited;
+    const { exitCode, signal } = await this.#exit();
     const { stdout, stderr } = this.#kept;
     const [stdoutBytes, stderrBytes] = [stdout.bytes(), stderr.bytes()];
     const decoder = new TextDecoder();
@@ -174,8 +186,20 @@ export class Execution implements PromiseLike<ExecResult>, AsyncIterable<OutputE
     };
   }
 
+  /** How it ended; fails where that is because of its input. */
+  async #exit(): Promise<Exit> {
+    const exit = await this.#output.exited;
+    if (this.#starved !== undefined) {
+      throw this.#starved.error;
+    }
+    return exit;
+  }
+
   async #next(): Promise<OutputEvent | undefined> {
     const event = await this.#output.next();
+    if (event === undefined) {
+      await this.#exit();
+    }
     if (event?.type === "gap") {
       this.#lost = true;
     } else if (event !== undefined && event.stream !== "pty") {
@@ -185,26 +209,43 @@ export class Execution implements PromiseLike<ExecResult>, AsyncIterable<OutputE
   }
 
   #feed(stdin: Stdin, data: Data | undefined): void {
+    let [refused, ended] = [false, false];
+    const write = (bytes: Uint8Array): Promise<void> =>
+      stdin.write(bytes).catch((error: unknown) => {
+        refused = true;
+        throw error;
+      });
+    const starve = async (error: unknown): Promise<void> => {
+      this.#starved = { error };
+      await this.#kill().catch(() => {});
+      // Of no effect if it has ended.
+      this.#output.abandon(error);
+    };
     const feed = async (): Promise<void> => {
       await this.pid;
-      if (data !== undefined) {
-        await pour(data, (bytes) => stdin.write(bytes));
+      try {
+        await pour(data ?? [], write);
+      } catch (error) {
+        return refused || ended ? undefined : starve(error);
       }
       await stdin.close();
     };
     // A process need not read all it is given: only its own end and output say how it went.
     feed().catch(() => {});
-    const over = (): void => stdin.abandon();
+    const over = (): void => {
+      ended = true;
+      stdin.abandon();
+    };
     this.#output.exited.then(over, over);
   }
 
-  #obey(wrenn: Wrenn, capsuleId: string, signal: AbortSignal | undefined): void {
+  #obey(signal: AbortSignal | undefined): void {
     if (signal === undefined) {
       return;
     }
     const kill = async (): Promise<void> => {
       await this.pid;
-      await wrenn.graphql.signalProcess({ capsuleId, selector: this.tag, signal: "SIGKILL" }, { repeatable: true });
+      await this.#kill();
     };
     // If it cannot be killed, its end says so: there is none.
     const obey = (): void => void kill().catch(() => {});
@@ -216,7 +257,7 @@ export class Execution implements PromiseLike<ExecResult>, AsyncIterable<OutputE
 
 /**
  * Starts a process exactly once, although nobody may hear that it was started: it is looked for by its tag before it
- * is started again.
+ * is started again. Where it may have ended and been forgotten, not finding it is a failure.
  *
  *   fresh ──▶ sent ──lost──▶ asked ──▶ begun
  *     ▲         │  (conflict)  │
@@ -224,9 +265,14 @@ export class Execution implements PromiseLike<ExecResult>, AsyncIterable<OutputE
  *               └──▶ begun
  */
 class Beginning implements Source {
+  readonly capsuleId: string;
+  readonly selector: string;
   readonly #input: ExecInput & { tag: string };
   #state: "fresh" | "sent" | "asked" | "begun" = "fresh";
   #sent = 0;
+  #conflicted = false;
+  /** Since when it may have been forgotten. */
+  #since = 0;
   #tell: (pid: number) => void = () => {};
   /** It was not started, or nobody knows. */
   failed: (error: unknown) => void = () => {};
@@ -234,6 +280,8 @@ class Beginning implements Source {
   readonly resumed?: (error: unknown, signal: AbortSignal) => Promise<void>;
 
   constructor(wrenn: Wrenn, input: ExecInput & { tag: string }, acrossPauses: boolean) {
+    this.capsuleId = input.capsuleId;
+    this.selector = input.tag;
     this.#input = input;
     this.pid = new Promise((resolve, reject) => {
       this.#tell = resolve;
@@ -242,7 +290,11 @@ class Beginning implements Source {
     // Who does not ask for it is told by the result.
     this.pid.catch(() => {});
     if (acrossPauses) {
-      this.resumed = (error, signal) => untilResumed(wrenn, input.capsuleId, error, signal);
+      this.resumed = async (error, signal) => {
+        await untilResumed(wrenn, input.capsuleId, error, signal);
+        // The capsule's time stood still.
+        this.#since = Date.now();
+      };
     }
   }
 
@@ -250,12 +302,13 @@ class Beginning implements Source {
     if (this.#state === "fresh") {
       this.#state = "sent";
       this.#sent++;
+      this.#since = Date.now();
       return { query: textOf(ExecDocument), variables: { input: this.#input } };
     }
     if (this.#state === "sent") {
       this.#state = "asked";
     }
-    return followed(this.#input.capsuleId, this.#input.tag, cursor);
+    return followed(this.capsuleId, this.selector, cursor);
   }
 
   started(pid: number): void {
@@ -266,11 +319,17 @@ class Beginning implements Source {
   mayGoOn(error: unknown): boolean {
     const code = error instanceof WrennError ? error.code : undefined;
     if (this.#state === "asked" && code === "NOT_FOUND") {
+      if (this.#conflicted || Date.now() - this.#since > REMEMBERED) {
+        const message = `nobody knows what became of \`${this.selector}\`: it may have been carried out`;
+        throw new WrennError("NOT_FOUND", message, { reason: PROCESS_FORGOTTEN, cause: error });
+      }
       this.#state = "fresh";
       return true;
     }
     // The first start arrived after all.
-    return this.#state === "sent" && this.#sent > 1 && code === "CONFLICT";
+    const conflicted = this.#state === "sent" && this.#sent > 1 && code === "CONFLICT";
+    this.#conflicted ||= conflicted;
+    return conflicted;
   }
 }
 

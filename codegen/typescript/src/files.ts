@@ -1,11 +1,11 @@
-import { toBytes } from "./bytes.js";
+import { concat, toBytes } from "./bytes.js";
 import { isLost, WrennError } from "./errors.js";
 import type { FileChangeKind, FileEntryFragment, FileKind, FileMethod } from "./generated/graphql.js";
-import { live, present } from "./live.js";
+import { live, type LiveOptions, present } from "./live.js";
 import { repeated } from "./retry.js";
 import { type SignedUrl, signed } from "./signed.js";
-import { asStream, type Data } from "./sources.js";
-import { refuse, send } from "./transport/http.js";
+import { asStream, type Data, pour } from "./sources.js";
+import { content, json, refuse, send } from "./transport/http.js";
 import type { Wrenn } from "./wrenn.js";
 
 export type { FileChangeKind, FileKind } from "./generated/graphql.js";
@@ -55,7 +55,7 @@ export interface WriteOptions extends AsUser {
   signal?: AbortSignal | undefined;
 }
 
-export interface WatchOptions extends AsUser {
+export interface WatchOptions extends AsUser, LiveOptions {
   /** Also in all directories below it. */
   recursive?: boolean | undefined;
 }
@@ -76,7 +76,11 @@ export class Files {
     this.#id = capsuleId;
   }
 
-  /** A file's content as it comes; read only as fast as the stream is. To cancel it ends the reading in the capsule. */
+  /**
+   * A file's content as it comes; read only as fast as the stream is. To cancel it ends the reading in the capsule. It
+   * fails with `CONNECTION_LOST` as its reason when it breaks off: the file may be another one by now, so only the caller
+   * can tell whether to go on from `start`.
+   */
   async read(path: string, options: ReadOptions = {}): Promise<ReadableStream<Uint8Array<ArrayBuffer>>> {
     const { start = 0, end, user, signal } = options;
     const ranged = start > 0 || end !== undefined;
@@ -95,13 +99,18 @@ export class Files {
       if (!response.ok) {
         return refuse(response);
       }
-      return response.body ?? new Blob([]).stream();
+      return content(response, signal);
     };
     return repeated(this.#wrenn.patience, attempt, signal);
   }
 
   async readBytes(path: string, options: ReadOptions = {}): Promise<Uint8Array<ArrayBuffer>> {
-    return new Uint8Array(await new Response(await this.read(path, options)).arrayBuffer());
+    const attempt = async (): Promise<Uint8Array<ArrayBuffer>> => {
+      const parts: Uint8Array[] = [];
+      await pour(await this.read(path, options), async (bytes) => void parts.push(bytes));
+      return concat(parts);
+    };
+    return repeated(this.#wrenn.patience, attempt, options.signal, isLost);
   }
 
   /** Decoded as UTF-8. */
@@ -111,11 +120,14 @@ export class Files {
 
   /**
    * Writes a file, whole or not at all. Streams are sent as they come; a browser cannot do that and gathers them first:
-   * give it a `Blob`.
+   * give it a `Blob`. If what yields the data fails, this fails with that error.
    */
   async write(path: string, data: Data, options: WriteOptions = {}): Promise<FileEntry> {
     const { mode, parents, user, signal } = options;
-    const body = await bodyOf(data);
+    let broken: { error: unknown } | undefined;
+    const body = await bodyOf(data, (error) => {
+      broken = { error };
+    });
     const address = this.#address(path, { user, mode: mode?.toString(8), parents: parents && "true" });
     const attempt = async (): Promise<FileEntry> => {
       const response = await send(address, {
@@ -128,11 +140,15 @@ export class Files {
       if (!response.ok) {
         return refuse(response);
       }
-      const { entry } = (await response.json()) as { entry: FileEntryFragment };
-      return entryOf(entry);
+      return entryOf((await json<{ entry: FileEntryFragment }>(response)).entry);
     };
-    // A stream can be sent once.
-    return body instanceof ReadableStream ? attempt() : repeated(this.#wrenn.patience, attempt, signal, isLost);
+    if (body instanceof ReadableStream) {
+      // It can be sent once. Where it fails itself, that is why the sending does.
+      return attempt().catch((error: unknown) => {
+        throw broken === undefined ? error : broken.error;
+      });
+    }
+    return repeated(this.#wrenn.patience, attempt, signal, isLost);
   }
 
   /** What is in a directory, ordered by name. */
@@ -185,11 +201,11 @@ export class Files {
   }
 
   /** What happens in a directory from `ready` on. After a connection was lost, `overflow` says that something may have been missed. */
-  watch(path: string, { recursive, user }: WatchOptions = {}): AsyncGenerator<FileEvent, void, void> {
+  watch(path: string, { recursive, user, signal }: WatchOptions = {}): AsyncGenerator<FileEvent, void, void> {
     const { graphql } = this.#wrenn;
     const variables = { capsuleId: this.#id, path, recursive, user };
     const open = async function* (): AsyncGenerator<FileEvent, void, void> {
-      for await (const { event } of graphql.watchDirectory(variables)) {
+      for await (const { event } of graphql.watchDirectory(variables, { signal })) {
         switch (event.__typename) {
           case "WatchReady":
             yield { type: "ready" };
@@ -204,7 +220,7 @@ export class Files {
         }
       }
     };
-    return live(this.#wrenn, { open, resumed: (): FileEvent => ({ type: "overflow" }) });
+    return live(this.#wrenn, { open, signal, resumed: (): FileEvent => ({ type: "overflow" }) });
   }
 
   /** A URL with which one file is read (`GET`) or written (`PUT`) without a key; good for 5 minutes unless told otherwise. */
@@ -240,13 +256,16 @@ function made(entry: FileEntryFragment | null): FileEntryFragment {
 /** Browsers send streams over HTTP/2 at best, and most not at all. */
 const isBrowser = "window" in globalThis || "importScripts" in globalThis;
 
-async function bodyOf(data: Data): Promise<Blob | Uint8Array<ArrayBuffer> | ReadableStream<Uint8Array>> {
+async function bodyOf(
+  data: Data,
+  broken: (error: unknown) => void,
+): Promise<Blob | Uint8Array<ArrayBuffer> | ReadableStream<Uint8Array>> {
   if (typeof data === "string" || data instanceof Uint8Array) {
     return toBytes(data) as Uint8Array<ArrayBuffer>;
   }
   if (data instanceof Blob) {
     return data;
   }
-  const stream = asStream(data);
+  const stream = asStream(data, broken);
   return isBrowser ? new Response(stream as ReadableStream<Uint8Array<ArrayBuffer>>).blob() : stream;
 }

@@ -24,6 +24,7 @@ export type {
   WatchOptions,
   WriteOptions,
 } from "./files.js";
+export type { LiveOptions } from "./live.js";
 export type { Cursor, Exit, OutputChunk, OutputEvent, OutputGap, StreamName } from "./output.js";
 export type { Port, Ports } from "./ports.js";
 export type { Following, FollowOptions, Process, ProcessInfo, Signal, StartOptions } from "./process.js";

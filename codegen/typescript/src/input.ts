@@ -5,11 +5,14 @@ import { repeated } from "./retry.js";
 /** Bytes sent at once. */
 const PIECE = 64 * 1024;
 
-/** Sends `data` (base64), whose first byte has the offset `sequence` (decimal digits) in the whole input. */
-export type SendInput = (sequence: string, data: string, signal: AbortSignal) => Promise<void>;
+/**
+ * Sends `data` (base64), whose first byte has the offset `sequence` (decimal digits) in the whole input. Answers with the
+ * offset behind all that was ever taken.
+ */
+export type SendInput = (sequence: string, data: string, signal: AbortSignal) => Promise<string>;
 
 interface Waiting {
-  /** Offset behind the last byte. */
+  /** Bytes that were written up to the last one of it. */
   end: number;
   resolve(): void;
   reject(error: unknown): void;
@@ -19,7 +22,9 @@ interface Waiting {
  * The input of a process or a terminal: in order and exactly once, over any number of connections.
  *
  * One piece is under way at a time, and what is written meanwhile joins the next. A piece whose answer got lost is sent
- * again with the same offset, of which the server takes what it does not have.
+ * again with the same offset, of which the server takes what it does not have. So what somebody else writes at the same
+ * time cannot be told from a repeat: where an answer shows that somebody did, writing fails. Who wrote before is no
+ * trouble: where the input stands is asked for when that was not heard lately.
  */
 export class Input {
   readonly #send: SendInput;
@@ -27,18 +32,23 @@ export class Input {
   readonly #abandoned = new AbortController();
   #parts: Uint8Array[] = [];
   #waiting: Waiting[] = [];
-  /** Offset behind what was written to this object. */
-  #written: number;
-  /** Offset behind what the server took. */
-  #sent: number;
+  readonly #trust: number;
+  /** Offset behind all that the server took from anybody, and when it said so. */
+  #stands: number | undefined;
+  #heard = Date.now();
+  /** Bytes that were written to this object. */
+  #written = 0;
+  /** Bytes of these that the server took. */
+  #sent = 0;
   #sending: Promise<void> | undefined;
   #failure: { error: unknown } | undefined;
 
-  constructor(send: SendInput, patience: number, from = 0) {
+  /** `stands`: the offset where the input is now, if that is known. `trust`: for how many milliseconds it stays known. */
+  constructor(send: SendInput, patience: number, { stands, trust }: { stands?: number | undefined; trust: number }) {
     this.#send = send;
     this.#patience = patience;
-    this.#written = from;
-    this.#sent = from;
+    this.#stands = stands;
+    this.#trust = trust;
   }
 
   /** Resolves when the data is where the process can read it. */
@@ -80,13 +90,21 @@ export class Input {
   }
 
   async #run(): Promise<void> {
-    const { signal } = this.#abandoned;
     try {
+      if (this.#stands === undefined || Date.now() - this.#heard >= this.#trust) {
+        // Nothing, at the beginning: a repeat, which is answered with where the input stands.
+        this.#stands = await this.#carry(0, "");
+      }
       while (this.#parts.length > 0) {
         const piece = this.#nextPiece();
-        const sequence = String(this.#sent);
-        const data = toBase64(piece);
-        await repeated(this.#patience, () => this.#send(sequence, data, signal), signal);
+        const end: number = this.#stands + piece.length;
+        this.#stands = await this.#carry(this.#stands, toBase64(piece));
+        if (this.#stands !== end) {
+          throw new WrennError(
+            "CONFLICT",
+            "somebody else writes this input as well: what was written here may be lost",
+          );
+        }
         this.#sent += piece.length;
         this.#settle();
       }
@@ -97,6 +115,13 @@ export class Input {
       }
     }
     this.#sending = undefined;
+  }
+
+  async #carry(sequence: number, data: string): Promise<number> {
+    const { signal } = this.#abandoned;
+    const stands = await repeated(this.#patience, () => this.#send(String(sequence), data, signal), signal);
+    this.#heard = Date.now();
+    return Number(stands);
   }
 
   #nextPiece(): Uint8Array {

@@ -2,15 +2,20 @@ import { WrennError } from "./errors.js";
 import { Retry } from "./retry.js";
 import type { Wrenn } from "./wrenn.js";
 
-export interface Lives<T> {
-  /** The subscription, begun anew after each loss. */
+export interface LiveOptions {
+  /** Ends it at once, also while nothing happens; the iteration fails with the signal's reason. */
+  signal?: AbortSignal | undefined;
+}
+
+export interface Lives<T> extends LiveOptions {
+  /** The subscription, begun anew after each loss; under the same signal. */
   open(): AsyncIterable<T>;
   /** What the reader is told when it goes on after a loss, if anything. */
   resumed?(): T;
 }
 
 /** The events of a subscription that begins with the present: after a loss it is simply asked for again. */
-export async function* live<T>(wrenn: Wrenn, { open, resumed }: Lives<T>): AsyncGenerator<T, void, void> {
+export async function* live<T>(wrenn: Wrenn, { open, resumed, signal }: Lives<T>): AsyncGenerator<T, void, void> {
   const retry = new Retry(wrenn.patience);
   let lost = false;
   for (;;) {
@@ -25,7 +30,8 @@ export async function* live<T>(wrenn: Wrenn, { open, resumed }: Lives<T>): Async
       }
       return;
     } catch (error) {
-      await retry.after(error);
+      await retry.after(error, signal);
+      signal?.throwIfAborted();
       lost = true;
     }
   }

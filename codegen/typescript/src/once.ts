@@ -1,4 +1,5 @@
 import { WrennError } from "./errors.js";
+import { live } from "./live.js";
 import { Retry } from "./retry.js";
 import type { Wrenn } from "./wrenn.js";
 
@@ -21,9 +22,28 @@ export async function startedOnce(
       }
       await retry.after(error);
     }
-    const { capsule } = await wrenn.graphql.processes({ id: capsuleId });
-    if (capsule?.processes.some((process) => process.tag === tag)) {
+    if (await isKnown(wrenn, capsuleId, tag)) {
       return;
     }
+  }
+}
+
+/** Whether there is or was a process with this tag: of many that have ended, only the last are listed. */
+async function isKnown(wrenn: Wrenn, capsuleId: string, tag: string): Promise<boolean> {
+  const { capsule } = await wrenn.graphql.processes({ id: capsuleId });
+  if (capsule?.processes.some((process) => process.tag === tag)) {
+    return true;
+  }
+  const open = () => wrenn.graphql.processOutput({ capsuleId, selector: tag });
+  try {
+    for await (const _ of live(wrenn, { open })) {
+      break;
+    }
+    return true;
+  } catch (error) {
+    if (error instanceof WrennError && error.code === "NOT_FOUND") {
+      return false;
+    }
+    throw error;
   }
 }

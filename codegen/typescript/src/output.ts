@@ -13,7 +13,7 @@
  * Every byte has an offset in its stream. What comes again is skipped; what comes too late is told as a gap. A reader
  * that does not read holds the process back: WebSockets of browsers cannot be read more slowly, so the subscription is
  * given up while too much waits, and the process waits for its return for as long as the server allows (30 s). It is
- * told in time that its reader still lives.
+ * told in time that its reader still lives; what comes with that is asked for again later.
  */
 import { fromBase64 } from "./bytes.js";
 import { CAPSULE_PAUSED, connectionLost, WrennError } from "./errors.js";
@@ -24,16 +24,16 @@ import type { Wrenn } from "./wrenn.js";
 type ProcessEvent = ProcessEventFragment;
 
 /** Bytes that may wait for the reader before the subscription is given up. */
-const HIGH = 4 * 1024 * 1024;
+const HIGH = 1024 * 1024;
 
 /** Bytes that still wait when it is taken up again. */
-const LOW = 1024 * 1024;
+const LOW = 256 * 1024;
+
+/** Bytes that may wait with what was under way then, and what is held of a process that has ended: 1 MiB a stream. */
+const MOST = 4 * 1024 * 1024;
 
 /** Bytes that an event takes besides its data, about. */
 const EVENT = 256;
-
-/** Bytes that may wait at most: each sign of life brings some more. */
-const MOST = 64 * 1024 * 1024;
 
 /** Milliseconds between signs of life of a reader that is behind; a process waits for 30 s. */
 const HOLD = 10_000;
@@ -75,11 +75,14 @@ export interface Subscription {
 }
 
 export interface Source {
+  capsuleId: string;
+  /** A pid in digits, or a tag. */
+  selector: string;
   /** For what comes from the cursor on. */
   subscription(cursor: Cursor): Subscription;
   /** The process is there. */
   started?(pid: number, tag: string): void;
-  /** Whether a refusal is no reason to give up: the next {@link subscription} is another one. */
+  /** Whether a refusal is no reason to give up: the next {@link subscription} is another one. Throws what it means. */
   mayGoOn?(error: unknown): boolean;
   /**
    * Waits until a capsule that was paused runs again, or throws what cannot come from a pause. Where it is not there,
@@ -87,6 +90,9 @@ export interface Source {
    */
   resumed?(error: unknown, signal: AbortSignal): Promise<void>;
 }
+
+/** What became of an event: it was the exit, or how the subscription goes on. */
+type Taken = Exit | "more" | "enough";
 
 const NAMES = { STDOUT: "stdout", STDERR: "stderr", PTY: "pty" } as const;
 
@@ -157,26 +163,26 @@ export class Output {
     return { ...this.#read };
   }
 
-  /** Stops following. The process goes on. */
-  abandon(): void {
-    this.#abandoned.abort();
+  /** Stops following, which fails with `why`. The process goes on. */
+  abandon(why: unknown = new WrennError("FAILED_PRECONDITION", "the output is not followed any more")): void {
+    this.#abandoned.abort(why);
   }
 
   async #follow(): Promise<Exit> {
     const retry = new Retry(this.#wrenn.patience);
     const { signal } = this.#abandoned;
+    const take = (event: ProcessEvent): Taken => {
+      retry.succeeded();
+      return this.#take(event, HIGH);
+    };
     for (;;) {
       try {
-        const behind = (): boolean => {
-          retry.succeeded();
-          return this.#waitingBytes > HIGH;
-        };
-        const exit = (await this.#attach(behind)) ?? (await this.#parked());
+        const exit = (await this.#attach(take)) ?? (await this.#parked());
         if (exit !== undefined) {
           return exit;
         }
       } catch (error) {
-        this.#throwIfAbandoned();
+        signal.throwIfAborted();
         if (this.#source.mayGoOn?.(error)) {
           continue;
         }
@@ -187,18 +193,12 @@ export class Output {
           await retry.after(error, signal);
         }
       }
-      this.#throwIfAbandoned();
+      signal.throwIfAborted();
     }
   }
 
-  #throwIfAbandoned(): void {
-    if (this.#abandoned.signal.aborted) {
-      throw new WrennError("FAILED_PRECONDITION", "the output is not followed any more");
-    }
-  }
-
-  /** Subscribes until the exit, or until it is enough; what was under way then is taken all the same. */
-  #attach(isEnough: () => boolean): Promise<Exit | undefined> {
+  /** Subscribes until the exit, or until it is enough; what was under way then comes all the same. */
+  #attach(take: (event: ProcessEvent) => Taken): Promise<Exit | undefined> {
     const { query, variables } = this.#source.subscription(this.#cursor);
     const { signal } = this.#abandoned;
     return new Promise<Exit | undefined>((resolve, reject) => {
@@ -212,12 +212,12 @@ export class Output {
       const operation = this.#wrenn.sockets.subscribe(query, variables, {
         next: (data) => {
           try {
-            const exit = this.#take((data as { event: ProcessEvent }).event);
-            if (exit !== undefined) {
-              leave(() => resolve(exit));
-            } else if (isEnough() && !finishing) {
+            const taken = take((data as { event: ProcessEvent }).event);
+            if (taken === "enough" && !finishing) {
               finishing = true;
               void operation.finish().then(() => leave(() => resolve(undefined)));
+            } else if (typeof taken !== "string") {
+              leave(() => resolve(taken));
             }
           } catch (error) {
             leave(() => reject(error));
@@ -231,20 +231,22 @@ export class Output {
     });
   }
 
-  #take(event: ProcessEvent): Exit | undefined {
+  /** It is enough when more than `most` bytes wait. */
+  #take(event: ProcessEvent, most: number): Taken {
     switch (event.__typename) {
       case "ProcessStarted":
         this.#source.started?.(event.pid, event.tag);
-        return undefined;
+        break;
       case "ProcessOutput":
         this.#takeOutput(NAMES[event.stream], Number(event.sequence), fromBase64(event.data));
-        return undefined;
+        break;
       case "ProcessGap":
         this.#takeGap(NAMES[event.stream], Number(event.from), Number(event.to));
-        return undefined;
+        break;
       case "ProcessExited":
         return exitOf(event);
     }
+    return this.#waitingBytes > most ? "enough" : "more";
   }
 
   #takeOutput(stream: StreamName, sequence: number, data: Uint8Array<ArrayBuffer>): void {
@@ -287,15 +289,24 @@ export class Output {
       };
       await pause(HOLD, AbortSignal.any([caughtUp.signal, signal]));
       this.#taken = () => {};
-      if (this.#waitingBytes > LOW && this.#waitingBytes < MOST && !signal.aborted) {
+      if (this.#waitingBytes > LOW && !signal.aborted) {
         // A failure is met again when the reader goes on.
-        const exit = await this.#attach(() => true).catch(() => undefined);
+        const exit = await this.#showLife().catch(() => undefined);
         if (exit !== undefined) {
           return exit;
         }
       }
     }
     return undefined;
+  }
+
+  /** Lets a process wait on for its reader. The rest of one that has ended is taken: it is not held for long. */
+  async #showLife(): Promise<Exit | undefined> {
+    const { capsuleId, selector } = this.#source;
+    const { capsule } = await this.#wrenn.graphql.processes({ id: capsuleId }, { signal: this.#abandoned.signal });
+    const named = capsule?.processes.filter(({ pid, tag }) => tag === selector || String(pid) === selector);
+    const runs = named?.some(({ running }) => running);
+    return this.#attach(runs ? () => "enough" : (event) => this.#take(event, MOST));
   }
 }
 

@@ -7,40 +7,34 @@ import type { Wrenn } from "./wrenn.js";
 const LAG = 200;
 
 /** Waits until a capsule that was paused runs again. Throws `error` if it was not that, or if it never will. */
-export async function untilResumed(wrenn: Wrenn, id: string, error: unknown, signal: AbortSignal): Promise<void> {
+export async function untilResumed(wrenn: Wrenn, id: string, error: unknown, signal?: AbortSignal): Promise<void> {
   let paused = error instanceof WrennError && error.reason === CAPSULE_PAUSED;
-  const states = live(wrenn, { open: () => wrenn.graphql.watchCapsule({ id }) });
-  const stop = (): void => void states.return();
-  signal.addEventListener("abort", stop);
-  try {
-    for await (const { capsule } of states) {
-      switch (capsule.state) {
-        case "RUNNING":
-        case "SNAPSHOTTING":
-          if (!paused) {
-            throw error;
-          }
-          await pause(LAG, signal);
-          return;
-        case "STOPPING":
-        case "STOPPED":
-        case "ERROR":
+  const open = () => wrenn.graphql.watchCapsule({ id }, { signal });
+  for await (const { capsule } of live(wrenn, { open, signal })) {
+    switch (capsule.state) {
+      case "RUNNING":
+      case "SNAPSHOTTING":
+        if (!paused) {
           throw error;
-        default:
-          paused = true;
-      }
+        }
+        await pause(LAG, signal);
+        return;
+      case "STOPPING":
+      case "STOPPED":
+      case "ERROR":
+        throw error;
+      default:
+        paused = true;
     }
-    throw error;
-  } finally {
-    signal.removeEventListener("abort", stop);
   }
+  throw error;
 }
 
 /** The outcome of `attempt`, which is made again after each pause of the capsule that it fails for. */
 export async function acrossPauses<T>(
   wrenn: Wrenn,
   id: string,
-  signal: AbortSignal,
+  signal: AbortSignal | undefined,
   attempt: () => Promise<T>,
 ): Promise<T> {
   for (;;) {

@@ -33,9 +33,9 @@ export class Process {
     this.selector = selector;
   }
 
-  /** Its standard input from the beginning on. One writer at a time. */
+  /** Its standard input, from where it stands when something is written. One writer at a time. */
   get stdin(): Stdin {
-    this.#stdin ??= new Stdin(this.#wrenn, this.capsuleId, this.selector);
+    this.#stdin ??= new Stdin(this.#wrenn, this.capsuleId, this.selector, {});
     return this.#stdin;
   }
 
@@ -71,6 +71,8 @@ export class Following implements AsyncIterable<OutputEvent> {
 
   constructor(wrenn: Wrenn, capsuleId: string, selector: string, { after, acrossPauses }: FollowOptions) {
     const source = {
+      capsuleId,
+      selector,
       subscription: (cursor: Cursor) => followed(capsuleId, selector, cursor),
       ...(acrossPauses && {
         resumed: (error: unknown, signal: AbortSignal) => untilResumed(wrenn, capsuleId, error, signal),

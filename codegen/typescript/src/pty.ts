@@ -30,6 +30,14 @@ export interface AttachOptions extends Pick<PtyOptions, "acrossPauses"> {
   after?: number | undefined;
 }
 
+/** Milliseconds of not typing after which somebody else may have typed. */
+const TURN = 1_000;
+
+interface Size {
+  columns: number;
+  rows: number;
+}
+
 /** A terminal in a capsule. Iterate over it, once, for what it shows; write what is typed. One writer at a time. */
 export class Pty implements AsyncIterable<Uint8Array> {
   readonly capsuleId: string;
@@ -37,6 +45,10 @@ export class Pty implements AsyncIterable<Uint8Array> {
   readonly #wrenn: Wrenn;
   readonly #output: Output;
   readonly #input: Input;
+  readonly #across: boolean;
+  /** The size it is to have. */
+  #size: Size | undefined;
+  #resizing: Promise<void> | undefined;
 
   /** Opens a terminal exactly once, although nobody may hear that it was opened. */
   static async open(wrenn: Wrenn, capsuleId: string, options: PtyOptions = {}): Promise<Pty> {
@@ -60,7 +72,10 @@ export class Pty implements AsyncIterable<Uint8Array> {
     this.#wrenn = wrenn;
     this.capsuleId = capsuleId;
     this.tag = tag;
+    this.#across = options.acrossPauses ?? false;
     const source = {
+      capsuleId,
+      selector: tag,
       subscription: ({ pty }: Cursor) => ({
         query: textOf(PtyOutputDocument),
         variables: { capsuleId, tag, after: pty?.toString() },
@@ -72,11 +87,12 @@ export class Pty implements AsyncIterable<Uint8Array> {
     this.#output = new Output(wrenn, source, options.after === undefined ? {} : { pty: options.after });
     this.#input = new Input(
       async (sequence, data, signal) => {
-        const send = () => wrenn.graphql.writePty({ capsuleId, tag, sequence, data }, { overSocket: true, signal });
-        await (options.acrossPauses ? acrossPauses(wrenn, capsuleId, signal, send) : send());
+        const variables = { capsuleId, tag, sequence, data };
+        const { writePty } = await this.#carried(() => wrenn.graphql.writePty(variables, { overSocket: true, signal }));
+        return writePty.nextSequence;
       },
       wrenn.patience,
-      written,
+      { stands: written, trust: TURN },
     );
     const over = (): void => this.#input.abandon();
     this.#output.exited.then(over, over);
@@ -87,9 +103,38 @@ export class Pty implements AsyncIterable<Uint8Array> {
     return this.#input.write(data);
   }
 
-  async resize(columns: number, rows: number): Promise<void> {
-    const variables = { capsuleId: this.capsuleId, tag: this.tag, columns, rows };
-    await this.#wrenn.graphql.resizePty(variables, { overSocket: true, repeatable: true });
+  /** Resolves when it has this size, or one that was asked for later: one at a time is sent, and the newest next. */
+  resize(columns: number, rows: number): Promise<void> {
+    this.#size = { columns, rows };
+    this.#resizing ??= this.#resize();
+    return this.#resizing;
+  }
+
+  async #resize(): Promise<void> {
+    const { capsuleId, tag } = this;
+    const options = { overSocket: true, repeatable: true };
+    let size: Size | undefined;
+    try {
+      while (size !== this.#size) {
+        size = this.#size as Size;
+        const variables = { capsuleId, tag, ...size };
+        try {
+          await this.#carried(() => this.#wrenn.graphql.resizePty(variables, options));
+        } catch (error) {
+          // What became of a size that is out of date does not matter.
+          if (size === this.#size) {
+            throw error;
+          }
+        }
+      }
+    } finally {
+      this.#resizing = undefined;
+    }
+  }
+
+  #carried<T>(send: () => Promise<T>): Promise<T> {
+    const signal = this.#input.abandoned;
+    return this.#across ? acrossPauses(this.#wrenn, this.capsuleId, signal, send) : send();
   }
 
   /** Hangs up: what runs in the terminal gets SIGHUP, as from a line that broke. */

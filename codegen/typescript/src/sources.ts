@@ -16,21 +16,38 @@ export async function pour(data: Data, take: (bytes: Uint8Array) => Promise<void
   }
 }
 
-/** As what `fetch` sends. */
-export function asStream(data: Data): ReadableStream<Uint8Array> {
-  if (data instanceof ReadableStream) {
-    return data;
-  }
-  const iterator = pieces(data)[Symbol.asyncIterator]();
+/** As what `fetch` sends. `broken` is told why the data could not be had. */
+export function asStream(data: Data, broken: (error: unknown) => void): ReadableStream<Uint8Array> {
+  const source = opened(data);
   return new ReadableStream<Uint8Array>({
     async pull(controller) {
-      const { done, value } = await iterator.next();
-      done ? controller.close() : controller.enqueue(toBytes(value));
+      try {
+        const { done, value } = await source.next();
+        done ? controller.close() : controller.enqueue(toBytes(value));
+      } catch (error) {
+        broken(error);
+        throw error;
+      }
     },
-    async cancel() {
-      await iterator.return?.();
+    async cancel(reason) {
+      await source.cancel(reason);
     },
   });
+}
+
+interface Opened {
+  next(): Promise<IteratorResult<string | Uint8Array, unknown>>;
+  cancel(reason: unknown): Promise<unknown>;
+}
+
+/** A stream can be cancelled while it is waited for; an iteration ends when its next piece is there. */
+function opened(data: Data): Opened {
+  if (data instanceof ReadableStream) {
+    const reader = data.getReader();
+    return { next: () => reader.read(), cancel: (reason) => reader.cancel(reason) };
+  }
+  const iterator = pieces(data);
+  return { next: () => iterator.next(), cancel: () => iterator.return() };
 }
 
 async function* pieces(data: Data): AsyncGenerator<string | Uint8Array, void, void> {

@@ -21,6 +21,7 @@ export interface WrennOptions {
 }
 
 export interface RequestOptions {
+  /** Gives it up at once; it fails with the signal's reason. */
   signal?: AbortSignal | undefined;
   /** Of a mutation: doing it twice is like doing it once, so it may be sent again when the answer to it got lost. */
   repeatable?: boolean | undefined;
@@ -75,7 +76,7 @@ export class Wrenn {
 
   #run<R>(query: string, variables: unknown, options: RequestOptions): Promise<R> | AsyncIterable<R> {
     if (query.startsWith("subscription")) {
-      return events(this.sockets, query, variables) as AsyncIterable<R>;
+      return events(this.sockets, query, variables, options.signal) as AsyncIterable<R>;
     }
     const attempt = (): Promise<R> =>
       options.overSocket

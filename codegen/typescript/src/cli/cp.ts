@@ -34,10 +34,10 @@ export const cp: Command = {
     if (target !== undefined) {
       const capsule = await find(target.capsule);
       const entry = await upload(capsule, from, target.path, { user, mode: octal(given.text("mode")) });
-      given.flag("json") && printJson({ path: entry.path, size: entry.size });
+      given.flag("json") && (await printJson({ path: entry.path, size: entry.size }));
     } else if (source !== undefined) {
       const saved = await download(await find(source.capsule), source.path, to, user);
-      given.flag("json") && printJson(saved);
+      given.flag("json") && (await printJson(saved));
     }
     return EXIT.ok;
   },

@@ -2,7 +2,8 @@ import { constants } from "node:os";
 import { Readable } from "node:stream";
 import type { Exit } from "../index.js";
 import { find } from "./client.js";
-import { printJson, write } from "./print.js";
+import { isBrokenPipe } from "./failure.js";
+import { print, printJson, write } from "./print.js";
 import { assignments, type Command, EXIT, UsageError } from "./usage.js";
 
 export const exec: Command = {
@@ -37,7 +38,7 @@ export const exec: Command = {
     const capsule = await find(target);
     if (given.flag("detach")) {
       const { selector } = await capsule.start(command, options);
-      given.flag("json") ? printJson({ tag: selector }) : process.stdout.write(`${selector}\n`);
+      await (given.flag("json") ? printJson({ tag: selector }) : print(`${selector}\n`));
       return EXIT.ok;
     }
     const stdin = process.stdin.isTTY ? undefined : Readable.toWeb(process.stdin);
@@ -63,7 +64,7 @@ export const exec: Command = {
     try {
       if (given.flag("json")) {
         const { pid, exitCode, signal, stdout, stderr, truncated } = await execution;
-        printJson({ pid, tag: execution.tag, exitCode, signal, stdout, stderr, truncated });
+        await printJson({ pid, tag: execution.tag, exitCode, signal, stdout, stderr, truncated });
         return exitCodeOf({ exitCode, signal });
       }
       for await (const event of execution) {
@@ -74,6 +75,15 @@ export const exec: Command = {
         }
       }
       return exitCodeOf(await execution);
+    } catch (error) {
+      if (isBrokenPipe(error)) {
+        // As when a line breaks.
+        await capsule
+          .process(execution.tag)
+          .signal("SIGHUP")
+          .catch(() => {});
+      }
+      throw error;
     } finally {
       process.off("SIGINT", interrupt).off("SIGTERM", interrupt);
       process.stdin.destroy();

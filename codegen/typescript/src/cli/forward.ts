@@ -10,7 +10,7 @@ import type { AddressInfo } from "node:net";
 import type { Duplex } from "node:stream";
 import type { Wrenn } from "../index.js";
 import { client, find } from "./client.js";
-import { printJson } from "./print.js";
+import { print, printJson } from "./print.js";
 import { type Command, EXIT, UsageError } from "./usage.js";
 
 export const forward: Command = {
@@ -29,18 +29,20 @@ export const forward: Command = {
     const wanted = texts.map(parseForward);
     const capsule = await find(target);
     const { id } = capsule;
-    const servers = await Promise.all(
-      wanted.map(async (one) => listen(new Way(client(), await capsule.ports.url(one.remote)), one)),
-    );
-    for (const [index, { port, address }] of servers.entries()) {
-      const to = wanted[index]?.remote;
-      given.flag("json")
-        ? printJson({ address, port, capsule: id, remote: to })
-        : process.stdout.write(`http://${address}:${port} → ${id}:${to}\n`);
+    const closings: (() => Promise<void>)[] = [];
+    try {
+      for (const one of wanted) {
+        const { address, port, close } = await listen(new Way(client(), await capsule.ports.url(one.remote)), one);
+        closings.push(close);
+        await (given.flag("json")
+          ? printJson({ address, port, capsule: id, remote: one.remote })
+          : print(`http://${address}:${port} → ${id}:${one.remote}\n`));
+      }
+      await new Promise<void>((resolve) => process.once("SIGINT", () => resolve()).once("SIGTERM", () => resolve()));
+      return EXIT.ok;
+    } finally {
+      await Promise.all(closings.map((close) => close()));
     }
-    await new Promise<void>((resolve) => process.once("SIGINT", () => resolve()).once("SIGTERM", () => resolve()));
-    await Promise.all(servers.map((server) => server.close()));
-    return EXIT.ok;
   },
 };
 
@@ -189,8 +191,17 @@ class Way {
     } else if (request.headers["transfer-encoding"] !== undefined) {
       headers["transfer-encoding"] = "chunked";
     }
-    const { host, ...rest } = headers;
-    return { ...rest, host: this.#base.host, "x-forwarded-host": host ?? "", ...this.#headers };
+    const { host, origin, referer, ...rest } = headers;
+    const here = `http://${host}`;
+    const there = this.#base.origin;
+    return {
+      ...rest,
+      host: this.#base.host,
+      // Pages from here are of the service's own origin there, as services demand of WebSockets; others stay strangers.
+      ...(origin && { origin: origin === here ? there : origin }),
+      ...(referer && { referer: moved(String(referer), here, there + this.#prefix) }),
+      ...this.#headers,
+    };
   }
 
   /** Redirects and cookies as the service itself has them. */
@@ -222,4 +233,9 @@ class Way {
     const [has, next] = [path.startsWith(this.#prefix), path[this.#prefix.length]];
     return has && (next === undefined || next === "/" || next === "?") ? path.slice(this.#prefix.length) || "/" : path;
   }
+}
+
+/** A URL below one place as below another one; others as they are. */
+function moved(url: string, from: string, to: string): string {
+  return url.startsWith(`${from}/`) ? to + url.slice(from.length) : url;
 }

@@ -1,6 +1,7 @@
-import { Capsule, type CapsuleInfo, type CapsuleState } from "../index.js";
+import { Capsule, type CapsuleInfo, type CapsuleState, WrennError } from "../index.js";
 import { client, find } from "./client.js";
-import { age, printJson, printTable } from "./print.js";
+import { explain } from "./failure.js";
+import { age, print, printJson, printTable } from "./print.js";
 import { assignments, type Command, EXIT, exactly, type Given, UsageError } from "./usage.js";
 
 const STATES = "PENDING STARTING RUNNING PAUSING PAUSED RESUMING SNAPSHOTTING STOPPING STOPPED MISSING ERROR".split(
@@ -40,7 +41,7 @@ export const create: Command = {
       env: assignments(given.texts("env")),
       labels: assignments(given.texts("label")),
     });
-    given.flag("json") ? printJson(capsule.info) : process.stdout.write(`${capsule.id}\n`);
+    await printCapsule(capsule.info, given);
     return EXIT.ok;
   },
 };
@@ -73,11 +74,11 @@ export const ls: Command = {
       found.push(capsule.info);
     }
     if (given.flag("json")) {
-      printJson(found);
+      await printJson(found);
     } else if (given.flag("quiet")) {
-      process.stdout.write(found.map(({ id }) => `${id}\n`).join(""));
+      await print(found.map(({ id }) => `${id}\n`).join(""));
     } else {
-      printTable(
+      await printTable(
         ["ID", "NAME", "STATE", "TEMPLATE", "VCPUS", "MEMORY", "AGE"],
         found.map((it) => [
           it.id,
@@ -145,15 +146,28 @@ export const rm: Command = {
     }),
 };
 
-/** Does something to each capsule that was named, and prints what came of it. */
+/** Does something to each capsule that was named, whatever became of the others, and prints what came of it. */
 async function each(given: Given, act: (capsule: Capsule) => Promise<CapsuleInfo[]>): Promise<number> {
   if (given.operands.length === 0) {
     throw new UsageError("CAPSULE is missing");
   }
+  let code: number = EXIT.ok;
   for (const operand of given.operands) {
-    for (const info of await act(await find(operand))) {
-      given.flag("json") ? printJson(info) : process.stdout.write(`${info.id}\n`);
+    try {
+      for (const info of await act(await find(operand))) {
+        await printCapsule(info, given);
+      }
+    } catch (error) {
+      if (given.operands.length === 1 || !(error instanceof WrennError)) {
+        throw error;
+      }
+      explain(error, given.flag("json"), operand);
+      code = EXIT.failed;
     }
   }
-  return EXIT.ok;
+  return code;
+}
+
+function printCapsule(info: CapsuleInfo, given: Given): Promise<void> {
+  return given.flag("json") ? printJson(info) : print(`${info.id}\n`);
 }

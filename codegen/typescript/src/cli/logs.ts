@@ -21,13 +21,13 @@ export const logs: Command = {
     if (selector === undefined) {
       const processes = await capsule.processes();
       if (json) {
-        printJson(processes);
+        await printJson(processes);
       } else {
         const rows = processes.map((it) => {
           const state = it.running ? "running" : `exited ${exitCodeOf({ exitCode: it.exitCode, signal: it.signal })}`;
           return [String(it.pid), it.tag, it.user, state, age(it.startedAt), it.command.replaceAll("\n", "↵")];
         });
-        printTable(["PID", "TAG", "USER", "STATE", "AGE", "COMMAND"], rows);
+        await printTable(["PID", "TAG", "USER", "STATE", "AGE", "COMMAND"], rows);
       }
       return EXIT.ok;
     }
@@ -35,7 +35,7 @@ export const logs: Command = {
     for await (const event of following) {
       if (json) {
         const data = event.type === "output" ? { data: Buffer.from(event.data).toString("base64") } : {};
-        printJson({ ...event, ...data });
+        await printJson({ ...event, ...data });
       } else if (event.type === "output") {
         await write(event.stream === "stderr" ? process.stderr : process.stdout, event.data);
       } else {
@@ -43,7 +43,7 @@ export const logs: Command = {
       }
     }
     if (json) {
-      printJson({ type: "exit", ...(await following.exited) });
+      await printJson({ type: "exit", ...(await following.exited) });
     }
     return EXIT.ok;
   },

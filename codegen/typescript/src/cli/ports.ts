@@ -11,12 +11,12 @@ export const ports: Command = {
     const [target] = exactly(given, "CAPSULE");
     const found = await (await find(target)).ports.list();
     if (given.flag("json")) {
-      printJson(found);
+      await printJson(found);
     } else {
       const rows = found.map(({ number, process, since, public: open }) => {
         return [String(number), process ?? "-", open ? "public" : "private", age(since.toISOString())];
       });
-      printTable(["PORT", "PROCESS", "ACCESS", "AGE"], rows);
+      await printTable(["PORT", "PROCESS", "ACCESS", "AGE"], rows);
     }
     return EXIT.ok;
   },

@@ -1,20 +1,26 @@
+/** To standard output. */
+export function print(text: string): Promise<void> {
+  return write(process.stdout, text);
+}
+
 /** One JSON value on one line. */
-export function printJson(value: unknown): void {
-  process.stdout.write(`${JSON.stringify(value)}\n`);
+export function printJson(value: unknown): Promise<void> {
+  return print(`${JSON.stringify(value)}\n`);
 }
 
 /** Rows below their headings, aligned. */
-export function printTable(headings: readonly string[], rows: readonly (readonly string[])[]): void {
+export function printTable(headings: readonly string[], rows: readonly (readonly string[])[]): Promise<void> {
   const all = [headings, ...rows];
   const widths = headings.map((_, column) => Math.max(...all.map((row) => row[column]?.length ?? 0)));
-  for (const row of all) {
+  const lines = all.map((row) => {
     const cells = row.map((cell, column) => cell.padEnd(widths[column] ?? 0));
-    process.stdout.write(`${cells.join("  ").trimEnd()}\n`);
-  }
+    return `${cells.join("  ").trimEnd()}\n`;
+  });
+  return print(lines.join(""));
 }
 
-/** Writes bytes and waits until there is room for more. */
-export function write(stream: NodeJS.WriteStream, data: Uint8Array): Promise<void> {
+/** Waits until there is room for more. */
+export function write(stream: NodeJS.WriteStream, data: string | Uint8Array): Promise<void> {
   return new Promise((resolve, reject) => {
     stream.write(data, (error) => (error ? reject(error) : resolve()));
   });

@@ -2,10 +2,12 @@ import { WrennError } from "../index.js";
 import { close } from "./client.js";
 import { cp } from "./cp.js";
 import { exec } from "./exec.js";
+import { complain, explain, isBrokenPipe } from "./failure.js";
 import { forward } from "./forward.js";
 import { create, fork, ls, pause, resume, rm } from "./lifecycle.js";
 import { logs } from "./logs.js";
 import { ports } from "./ports.js";
+import { print } from "./print.js";
 import { shell } from "./shell.js";
 import { type Command, columns, EXIT, helpOf, parse, UsageError } from "./usage.js";
 
@@ -30,22 +32,26 @@ and with 125 if its end is not known.
 
 /** Carries out one command line; the exit code. */
 export async function run(argv: string[]): Promise<number> {
+  for (const stream of [process.stdout, process.stderr]) {
+    // Whoever writes and waits for it is told.
+    stream.on("error", () => {});
+  }
   const [name, ...rest] = argv;
-  if (name === undefined || name === "help" || name === "--help" || name === "-h") {
-    process.stdout.write(help());
-    return name === undefined ? EXIT.usage : EXIT.ok;
-  }
   const command = COMMANDS.find((candidate) => candidate.name === name);
-  if (command === undefined) {
-    complain(`there is no command \`${name}\`: \`wrenn --help\` lists them`);
-    return EXIT.usage;
-  }
   let json = false;
   try {
+    if (name === undefined || name === "help" || name === "--help" || name === "-h") {
+      await print(help());
+      return name === undefined ? EXIT.usage : EXIT.ok;
+    }
+    if (command === undefined) {
+      complain(`there is no command \`${name}\`: \`wrenn --help\` lists them`);
+      return EXIT.usage;
+    }
     const given = parse(command, rest);
     json = given.flag("json");
     if (given.flag("help")) {
-      process.stdout.write(helpOf(command));
+      await print(helpOf(command));
       return EXIT.ok;
     }
     return await command.run(given);
@@ -56,24 +62,18 @@ export async function run(argv: string[]): Promise<number> {
   }
 }
 
-function failed(command: Command, error: unknown, json: boolean): number {
+function failed(command: Command | undefined, error: unknown, json: boolean): number {
+  if (isBrokenPipe(error)) {
+    return EXIT.unread;
+  }
   if (error instanceof UsageError) {
-    complain(`${error.message}\nUsage: wrenn ${command.name} [OPTION…] ${command.operands}`);
+    complain(`${error.message}\nUsage: wrenn ${command?.name} [OPTION…] ${command?.operands}`);
     return EXIT.usage;
   }
   if (!(error instanceof WrennError)) {
     complain(error instanceof Error ? error.message : String(error));
     return EXIT.failed;
   }
-  const { code, message, field, reason, requestId } = error;
-  if (json) {
-    process.stderr.write(`${JSON.stringify({ error: { code, message, field, reason, requestId } })}\n`);
-  } else {
-    complain(`${message} (${[code, reason, field && `field ${field}`].filter(Boolean).join(", ")})`);
-  }
-  return command.name === "exec" || command.name === "shell" ? EXIT.lost : EXIT.failed;
-}
-
-function complain(message: string): void {
-  process.stderr.write(`wrenn: ${message}\n`);
+  explain(error, json);
+  return command?.name === "exec" || command?.name === "shell" ? EXIT.lost : EXIT.failed;
 }

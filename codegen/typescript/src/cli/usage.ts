@@ -3,8 +3,8 @@ import { type ParseArgsConfig, parseArgs } from "node:util";
 /** The user's mistake: the message says what was wrong and what would be right. */
 export class UsageError extends Error {}
 
-/** Exit codes besides those of commands that run in capsules. */
-export const EXIT = { ok: 0, failed: 1, usage: 2, lost: 125 } as const;
+/** Exit codes besides those of commands that run in capsules. `unread`: as of a tool that SIGPIPE ends. */
+export const EXIT = { ok: 0, failed: 1, usage: 2, lost: 125, unread: 141 } as const;
 
 type OptionTypes = NonNullable<ParseArgsConfig["options"]>;
 

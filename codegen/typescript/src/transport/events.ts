@@ -4,8 +4,14 @@ import type { Sockets } from "./socket.js";
 /** Events that may wait for a consumer that is slower than they come, before its stream fails. */
 const MOST_WAITING = 10_000;
 
-/** The events of one subscription, until it ends or its connection does. */
-export async function* events<T>(sockets: Sockets, query: string, variables: unknown): AsyncGenerator<T, void, void> {
+/** The events of one subscription, until it ends or its connection does; `signal` ends it at once, as a failure. */
+export async function* events<T>(
+  sockets: Sockets,
+  query: string,
+  variables: unknown,
+  signal?: AbortSignal,
+): AsyncGenerator<T, void, void> {
+  signal?.throwIfAborted();
   const waiting: T[] = [];
   let failure: { error: unknown } | undefined;
   let over = false;
@@ -30,6 +36,12 @@ export async function* events<T>(sockets: Sockets, query: string, variables: unk
       wake();
     },
   });
+  const abort = (): void => {
+    failure = { error: signal?.reason };
+    waiting.length = 0;
+    wake();
+  };
+  signal?.addEventListener("abort", abort);
   try {
     for (;;) {
       const next = waiting.shift();
@@ -46,6 +58,7 @@ export async function* events<T>(sockets: Sockets, query: string, variables: unk
       }
     }
   } finally {
+    signal?.removeEventListener("abort", abort);
     operation.end();
   }
 }

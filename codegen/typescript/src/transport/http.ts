@@ -31,7 +31,7 @@ export async function post<T>(
     body: JSON.stringify({ query, variables }),
     ...(signal ? { signal } : {}),
   });
-  const body = await json(response);
+  const body = await json<Body>(response);
   if (body.errors !== undefined) {
     throw fromServer(body.errors);
   }
@@ -43,11 +43,36 @@ export async function post<T>(
 
 /** Throws what a response other than 2xx says. */
 export async function refuse(response: Response): Promise<never> {
-  const body = await json(response);
+  const body = await json<Body>(response);
   throw body.errors ? fromServer(body.errors) : new WrennError("INTERNAL", `the server answered ${response.status}`);
 }
 
-async function json(response: Response): Promise<Body> {
+/** A response's bytes as they come, whose failures are {@link WrennError}s; `signal`: with which it was sent. */
+export function content(response: Response, signal?: AbortSignal): ReadableStream<Uint8Array<ArrayBuffer>> {
+  const reader = (response.body ?? new Blob([]).stream()).getReader();
+  let received = 0;
+  const pull = async (controller: ReadableStreamDefaultController): Promise<void> => {
+    try {
+      const { done, value } = await reader.read();
+      if (done) {
+        controller.close();
+      } else {
+        received += value.length;
+        controller.enqueue(value);
+      }
+    } catch (error) {
+      if (signal?.aborted) {
+        throw error;
+      }
+      throw connectionLost(`the content broke off after ${received} bytes: ${reasonOf(error)}`, error);
+    }
+  };
+  // Read only when it is asked for.
+  return new ReadableStream({ pull, cancel: (reason) => reader.cancel(reason) }, { highWaterMark: 0 });
+}
+
+/** What a response says as JSON. */
+export async function json<T>(response: Response): Promise<T> {
   let text: string;
   try {
     text = await response.text();
@@ -55,7 +80,7 @@ async function json(response: Response): Promise<Body> {
     throw connectionLost(`the connection broke in the middle of an answer: ${reasonOf(error)}`, error);
   }
   try {
-    return JSON.parse(text) as Body;
+    return JSON.parse(text) as T;
   } catch (cause) {
     throw unexpected(response, cause);
   }

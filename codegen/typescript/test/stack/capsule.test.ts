@@ -65,6 +65,17 @@ describe("a capsule", () => {
     assert.equal((await execution).signal, "SIGKILL");
   });
 
+  it("kills what cannot read to its end", async () => {
+    async function* broken() {
+      yield "half";
+      throw new RangeError("no more");
+    }
+    const execution = capsule.exec("exec cat", { stdin: broken() });
+    await assert.rejects(Promise.resolve(execution), RangeError);
+    const found = (await capsule.processes()).find(({ tag }) => tag === execution.tag);
+    assert.deepEqual([found?.running, found?.signal], [false, "SIGKILL"]);
+  });
+
   it("says what is wrong", async () => {
     const wrong = (code: string, field?: string) => (error: unknown) => {
       assert.ok(error instanceof WrennError, String(error));
@@ -83,14 +94,15 @@ describe("a capsule", () => {
     const running = (await capsule.processes()).find(({ tag }) => tag === "reader");
     assert.ok(running?.running && process.selector === "reader");
     await process.stdin.write("a\n");
-    await process.stdin.write("b\n");
+    await capsule.process("reader").stdin.write("b\n");
+    await process.stdin.write("c\n");
     await process.stdin.close();
     const following = process.follow({ after: { stdout: 0 } });
     let all = "";
     for await (const event of following) {
       all += event.type === "output" ? text(event.data) : "gap";
     }
-    assert.equal(all, "got a\ngot b\n");
+    assert.equal(all, "got a\ngot b\ngot c\n");
     assert.deepEqual(await following.exited, { exitCode: 5, signal: null });
     assert.deepEqual(following.cursor.stdout, all.length);
 

@@ -138,6 +138,23 @@ describe("the command line", () => {
     }
   });
 
+  it("takes commands for a shell from a pipe", async () => {
+    const { code, stdout, stderr } = await cli(["shell", id], "echo $((6*7))-piped\necho $((6*8))-last");
+    assert.deepEqual([code, stderr], [0, ""]);
+    assert.match(stdout, /42-piped[^]*48-last/);
+  });
+
+  it("leaves a shell at once while the capsule is paused", async () => {
+    const shell = inTerminal(["shell", id]);
+    shell.type("echo $((6*7))-here\r");
+    await shell.says("42-here");
+    await fine(["pause", id]);
+    shell.type("typed while paused\x1d");
+    assert.equal(await shell.ended, 0);
+    assert.match(shell.stdout, /left open/);
+    await fine(["resume", id]);
+  });
+
   it("pauses, resumes, forks and removes", async () => {
     assert.equal(JSON.parse(await fine(["pause", "--json", id])).state, "PAUSED");
     assert.equal(await fine(["resume", name]), `${id}\n`);

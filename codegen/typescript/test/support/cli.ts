@@ -1,6 +1,6 @@
 import { type ChildProcessWithoutNullStreams, spawn } from "node:child_process";
 import { fileURLToPath } from "node:url";
-import { until } from "./stack.js";
+import { until } from "./until.js";
 
 export const CLI = fileURLToPath(new URL("../../../dist/cli/main.js", import.meta.url));
 
@@ -55,8 +55,12 @@ export interface Outcome {
 }
 
 /** Runs the command line to its end. */
-export async function cli(args: string[], stdin: string | Uint8Array = ""): Promise<Outcome> {
-  const running = new Running(process.execPath, [CLI, ...args]);
+export async function cli(
+  args: string[],
+  stdin: string | Uint8Array = "",
+  environment: Record<string, string> = {},
+): Promise<Outcome> {
+  const running = new Running(process.execPath, [CLI, ...args], environment);
   running.end(stdin);
   const code = await running.ended;
   return { code, stdout: running.stdout, stderr: running.stderr };

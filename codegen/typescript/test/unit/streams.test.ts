@@ -2,10 +2,18 @@ import assert from "node:assert/strict";
 import { afterEach, beforeEach, describe, it } from "node:test";
 import { Capsule, Wrenn, WrennError } from "@wrenn/sdk";
 import { numbers, random, sha256 } from "../support/bytes.js";
-import { FakeServer } from "../support/server.js";
+import { FakeServer, refusal } from "../support/server.js";
 
-const ID = "cl-2e5glxi4g3qnhwci95qev0cg0";
 const MIB = 1024 * 1024;
+
+const realSetTimeout = globalThis.setTimeout;
+
+/** Waits of ten seconds and more take a tenth of one. */
+function shorten(): void {
+  const short = (then: () => void, wait?: number) =>
+    realSetTimeout(then, wait !== undefined && wait >= 10_000 ? 100 : wait);
+  globalThis.setTimeout = short as typeof setTimeout;
+}
 
 describe("streams over connections that break", () => {
   let server: FakeServer;
@@ -15,9 +23,10 @@ describe("streams over connections that break", () => {
   beforeEach(async () => {
     server = await FakeServer.start();
     wrenn = new Wrenn({ url: server.url, apiKey: "wrn_test", patienceSec: 10 });
-    capsule = await Capsule.connect(ID, { wrenn });
+    capsule = await Capsule.connect(server.id, { wrenn });
   });
   afterEach(async () => {
+    globalThis.setTimeout = realSetTimeout;
     wrenn.close();
     await server.stop();
   });
@@ -83,6 +92,121 @@ describe("streams over connections that break", () => {
     assert.ok(taken?.stdinClosed);
   });
 
+  it("writes input in turns", async () => {
+    const first = await capsule.start("fake");
+    const second = capsule.process(first.selector);
+    await first.stdin.write("one ");
+    await second.stdin.write("two ");
+    await first.stdin.write("three ");
+    await second.stdin.write("four");
+    const stdin = server.processes.get(first.selector)?.stdin ?? [];
+    assert.equal(Buffer.concat(stdin).toString(), "one two three four");
+  });
+
+  it("notices that somebody else writes input at the same time", async () => {
+    const process = await capsule.start("fake");
+    const fake = server.processes.get(process.selector);
+    assert.ok(fake);
+    server.afterInput = () => {
+      fake.stdinLength += 1;
+    };
+    await assert.rejects(process.stdin.write("mine"), { name: "WrennError", code: "CONFLICT" });
+  });
+
+  it("fails and kills the process when what it is to read fails", async () => {
+    server.lasting = true;
+    async function* broken() {
+      yield "half";
+      throw new RangeError("no more");
+    }
+    const execution = capsule.exec("fake", { stdin: broken() });
+    await assert.rejects(Promise.resolve(execution), RangeError);
+    const process = server.processes.get(execution.tag);
+    assert.deepEqual(process?.exit, { exitCode: null, signal: "SIGKILL" });
+    assert.equal(process?.stdinClosed, false);
+    await assert.rejects(async () => {
+      for await (const _ of capsule.exec("fake", { stdin: broken() })) {
+        // Nothing comes.
+      }
+    }, RangeError);
+  });
+
+  it("does not mind a process that ends before it has read all", async () => {
+    let more = true;
+    async function* endless() {
+      while (more) {
+        yield "x";
+        await new Promise((resolve) => setTimeout(resolve, 1));
+      }
+      throw new RangeError("too late to matter");
+    }
+    assert.equal((await capsule.exec("fake", { stdin: endless() })).exitCode, 0);
+    more = false;
+  });
+
+  it("finds a process that has ended and is not listed any more before it starts another one", async () => {
+    server.listing = false;
+    server.afterStart = () => server.cut();
+    const process = await capsule.start("fake");
+    assert.ok(server.processes.has(process.selector));
+    assert.equal(server.starts, 1);
+  });
+
+  it("runs no command again of which nobody knows what became", async () => {
+    let starts = 0;
+    server.beforeStart = () => {
+      starts++;
+      if (starts === 1) {
+        server.cut();
+      }
+      throw refusal("CONFLICT", "there is a process with this tag");
+    };
+    // The first start is not heard of, the second one finds it, and then it has ended.
+    await assert.rejects(Promise.resolve(capsule.exec("fake")), { code: "NOT_FOUND", reason: "PROCESS_FORGOTTEN" });
+    assert.equal(starts, 2);
+  });
+
+  it("holds little of what a reader does not read, however long", async () => {
+    shorten();
+    server.output = random(32 * MIB);
+    let [held, stood] = [0, false];
+    const reading = async (): Promise<void> => {
+      for await (const event of capsule.exec("fake")) {
+        held += event.type === "output" ? event.data.length : 0;
+        if (!stood) {
+          stood = true;
+          await standstill(() => [...server.processes.values()][0]?.delivered ?? 0);
+          await signsOfLife(server, 20);
+          server.forgetful = true;
+          server.end();
+        }
+      }
+    };
+    // What was held is read before it is seen that there is no more.
+    await assert.rejects(reading(), { code: "NOT_FOUND" });
+    assert.ok(held < 4 * MIB, `${held} bytes waited`);
+  });
+
+  it("takes the rest of a process that has ended before it is forgotten", async () => {
+    shorten();
+    server.output = random(3 * MIB);
+    const parts: Uint8Array[] = [];
+    for await (const event of capsule.exec("fake")) {
+      assert.equal(event.type, "output");
+      if (event.type === "output") {
+        parts.push(event.data);
+      }
+      if (parts.length === 1) {
+        await standstill(() => [...server.processes.values()][0]?.delivered ?? 0);
+        server.end();
+        await signsOfLife(server, 1);
+        await standstill(() => [...server.processes.values()][0]?.delivered ?? 0);
+        server.forgetful = true;
+      }
+    }
+    assert.equal(sha256(...parts), sha256(server.output));
+  });
+
   it("holds back what a reader does not read", async () => {
     server.output = random(32 * MIB);
     const parts: Uint8Array[] = [];
@@ -136,11 +260,11 @@ describe("streams over connections that break", () => {
   });
 
   it("fails in the end where nobody is", async () => {
-    const { url } = server;
+    const { id, url } = server;
     await server.stop();
     const lonely = new Wrenn({ url, apiKey: "wrn_test", patienceSec: 0 });
     const unreachable = { name: "WrennError", code: "UNAVAILABLE", reason: "CONNECTION_LOST" };
-    await assert.rejects(Capsule.connect(ID, { wrenn: lonely }), unreachable);
+    await assert.rejects(Capsule.connect(id, { wrenn: lonely }), unreachable);
     server = await FakeServer.start();
   });
 });
@@ -153,5 +277,13 @@ async function standstill(look: () => number): Promise<void> {
     const now = look();
     same = now === last ? same + 1 : 0;
     last = now;
+  }
+}
+
+/** Until a reader that is behind has said so many times that it lives. */
+async function signsOfLife(server: FakeServer, count: number): Promise<void> {
+  const before = server.attachments;
+  while (server.attachments < before + count) {
+    await new Promise((resolve) => setTimeout(resolve, 10));
   }
 }
