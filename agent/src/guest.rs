@@ -1,6 +1,7 @@
 //! The way into a guest: one HTTP/2 connection to its envd, with the capsule's token on every call, and others for the
 //! content of files.
 
+mod clock;
 mod content;
 
 use std::net::{Ipv4Addr, SocketAddr};
@@ -27,6 +28,7 @@ use wrenn_proto::envd::v1::{
 use wrenn_proto::{CONNECTION_WINDOW, ENVD_PORT, FRAME, LARGEST_LISTING, STREAM_WINDOW, TOKEN};
 use wrenn_vmm::failpoint;
 
+pub use clock::ClockReading;
 pub use content::{Content, Reading};
 
 use crate::request_id::RequestId;
@@ -249,7 +251,14 @@ mod tests {
             &self,
             _: Request<PostRestoreRequest>,
         ) -> Result<tonic::Response<PostRestoreResponse>, Status> {
-            Ok(tonic::Response::new(PostRestoreResponse { clock_step_ns: 0, reseeded: false }))
+            Ok(tonic::Response::new(PostRestoreResponse { reseeded: false, ..Default::default() }))
+        }
+
+        async fn step_clock(
+            &self,
+            _: Request<pb::StepClockRequest>,
+        ) -> Result<tonic::Response<pb::StepClockResponse>, Status> {
+            Err(Status::unimplemented("step_clock"))
         }
 
         async fn metrics(

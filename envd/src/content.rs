@@ -20,8 +20,8 @@ use wrenn_proto::envd::v1::content_request::What as Asked;
 use wrenn_proto::envd::v1::{ContentError, ContentRequest, FileEntry, ReadRequest, WriteStart};
 
 use crate::access::Access;
+use crate::files::FilesService;
 use crate::files::write::Writing;
-use crate::files::{FilesService, Opened};
 use receive::{NotReceived, Receiving};
 use send::Sending;
 use wire::Wire;
@@ -88,12 +88,13 @@ impl Content {
     }
 
     async fn read(&self, wire: &Wire, request: ReadRequest) -> Result<(), Over> {
-        let Opened { actor, target, file, entry } = match self.files.open(request.user, &request.path).await {
+        let mut opened = match self.files.open(request.user, &request.path).await {
             Ok(opened) => opened,
             Err(status) => return Ok(wire.answer(error(&status)).await?),
         };
-        wire.answer(Answer::Entry(entry)).await?;
-        let sent = Sending::new(file, target, request.offset, request.length).run(wire, &actor).await?;
+        wire.answer(Answer::Entry(std::mem::take(&mut opened.entry))).await?;
+        let actor = opened.actor.clone();
+        let sent = Sending::new(opened, request.offset, request.length).run(wire, &actor).await?;
         let Err(problem) = sent else { return Ok(()) };
         wire.write(&BROKEN.to_be_bytes()).await?;
         wire.answer(error(&problem.into())).await?;

@@ -37,6 +37,9 @@ use crate::table::Table;
 /// Calls that may be under way on one connection: the host has a single one for a capsule, and every
 /// followed process is a call.
 const CALLS: u32 = 4096;
+/// Calls that may be given up before they are looked at. At one more HTTP/2 ends the connection, by default at the 21st,
+/// and with it all that others follow.
+const GIVEN_UP_EARLY: usize = 4096;
 /// Bytes of one call's answer that wait inside envd for the peer's window.
 const SEND_BUFFER: usize = 64 * 1024;
 /// Bytes of headers accepted with one call.
@@ -84,6 +87,7 @@ impl Daemon {
             reconnect_grace: config.reconnect_grace,
             terminal_idle: config.terminal_idle,
             expendable: config.expendable_children,
+            budget: Arc::default(),
         };
         let files = FilesService {
             workers: Workers::new(config.accounts.clone()),
@@ -149,6 +153,7 @@ impl Daemon {
             .max_frame_size(wrenn_proto::FRAME)
             .initial_connection_window_size(wrenn_proto::CONNECTION_WINDOW)
             .max_concurrent_streams(CALLS)
+            .max_pending_accept_reset_streams(GIVEN_UP_EARLY)
             .max_send_buf_size(SEND_BUFFER)
             .max_header_list_size(HEADERS)
             .auto_date_header(false)

@@ -25,7 +25,7 @@ use crate::files::actor::{Actor, Workers};
 use crate::files::entry::{describe, look, name_owners};
 use crate::files::error::{FileError, Target};
 use crate::files::path::absolute;
-use crate::files::read::open_regular;
+use crate::files::read::{may_be_made_up, open_regular, read_little};
 use crate::files::watch::{Watches, Watching};
 use crate::files::write::{Writing, check_mode};
 use crate::guest::Configuration;
@@ -66,11 +66,16 @@ impl FilesService {
                 let (file, stat) = open_regular(&target)?;
                 let mut entry = describe(&target.path, &stat);
                 name_owners(std::slice::from_mut(&mut entry), &etc);
-                Ok((Arc::new(file), entry))
+                let made_up = may_be_made_up(&stat);
+                let content = if made_up { read_little(&file) } else { None };
+                if let Some(content) = &content {
+                    entry.size = content.len() as u64;
+                }
+                Ok((Arc::new(file), entry, made_up, content))
             }
         };
-        let (file, entry) = actor.run(work).await?;
-        Ok(Opened { actor, target, file, entry })
+        let (file, entry, made_up, content) = actor.run(work).await?;
+        Ok(Opened { actor, target, file, entry, made_up, content })
     }
 
     /// Begins to write a file, for whoever receives its content.
@@ -90,7 +95,12 @@ pub struct Opened {
     pub actor: Actor,
     pub target: Target,
     pub file: Arc<File>,
+    /// Its size is that of `content`, where that is known.
     pub entry: pb::FileEntry,
+    /// The kernel may make it up while it is read.
+    pub made_up: bool,
+    /// All of it, if it may be made up and is little.
+    pub content: Option<Vec<u8>>,
 }
 
 /// What lies at a path itself.

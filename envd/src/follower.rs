@@ -1,19 +1,17 @@
 //! A reader of one process's output, as the stream of events that a call answers with.
 
-use std::sync::Arc;
-
 use futures_util::Stream;
 use tonic::Status;
 use wrenn_proto::envd::v1::process_event::Event;
 use wrenn_proto::envd::v1::{OutputCursor, ProcessEvent, ProcessStarted};
 
 use crate::output::{BeyondEnd, Next, ReaderId};
-use crate::process::Process;
+use crate::process::Trail;
 
 /// Attached from its creation until it is dropped.
 #[derive(Debug)]
 pub struct Follower {
-    process: Arc<Process>,
+    trail: Trail,
     reader: ReaderId,
     stage: Stage,
 }
@@ -28,9 +26,9 @@ enum Stage {
 impl Follower {
     /// # Errors
     /// The cursor lies beyond what was written.
-    pub fn attach(process: &Arc<Process>, after: &OutputCursor) -> Result<Self, BeyondEnd> {
-        let reader = process.output.attach(after)?;
-        Ok(Self { process: Arc::clone(process), reader, stage: Stage::Announce })
+    pub fn attach(trail: Trail, after: &OutputCursor) -> Result<Self, BeyondEnd> {
+        let reader = trail.output.attach(after)?;
+        Ok(Self { trail, reader, stage: Stage::Announce })
     }
 
     /// The events, each made only when it is asked for: what was asked for counts as delivered.
@@ -45,7 +43,7 @@ impl Follower {
         match self.stage {
             Stage::Announce => {
                 self.stage = Stage::Follow;
-                let (pid, tag) = (self.process.pid, self.process.tag.clone());
+                let (pid, tag) = (self.trail.pid, self.trail.tag.clone());
                 Some(Event::Started(ProcessStarted { pid, tag }))
             }
             Stage::Follow => Some(self.follow().await),
@@ -55,10 +53,10 @@ impl Follower {
 
     async fn follow(&mut self) -> Event {
         loop {
-            let changed = self.process.output.changed();
+            let changed = self.trail.output.changed();
             tokio::pin!(changed);
             changed.as_mut().enable();
-            match self.process.output.next(self.reader) {
+            match self.trail.output.next(self.reader) {
                 Next::Event(event) => return event,
                 Next::Exited(exited) => {
                     self.stage = Stage::Over;
@@ -72,6 +70,6 @@ impl Follower {
 
 impl Drop for Follower {
     fn drop(&mut self) {
-        self.process.output.detach(self.reader);
+        self.trail.output.detach(self.reader);
     }
 }

@@ -67,6 +67,10 @@ fn variables(identity: &pb::Identity) -> Vec<pb::EnvVar> {
     ]
 }
 
+fn clock_failed(error: std::io::Error) -> Status {
+    Status::internal(format!("cannot set the clock: {error}"))
+}
+
 /// The service over one machine.
 #[derive(Debug, Clone)]
 pub struct GuestService {
@@ -89,7 +93,7 @@ impl GuestService {
     }
 
     /// Sets the clock; returns by how much it was behind, in nanoseconds.
-    fn step_clock(&self, to_ns: i64) -> std::io::Result<i64> {
+    fn set_clock(&self, to_ns: i64) -> std::io::Result<i64> {
         let before = self.system.wall_clock_ns()?;
         self.system.set_wall_clock_ns(to_ns)?;
         Ok(to_ns.saturating_sub(before))
@@ -175,9 +179,7 @@ impl Guest for GuestService {
         // Random numbers first: whatever follows may use some.
         let system = self.system.as_ref();
         let reseeded = system.add_entropy(&request.entropy).and_then(|()| system.reseed());
-        let clock_step_ns = self
-            .step_clock(request.wall_clock_ns)
-            .map_err(|error| Status::internal(format!("cannot set the clock: {error}")))?;
+        let clock_step_ns = self.set_clock(request.wall_clock_ns).map_err(clock_failed)?;
         // A machine that has no token yet has never run anything that could have connections, or that could have made
         // these files its own so that nobody can write them: that must not keep the machine from going on.
         let lived_before = self.access.is_fixed();
@@ -199,8 +201,31 @@ impl Guest for GuestService {
             let _ = system.end_connections();
         }
         self.ports.begin_anew();
-        Ok(Response::new(pb::PostRestoreResponse { clock_step_ns, reseeded: reseeded.is_ok() }))
+        let wall_clock_ns = system.wall_clock_ns().map_err(clock_failed)?;
+        Ok(Response::new(pb::PostRestoreResponse {
+            clock_step_ns,
+            reseeded: reseeded.is_ok(),
+            wall_clock_ns,
+        }))
     }
+
+    async fn step_clock(
+        &self,
+        request: Request<pb::StepClockRequest>,
+    ) -> Result<Response<pb::StepClockResponse>, Status> {
+        let by_ns = request.into_inner().by_ns;
+        let mut wall_clock_ns = self.system.wall_clock_ns().map_err(clock_failed)?;
+        if by_ns != 0 {
+            wall_clock_ns =
+                wall_clock_ns.checked_add(by_ns).filter(|stepped| *stepped >= 0).ok_or_else(|| Invalid {
+                    field: "by_ns",
+                    message: "leads out of the clock's range".into(),
+                })?;
+            self.system.set_wall_clock_ns(wall_clock_ns).map_err(clock_failed)?;
+        }
+        Ok(Response::new(pb::StepClockResponse { wall_clock_ns }))
+    }
+
     async fn metrics(
         &self,
         _request: Request<pb::MetricsRequest>,

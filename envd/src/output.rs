@@ -13,15 +13,18 @@
 //! ```
 //!
 //! **Unwatched**, the process writes as it likes and the oldest bytes are overwritten. **Watched**, nothing
-//! a reader still has to get is overwritten: the process may be [`LIVE`] bytes ahead of its slowest reader,
-//! then its pipe is left full. A reader that leaves while others stay is forgotten at once. **Held** is for
+//! a reader still has to get is overwritten: the process may be [`LIVE`] bytes ahead of its slowest reader, or as much
+//! as its ring has, then its pipe is left full. A reader that leaves while others stay is forgotten at once. **Held** is for
 //! the reader whose host died: until it comes back, or the grace is over, the process may fill what room
 //! there is and then waits.
 //!
 //! A reader's position is what was handed to the transport, which is ahead of what arrived. So that a new
-//! reader can ask again for what was under way, [`HISTORY`] bytes before the slowest position are kept too.
+//! reader can ask again for what was under way, [`HISTORY`] bytes before the slowest position are kept too, as far as
+//! all processes together leave room for it ([`budget`]).
 
-use std::sync::{Mutex, MutexGuard, PoisonError};
+pub mod budget;
+
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use tokio::sync::Notify;
@@ -31,7 +34,8 @@ use wrenn_proto::envd::v1::process_event::Event;
 use wrenn_proto::envd::v1::{OutputCursor, OutputStream, ProcessExited, ProcessGap, ProcessOutput};
 
 use crate::exit::Exit;
-use crate::ring::{Read, Ring};
+use crate::output::budget::Budget;
+use crate::ring::{FIRST, Read, Ring};
 
 /// Bytes a process may be ahead of its slowest reader, per stream: two events, so that one is made while the other goes.
 pub const LIVE: u64 = 128 * 1024;
@@ -41,6 +45,8 @@ pub const LIVE: u64 = 128 * 1024;
 pub const HISTORY: u64 = 896 * 1024;
 /// The most data in one event, in bytes.
 pub const CHUNK: usize = 64 * 1024;
+/// The most that a ring grows to, in bytes.
+const MOST: usize = (LIVE + HISTORY) as usize;
 
 /// A process has stdout and stderr, or one terminal.
 const STREAMS: usize = 2;
@@ -50,8 +56,9 @@ type Positions = [u64; STREAMS];
 #[derive(Debug)]
 pub struct Output {
     kinds: &'static [OutputStream],
-    grace: Duration,
-    state: Mutex<State>,
+    budget: Arc<Budget>,
+    /// Locked after the budget, never before it.
+    state: Arc<Mutex<State>>,
     /// Readers wait here for bytes, an end, the exit.
     changed: Notify,
     /// Each stream's pump waits here for room.
@@ -60,13 +67,18 @@ pub struct Output {
 
 #[derive(Debug)]
 struct State {
+    grace: Duration,
     streams: Vec<Stream>,
     readers: Vec<Reader>,
     next_reader: u64,
     hold: Option<Hold>,
     exit: Option<Exit>,
-    /// When there was something to read last, or somebody who read.
+    /// When there was something new to read or learn last, or somebody who read.
     used: Instant,
+}
+
+fn lock(state: &Mutex<State>) -> MutexGuard<'_, State> {
+    state.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 #[derive(Debug)]
@@ -122,19 +134,19 @@ pub enum Room {
 
 impl Output {
     /// The output of a process that has pipes: stdout is stream 0, stderr stream 1.
-    pub fn plain(grace: Duration) -> Self {
-        Self::new(&[OutputStream::Stdout, OutputStream::Stderr], grace)
+    pub fn plain(grace: Duration, budget: &Arc<Budget>) -> Self {
+        Self::new(&[OutputStream::Stdout, OutputStream::Stderr], grace, budget)
     }
 
     /// The output of a process that has a terminal, stream 0.
-    pub fn terminal(grace: Duration) -> Self {
-        Self::new(&[OutputStream::Pty], grace)
+    pub fn terminal(grace: Duration, budget: &Arc<Budget>) -> Self {
+        Self::new(&[OutputStream::Pty], grace, budget)
     }
 
-    fn new(kinds: &'static [OutputStream], grace: Duration) -> Self {
-        let streams =
-            kinds.iter().map(|_| Stream { ring: Ring::new((LIVE + HISTORY) as usize), ended: false });
+    fn new(kinds: &'static [OutputStream], grace: Duration, budget: &Arc<Budget>) -> Self {
+        let streams = kinds.iter().map(|_| Stream { ring: Ring::new(FIRST), ended: false });
         let state = State {
+            grace,
             streams: streams.collect(),
             readers: Vec::new(),
             next_reader: 0,
@@ -142,17 +154,19 @@ impl Output {
             exit: None,
             used: Instant::now(),
         };
+        let state = Arc::new(Mutex::new(state));
+        budget.register(&state);
         Self {
             kinds,
-            grace,
-            state: Mutex::new(state),
+            budget: Arc::clone(budget),
+            state,
             changed: Notify::new(),
             room: <[Notify; STREAMS]>::default(),
         }
     }
 
     fn lock(&self) -> MutexGuard<'_, State> {
-        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+        lock(&self.state)
     }
 
     /// A new reader, from the cursor on. Ends a hold: the process waits for this reader now.
@@ -191,7 +205,7 @@ impl Output {
         let reader = state.readers.swap_remove(index);
         state.used = Instant::now();
         if state.readers.is_empty() && state.streams.iter().any(|stream| !stream.ended) {
-            state.hold = Some(Hold { positions: reader.positions, until: Instant::now() + self.grace });
+            state.hold = Some(Hold { positions: reader.positions, until: Instant::now() + state.grace });
         }
         drop(state);
         self.wake_pumps();
@@ -251,26 +265,20 @@ impl Output {
         }
     }
 
-    /// How much may be read into a stream now.
+    /// How much may be read into a stream now. Its ring grows for that, if it may.
     pub fn room(&self, stream: usize) -> Room {
-        let mut state = self.lock();
-        if state.hold.is_some_and(|hold| hold.until <= Instant::now()) {
-            state.hold = None;
+        if self.lock().wants_more(stream) {
+            self.budget.enlarge(&self.state, stream);
         }
-        let positions = state.readers.iter().map(|reader| reader.positions);
-        let slowest = positions
-            .chain(state.hold.map(|hold| hold.positions))
-            .filter_map(|positions| positions.get(stream).copied())
-            .min();
-        let head = state.streams.get(stream).map_or(0, |stream| stream.ring.head());
-        let ahead = slowest.map_or(0, |slowest| head.saturating_sub(slowest));
-        match LIVE.saturating_sub(ahead) {
-            0 => Room::None { until: state.hold.map(|hold| hold.until) },
-            bytes => Room::Bytes(bytes.min(CHUNK as u64) as usize),
+        let state = self.lock();
+        let now = Instant::now();
+        match state.room(stream, now) {
+            0 => Room::None { until: state.hold(now).map(|hold| hold.until) },
+            bytes => Room::Bytes(bytes),
         }
     }
 
-    /// Lets `source` write up to `limit` bytes into a stream and wakes its readers.
+    /// Lets `source` write up to `limit` bytes into a stream and wakes its readers. Nothing if there is no room any more.
     ///
     /// # Errors
     /// Those of `source`.
@@ -279,20 +287,21 @@ impl Output {
         stream: usize,
         limit: usize,
         source: impl FnOnce(&mut [u8]) -> Result<usize, E>,
-    ) -> Result<usize, E> {
+    ) -> Result<Option<usize>, E> {
         let mut state = self.lock();
-        let count = match state.streams.get_mut(stream) {
-            Some(stream) => stream.ring.fill(limit, source)?,
-            None => 0,
-        };
+        let now = Instant::now();
+        // Since room was asked for, a reader may have come, or another process taken it.
+        let limit = limit.min(state.room(stream, now));
+        let Some(it) = state.streams.get_mut(stream).filter(|_| limit > 0) else { return Ok(None) };
+        let count = it.ring.fill(limit, source)?;
         if count > 0 {
-            state.used = Instant::now();
+            state.used = now;
         }
         drop(state);
         if count > 0 {
             self.changed.notify_waiters();
         }
-        Ok(count)
+        Ok(Some(count))
     }
 
     /// Bytes written to a stream so far.
@@ -313,7 +322,10 @@ impl Output {
 
     /// The process exited. Readers learn it once they have everything.
     pub fn set_exit(&self, exit: Exit) {
-        self.lock().exit = Some(exit);
+        let mut state = self.lock();
+        state.exit = Some(exit);
+        state.used = Instant::now();
+        drop(state);
         self.changed.notify_waiters();
     }
 
@@ -328,15 +340,56 @@ impl Output {
         state.readers.is_empty().then_some(state.used)
     }
 
-    /// Bytes of memory the rings occupy.
-    pub fn footprint(&self) -> usize {
-        self.lock().streams.iter().map(|stream| stream.ring.footprint()).sum()
-    }
-
     fn wake_pumps(&self) {
         for room in &self.room {
             room.notify_one();
         }
+    }
+}
+
+impl State {
+    fn hold(&self, now: Instant) -> Option<Hold> {
+        self.hold.filter(|hold| hold.until > now)
+    }
+
+    /// How many bytes of a stream are still to come to its slowest reader, if there is any.
+    fn behind(&self, stream: usize, now: Instant) -> Option<u64> {
+        let positions = self.readers.iter().map(|reader| reader.positions);
+        let slowest = positions
+            .chain(self.hold(now).map(|hold| hold.positions))
+            .filter_map(|positions| positions.get(stream).copied())
+            .min()?;
+        Some(self.streams.get(stream)?.ring.head().saturating_sub(slowest))
+    }
+
+    /// How many bytes may be written to a stream at once.
+    fn room(&self, stream: usize, now: Instant) -> usize {
+        let Some(capacity) = self.streams.get(stream).map(|it| it.ring.capacity()) else { return 0 };
+        let live = LIVE.min(capacity as u64);
+        live.saturating_sub(self.behind(stream, now).unwrap_or(0)).min(CHUNK as u64) as usize
+    }
+
+    /// Whether a ring begins to drop what it could keep if it were larger.
+    fn wants_more(&self, stream: usize) -> bool {
+        let ring = self.streams.get(stream).map(|it| &it.ring);
+        ring.is_some_and(|it| it.held() == it.capacity() && it.capacity() < MOST)
+    }
+
+    /// Bytes held of a stream that a reader still has to get.
+    fn owed(&self, stream: usize, now: Instant) -> usize {
+        let held = self.streams.get(stream).map_or(0, |it| it.ring.held() as u64);
+        self.behind(stream, now).unwrap_or(0).min(held) as usize
+    }
+
+    /// Leaves a stream `capacity` bytes, or more if they are owed to a reader; returns how many.
+    fn cut(&mut self, stream: usize, capacity: usize, now: Instant) -> usize {
+        let capacity = capacity.max(self.owed(stream, now));
+        if let Some(it) = self.streams.get_mut(stream)
+            && capacity < it.ring.footprint()
+        {
+            it.ring.resize(capacity);
+        }
+        capacity
     }
 }
 

@@ -28,6 +28,7 @@ use crate::exit::{self, Exit};
 use crate::input::Input;
 use crate::launch::{Launch, window_size};
 use crate::output::Output;
+use crate::output::budget::Budget;
 use crate::pump::Pump;
 use crate::spawn::{self, Program, SpawnError, Spawned};
 
@@ -49,6 +50,14 @@ pub struct Process {
     alive: Mutex<bool>,
 }
 
+/// What a process leaves to its readers. It outlives the rest of it.
+#[derive(Debug, Clone)]
+pub struct Trail {
+    pub pid: u32,
+    pub tag: String,
+    pub output: Arc<Output>,
+}
+
 /// What the process has for its input and output.
 #[derive(Debug)]
 pub enum Kind {
@@ -67,7 +76,7 @@ pub enum StartError {
 }
 
 /// What is the same for every process.
-#[derive(Debug, Clone, Copy)]
+#[derive(Debug)]
 pub struct Rules {
     /// How long a reader that went away is waited for.
     pub reconnect_grace: Duration,
@@ -75,6 +84,8 @@ pub struct Rules {
     pub terminal_idle: Duration,
     /// Children do not share envd's protection from the out-of-memory killer.
     pub expendable: bool,
+    /// What the output of all of them may occupy.
+    pub budget: Arc<Budget>,
 }
 
 #[derive(Debug, PartialEq, Eq, thiserror::Error)]
@@ -106,7 +117,7 @@ impl Process {
         request: &pb::StartRequest,
         launch: Launch,
         tag: String,
-        rules: Rules,
+        rules: &Rules,
     ) -> Result<Started, StartError> {
         match request.pty {
             None => Self::start_plain(request, launch, tag, rules),
@@ -123,7 +134,7 @@ impl Process {
         request: &pb::StartRequest,
         launch: Launch,
         tag: String,
-        rules: Rules,
+        rules: &Rules,
     ) -> Result<Started, StartError> {
         let wants_input = !(request.close_stdin && request.stdin.is_empty());
         let pipes = Pipes::open(wants_input).map_err(StartError::Channel)?;
@@ -136,7 +147,7 @@ impl Process {
             Some(stdin) => write_input(&input, stdin),
             None => input.abandon(),
         }
-        let output = Arc::new(Output::plain(rules.reconnect_grace));
+        let output = Arc::new(Output::plain(rules.reconnect_grace, &rules.budget));
         let sources = [Arc::clone(&pipes.stdout), Arc::clone(&pipes.stderr)];
         Ok(Self::begin(request, launch, tag, child, Kind::Plain, input, output, sources))
     }
@@ -145,7 +156,7 @@ impl Process {
         request: &pb::StartRequest,
         launch: Launch,
         tag: String,
-        rules: Rules,
+        rules: &Rules,
         size: &nix::pty::Winsize,
     ) -> Result<Started, StartError> {
         let owner = launch.credentials.as_ref().map_or(nix::unistd::geteuid().as_raw(), |it| it.uid);
@@ -154,7 +165,7 @@ impl Process {
         drop(slave);
         let input = Arc::new(Input::new(&request.stdin));
         write_input(&input, &terminal.master);
-        let output = Arc::new(Output::terminal(rules.reconnect_grace));
+        let output = Arc::new(Output::terminal(rules.reconnect_grace, &rules.budget));
         let sources = [Arc::clone(&terminal.master)];
         Ok(Self::begin(request, launch, tag, child, Kind::Terminal(terminal), input, output, sources))
     }
@@ -223,6 +234,11 @@ impl Process {
     /// Whether the leader is still there.
     pub fn running(&self) -> bool {
         self.output.exit().is_none()
+    }
+
+    /// What its readers see of it.
+    pub fn trail(&self) -> Trail {
+        Trail { pid: self.pid, tag: self.tag.clone(), output: Arc::clone(&self.output) }
     }
 
     /// As it is reported.
@@ -320,7 +336,7 @@ fn run(
     launch: &Launch,
     stdio: [std::os::fd::BorrowedFd<'_>; 3],
     terminal: bool,
-    rules: Rules,
+    rules: &Rules,
 ) -> Result<(u32, AsyncFd<OwnedFd>), StartError> {
     let program = Program {
         path: &launch.path,

@@ -42,14 +42,14 @@ impl Processes for ProcessesService {
         let from_the_start = pb::OutputCursor::default();
         let follower = self
             .table
-            .start(request.get_ref(), &surroundings, |it| Follower::attach(it, &from_the_start))??;
+            .start(request.get_ref(), &surroundings, |it| Follower::attach(it.trail(), &from_the_start))??;
         Ok(Response::new(Box::pin(follower.into_stream())))
     }
 
     async fn follow(&self, request: Request<pb::FollowRequest>) -> Answer<Events> {
         let request = request.into_inner();
-        let process = self.table.find(request.selector.as_ref())?;
-        let follower = Follower::attach(&process, &request.after.unwrap_or_default())?;
+        let trail = self.table.trail(request.selector.as_ref())?;
+        let follower = Follower::attach(trail, &request.after.unwrap_or_default())?;
         Ok(Response::new(Box::pin(follower.into_stream())))
     }
 

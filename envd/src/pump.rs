@@ -63,11 +63,11 @@ impl Pump {
             let read =
                 ready.try_io(|fd| self.output.fill(self.stream, room, |slot| read(fd.get_ref(), slot)));
             match read {
-                // Not ready after all.
-                Err(_) => {}
-                Ok(Ok(0)) => return true,
+                // Not ready after all, or no room any more.
+                Err(_) | Ok(Ok(None)) => {}
+                Ok(Ok(Some(0))) => return true,
                 // Let readers have it before more is taken: one flood must not starve the rest.
-                Ok(Ok(_)) => tokio::task::yield_now().await,
+                Ok(Ok(Some(_))) => tokio::task::yield_now().await,
                 Ok(Err(error)) if error.kind() == io::ErrorKind::Interrupted => {}
                 // EIO is how a terminal says that its last user is gone.
                 Ok(Err(_)) => return true,

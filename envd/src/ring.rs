@@ -3,14 +3,15 @@
 use bytes::Bytes;
 
 /// The first allocation. The ring doubles from here, so that a quiet process costs next to nothing.
-const FIRST: usize = 4096;
+pub const FIRST: usize = 4096;
 
 /// A byte ring with absolute offsets: it holds `[oldest, head)` and never more than its capacity.
 #[derive(Debug)]
 pub struct Ring {
-    /// The byte with offset `o` lies at `o % capacity`. Shorter than the capacity until `head` got there.
+    /// The byte with offset `o` lies at `o % bytes.len()`.
     bytes: Vec<u8>,
     capacity: usize,
+    oldest: u64,
     head: u64,
 }
 
@@ -28,7 +29,7 @@ pub enum Read {
 impl Ring {
     /// An empty ring that will hold at most `capacity` bytes (at least one).
     pub fn new(capacity: usize) -> Self {
-        Self { bytes: Vec::new(), capacity: capacity.max(1), head: 0 }
+        Self { bytes: Vec::new(), capacity: capacity.max(1), oldest: 0, head: 0 }
     }
 
     /// The offset the next byte will have.
@@ -38,7 +39,17 @@ impl Ring {
 
     /// The lowest offset still held.
     pub fn oldest(&self) -> u64 {
-        self.head.saturating_sub(self.capacity as u64)
+        self.oldest
+    }
+
+    /// Bytes that are held.
+    pub fn held(&self) -> usize {
+        (self.head - self.oldest) as usize
+    }
+
+    /// The most bytes that will be held.
+    pub fn capacity(&self) -> usize {
+        self.capacity
     }
 
     /// Bytes of memory this ring occupies.
@@ -55,24 +66,26 @@ impl Ring {
         limit: usize,
         source: impl FnOnce(&mut [u8]) -> Result<usize, E>,
     ) -> Result<usize, E> {
-        let start = self.index(self.head);
-        if start == self.bytes.len() && self.bytes.len() < self.capacity {
-            let grown = (self.bytes.len() * 2).max(FIRST).min(self.capacity);
-            self.bytes.reserve_exact(grown - self.bytes.len());
-            self.bytes.resize(grown, 0);
+        if self.held() == self.bytes.len() && self.bytes.len() < self.capacity {
+            self.lay_out((self.bytes.len() * 2).max(FIRST).min(self.capacity));
         }
-        let end = self.bytes.len().min(start.saturating_add(limit));
+        // As long as it can grow nothing is overwritten.
+        let grown = self.bytes.len() == self.capacity;
+        let free = if grown { limit } else { limit.min(self.bytes.len() - self.held()) };
+        let start = self.index(self.head);
+        let end = self.bytes.len().min(start.saturating_add(free));
         let room = self.bytes.get_mut(start..end).unwrap_or_default();
         let most = room.len();
         let count = source(room)?.min(most);
         self.head += count as u64;
+        self.oldest = self.oldest.max(self.head.saturating_sub(self.bytes.len() as u64));
         Ok(count)
     }
 
     /// What is held from `offset` on, at most `limit` bytes of it.
     pub fn read_from(&self, offset: u64, limit: usize) -> Read {
-        if offset < self.oldest() {
-            return Read::Gap { to: self.oldest() };
+        if offset < self.oldest {
+            return Read::Gap { to: self.oldest };
         }
         let available = self.head.saturating_sub(offset).min(limit as u64) as usize;
         let start = self.index(offset);
@@ -83,16 +96,35 @@ impl Ring {
         }
     }
 
+    /// Holds `capacity` bytes from now on, which are occupied at once. What is more than that is dropped, oldest first.
+    pub fn resize(&mut self, capacity: usize) {
+        self.capacity = capacity;
+        self.oldest = self.oldest.max(self.head.saturating_sub(capacity as u64));
+        self.lay_out(capacity);
+    }
+
     /// Gives back the memory that was kept ready for more output.
     pub fn shrink(&mut self) {
-        if self.head < self.capacity as u64 {
-            self.bytes.truncate(self.head as usize);
-            self.bytes.shrink_to_fit();
+        self.lay_out(self.held());
+    }
+
+    /// Moves what is held into `size` bytes, which it fits into.
+    fn lay_out(&mut self, size: usize) {
+        let mut bytes = vec![0; size];
+        let mut offset = self.oldest;
+        while offset < self.head {
+            let left = (self.head - offset) as usize;
+            let old = &self.bytes[self.index(offset)..];
+            let new = &mut bytes[(offset % size as u64) as usize..];
+            let count = left.min(old.len()).min(new.len());
+            new[..count].copy_from_slice(&old[..count]);
+            offset += count as u64;
         }
+        self.bytes = bytes;
     }
 
     fn index(&self, offset: u64) -> usize {
-        (offset % self.capacity as u64) as usize
+        (offset % self.bytes.len().max(1) as u64) as usize
     }
 }
 
@@ -156,6 +188,38 @@ mod tests {
                 }
             }
             prop_assert_eq!(collect(&ring, ring.oldest(), limit), &model[ring.oldest() as usize..]);
+        }
+
+        #[test]
+        fn another_size_keeps_the_tail_that_fits(
+            first in 1usize..20_000,
+            turns in proptest::collection::vec(
+                (proptest::collection::vec(any::<u8>(), 0..6000), 1usize..20_000),
+                0..8,
+            ),
+            limit in 1usize..9000,
+        ) {
+            let mut ring = Ring::new(first);
+            let mut model = Vec::new();
+            let (mut capacity, mut oldest) = (first, 0);
+            for (data, next) in turns {
+                append(&mut ring, &data);
+                model.extend_from_slice(&data);
+                oldest = oldest.max(model.len().saturating_sub(capacity));
+                prop_assert_eq!(ring.oldest(), oldest as u64);
+                capacity = next;
+                ring.resize(capacity);
+                oldest = oldest.max(model.len().saturating_sub(capacity));
+                prop_assert_eq!((ring.oldest(), ring.head()), (oldest as u64, model.len() as u64));
+                prop_assert_eq!((ring.footprint(), ring.capacity()), (capacity, capacity));
+                prop_assert_eq!(collect(&ring, ring.oldest(), limit), &model[oldest..]);
+            }
+            ring.resize(0);
+            prop_assert_eq!((ring.held(), ring.footprint()), (0, 0));
+            prop_assert_eq!(ring.read_from(ring.head(), limit), Read::Empty);
+            if !model.is_empty() {
+                prop_assert_eq!(ring.read_from(0, limit), Read::Gap { to: ring.head() });
+            }
         }
 
         #[test]

@@ -1,11 +1,11 @@
-//! Something comes in between of a pause, with the vCPUs stopped.
+//! Something comes in between of a pause or of a checkpoint, with the vCPUs stopped.
 
 use std::fs;
-use std::time::{Duration, SystemTime, UNIX_EPOCH};
+use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use anyhow::{Context, Result, ensure};
 use serde_json::json;
-use wrenn_tests::graphql::Client;
+use wrenn_tests::graphql::{Client, Exec, ProcessEvent};
 use wrenn_tests::stack::Stack;
 use wrenn_tests::wait;
 
@@ -34,7 +34,7 @@ pub async fn with_an_absent_agent_lose_no_time(stack: &Stack) -> Result<()> {
     stack.host().start(None).await?;
     back_in_service(client, &id).await?;
     ensure!(stack.vmm_of(&id) == vmm, "the capsule was replaced");
-    has_the_right_time(client, &id).await
+    has_the_right_time(client, &id, 0).await
 }
 
 pub async fn that_fail_late_lose_no_time(stack: &Stack) -> Result<()> {
@@ -46,7 +46,30 @@ pub async fn that_fail_late_lose_no_time(stack: &Stack) -> Result<()> {
     stack.host().order("")?;
     back_in_service(client, &id).await?;
     ensure!(stack.vmm_of(&id) == vmm, "the capsule was replaced");
-    has_the_right_time(client, &id).await
+    has_the_right_time(client, &id, 0).await
+}
+
+/// For a checkpoint a guest stands still as well. Its clock is its own to set, and its connections stay.
+pub async fn for_a_checkpoint_lose_no_time(stack: &Stack) -> Result<()> {
+    const AGO: u64 = 3600;
+    let client = stack.client();
+    let id = client.create(json!({})).await?.id;
+    client.sh(&id, &format!("date -s \"@$(($(date +%s) - {AGO}))\"")).await?;
+    has_the_right_time(client, &id, AGO).await?;
+    let mut stream = client.exec_stream(Exec::argv(&id, &["/bin/cat"])).await?;
+    let (_, tag) = stream.started().await?;
+
+    stack.host().order(&format!("moment.stopped=delay({}ms)*1", STILL.as_millis()))?;
+    let began = Instant::now();
+    client.snapshot(&id, "taken-slowly").await?;
+    ensure!(began.elapsed() >= STILL, "the guest did not stand still");
+    stack.host().order("")?;
+
+    has_the_right_time(client, &id, AGO).await?;
+    client.write_stdin(&id, &tag, 0, b"still here").await?;
+    let event = stream.next_within(PATIENCE).await?;
+    ensure!(matches!(&event, Some(ProcessEvent::Output { data, .. }) if data == b"still here"), "{event:?}");
+    Ok(())
 }
 
 /// Whoever is root in a guest cannot keep it from being paused by stopping the daemon.
@@ -60,9 +83,25 @@ pub async fn of_a_silent_guest_lose_nothing(stack: &Stack) -> Result<()> {
     tokio::time::sleep(Duration::from_secs(2)).await;
     client.pause(&id).await?;
     let log = fs::read_to_string(stack.host().log()).context("reading the agent's log")?;
-    ensure!(log.contains("pausing a guest that does not answer"), "the guest was not silent");
+    ensure!(log.contains("pausing a guest that does not prepare for it"), "the guest was not silent");
     client.resume(&id).await?;
     ensure!(client.sh(&id, "cat /run/in-memory").await? == "kept");
+    Ok(())
+}
+
+/// Nor by being rid of the daemon: what is lost is what only the daemon has.
+pub async fn of_a_guest_that_refuses_lose_nothing(stack: &Stack) -> Result<()> {
+    let client = stack.client();
+    let id = client.create(json!({})).await?.id;
+    client.sh(&id, "echo kept > /root/on-disk").await?;
+    let line =
+        "mount --bind /bin/true /usr/local/bin/envd; (sleep 1; kill -9 $PPID) > /dev/null 2>&1 < /dev/null &";
+    client.sh(&id, line).await?;
+    tokio::time::sleep(Duration::from_secs(3)).await;
+    client.pause(&id).await?;
+    let log = fs::read_to_string(stack.host().log()).context("reading the agent's log")?;
+    ensure!(log.contains("pausing a guest that does not prepare for it"), "the guest has prepared for it");
+    ensure!(client.capsule(&id).await?.context("the capsule")?.state == "PAUSED");
     Ok(())
 }
 
@@ -135,9 +174,9 @@ pub async fn are_finished_by_an_agent_told_to_end(stack: &Stack) -> Result<()> {
     Ok(())
 }
 
-/// What a guest takes for now lies between the moments of asking and of knowing.
-async fn has_the_right_time(client: &Client, id: &str) -> Result<()> {
-    let now = || Ok::<u64, anyhow::Error>(SystemTime::now().duration_since(UNIX_EPOCH)?.as_secs());
+/// What a guest takes for now lies between the moments of asking and of knowing, so many seconds ago.
+pub async fn has_the_right_time(client: &Client, id: &str, ago: u64) -> Result<()> {
+    let now = || Ok::<u64, anyhow::Error>(SystemTime::now().duration_since(UNIX_EPOCH)?.as_secs() - ago);
     let earliest = now()? - TOLERANCE;
     let time: u64 = client.sh(id, "date +%s").await?.parse().context("the guest's time")?;
     let latest = now()? + TOLERANCE;

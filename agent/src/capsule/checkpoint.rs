@@ -3,11 +3,12 @@
 //!
 //! ```text
 //!  guest runs                                      │ guest stands still    │ guest runs
-//!  aside, base of memory, guest syncs, disk's cache│ state, changed pages, │ manifest, fsync, rename
-//!                                                  │ clone of the disk     │ (by who asked for it)
+//!  aside, base of memory, guest syncs, disk's cache│ state, changed pages, │ clock; manifest, fsync,
+//!                                                  │ clone of the disk     │ rename by who asked
 //! ```
 //! Whatever can be done before the vCPUs stop, or after, is not done while they stand still. The life of the capsule
-//! goes on over it: its connections and streams do not end.
+//! goes on over it: its connections and streams do not end, and its clock is stepped over the standstill where the VMM stops
+//! it too.
 
 use std::path::{Path, PathBuf};
 use std::time::Duration;
@@ -24,9 +25,13 @@ use super::registry::CapsuleRegistry;
 use super::spec::name;
 use super::steps::Steps;
 use super::template::{Template, TemplateRecord};
+use crate::guest::{ClockReading, Guest};
 use crate::ids::{CapsuleId, TemplateId};
 use crate::request_id::RequestId;
 use crate::token::Token;
+
+/// A guest that has just answered, or that runs on.
+const CLOCK_TIMEOUT: Duration = Duration::from_secs(2);
 
 /// What a moment holds of a capsule.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -75,12 +80,17 @@ pub async fn of_running(
 ) -> Result<Taken, TakeFailure> {
     let mut writer = prepare(engine, running, (scope, into), request).await.map_err(TakeFailure::Running)?;
     steps.done("prepare");
+    let clock = read_clock(&running.handle.guest, request).await;
     let began = Instant::now();
     let saved = freeze(engine, running, scope, &mut writer).await;
     // Whatever became of it, also if it is not known whether they stopped.
     let resumed = running.machine.resume_vcpus().await;
     let stopped = began.elapsed();
     steps.done("stopped");
+    if let (Ok(()), Some(clock)) = (&resumed, clock) {
+        keep_time(&running.handle.guest, clock, request).await;
+        steps.done("clock");
+    }
     let outcome = match (resumed, saved) {
         (Err(error), _) => Err(TakeFailure::Stuck(CapsuleError::step("letting the vCPUs go on")(error))),
         (Ok(()), Err(error)) => Err(TakeFailure::Running(error)),
@@ -127,6 +137,24 @@ async fn prepare(
     }
 }
 
+/// None where it cannot be told, which nothing else depends on.
+async fn read_clock(guest: &Guest, request: &RequestId) -> Option<ClockReading> {
+    let reading = guest.step_clock(0, request, CLOCK_TIMEOUT).await;
+    reading
+        .inspect_err(|error| tracing::warn!(error = %crate::report(error), "the guest's clock is not known"))
+        .ok()
+}
+
+/// Gives a guest back the time that it stood still for. Relative to what it took for the time before: that may have been
+/// its own doing.
+async fn keep_time(guest: &Guest, before: ClockReading, request: &RequestId) {
+    let Some(after) = read_clock(guest, request).await else { return };
+    let Some(lost_ns) = after.lost_since(before) else { return };
+    if let Err(error) = guest.step_clock(lost_ns, request, CLOCK_TIMEOUT).await {
+        tracing::warn!(error = %crate::report(&error), lost_ns, "the guest's clock is behind");
+    }
+}
+
 /// Memory and disk of the same moment: both while the vCPUs stand still. Answers how many bytes the machine took.
 async fn freeze(
     engine: &Engine,
@@ -165,7 +193,7 @@ pub async fn of_paused(
             writer.copy_machine(paused).await.map_err(CapsuleError::step("cloning the memory"))?;
         }
         let disk = DiskView { path: paused.disk() };
-        let cloned = engine.disks.clone_stopped(&disk, &writer.disk_path()).await;
+        let cloned = engine.disks.clone_frozen(&disk, &writer.disk_path()).await;
         cloned.map(drop).map_err(CapsuleError::step("cloning the disk"))
     };
     match copied.await {

@@ -11,18 +11,17 @@ use super::engine::Engine;
 use super::error::CapsuleError;
 use super::spec::CapsuleSpec;
 use crate::clock::now_ns;
-use crate::guest::Guest;
+use crate::guest::{Guest, GuestError};
 use crate::request_id::RequestId;
 use crate::token::Token;
 
 /// Fed into the guest's generator after every restore.
 const ENTROPY_BYTES: usize = 256;
 
-/// A call that took longer than this may have set a clock that is behind by as much, and is repeated. An emulated
-/// guest's first call is slow, as all of its code is translated first; the second one is not.
-const CLOCK_TOLERANCE: Duration = Duration::from_millis(20);
-/// How often it is tried: on a host that is too busy the last one stands.
-const CLOCK_ATTEMPTS: usize = 3;
+/// How far a guest's clock may be from the host's, nanoseconds.
+const CLOCK_TOLERANCE_NS: i64 = 5_000_000;
+/// How often it is stepped: on a host that is too busy the last one stands.
+const CLOCK_STEPS: usize = 3;
 
 /// Makes a machine the capsule of a spec.
 pub struct Handover<'a> {
@@ -44,39 +43,50 @@ impl Handover<'_> {
         machine: &dyn Machine,
         deadline: Instant,
     ) -> Result<Guest, CapsuleError> {
-        let mut guest = guest;
-        for attempt in 0..CLOCK_ATTEMPTS {
-            let sent = Instant::now();
-            self.tell(&guest, machine, deadline, self.goes_on || attempt > 0).await?;
-            guest = guest.with_token(self.token);
-            // The guest set its clock to when this was sent: it is behind by what the way there took.
-            if sent.elapsed() <= CLOCK_TOLERANCE {
-                break;
+        let told = async {
+            let answer = guest
+                .post_restore(self.message()?, self.request, left(deadline))
+                .await
+                .map_err(CapsuleError::guest("handing the guest its identity"))?;
+            let behind_ns = now_ns().saturating_sub(answer.wall_clock_ns);
+            tracing::debug!(clock_step_ns = answer.clock_step_ns, behind_ns, "guest reseeded");
+            let guest = guest.with_token(self.token);
+            // Daemons in the memory of older snapshots do not tell.
+            if answer.wall_clock_ns != 0 {
+                self.set_clock_right(&guest, behind_ns, deadline)
+                    .await
+                    .map_err(CapsuleError::guest("setting the guest's clock"))?;
             }
-        }
-        Ok(guest)
-    }
-
-    /// Once.
-    async fn tell(
-        &self,
-        guest: &Guest,
-        machine: &dyn Machine,
-        deadline: Instant,
-        goes_on: bool,
-    ) -> Result<(), CapsuleError> {
-        let within = deadline.saturating_duration_since(Instant::now());
+            Ok(guest)
+        };
         tokio::select! {
-            answer = guest.post_restore(self.message(goes_on)?, self.request, within) => {
-                let answer = answer.map_err(CapsuleError::guest("handing the guest its identity"))?;
-                tracing::debug!(clock_step_ns = answer.clock_step_ns, "guest reseeded");
-                Ok(())
-            }
+            told = told => told,
             exit = machine.process().exited() => Err(CapsuleError::VmmDied(exit.to_string())),
         }
     }
 
-    fn message(&self, goes_on: bool) -> Result<envd::PostRestoreRequest, CapsuleError> {
+    /// The guest set its clock to when the call was sent: it is behind by what the way there took. An emulated guest's first
+    /// call is slow, as all of its code is translated first.
+    async fn set_clock_right(
+        &self,
+        guest: &Guest,
+        mut behind_ns: i64,
+        deadline: Instant,
+    ) -> Result<(), GuestError> {
+        for _ in 0..CLOCK_STEPS {
+            if behind_ns.saturating_abs() <= CLOCK_TOLERANCE_NS {
+                break;
+            }
+            let reading = guest.step_clock(behind_ns, self.request, left(deadline)).await?;
+            if reading.behind_ns.saturating_abs() <= reading.margin_ns {
+                break;
+            }
+            behind_ns = reading.behind_ns;
+        }
+        Ok(())
+    }
+
+    fn message(&self) -> Result<envd::PostRestoreRequest, CapsuleError> {
         let mut entropy = vec![0; ENTROPY_BYTES];
         rand::rngs::SysRng
             .try_fill_bytes(&mut entropy)
@@ -99,7 +109,11 @@ impl Handover<'_> {
                 name_servers: self.engine.name_servers.iter().map(ToString::to_string).collect(),
                 token: self.token.bytes().to_vec().into(),
             }),
-            goes_on,
+            goes_on: self.goes_on,
         })
     }
+}
+
+fn left(deadline: Instant) -> Duration {
+    deadline.saturating_duration_since(Instant::now())
 }

@@ -3,7 +3,7 @@
 use std::fs::File;
 use std::io;
 use std::os::fd::{AsFd, AsRawFd};
-use std::os::unix::fs::{FileExt, MetadataExt};
+use std::os::unix::fs::FileExt;
 use std::sync::Arc;
 
 use nix::errno::Errno;
@@ -13,6 +13,7 @@ use tokio::net::TcpStream;
 use wrenn_proto::content::LONGEST_PIECE;
 
 use super::wire::{Step, Wire};
+use crate::files::Opened;
 use crate::files::actor::Actor;
 use crate::files::error::{FileError, Target};
 
@@ -44,20 +45,20 @@ enum NotSent {
 }
 
 impl Sending {
-    pub fn new(file: Arc<File>, target: Target, offset: u64, length: Option<u64>) -> Self {
-        // What has content and occupies nothing is made up, as in sysfs; or it has only holes, and is copied as well.
-        let by_reference = file.metadata().is_ok_and(|it| it.len() > 0 && it.blocks() > 0);
+    pub fn new(opened: Opened, offset: u64, length: Option<u64>) -> Self {
+        let Opened { target, file, made_up, content, .. } = opened;
+        // No file has a byte beyond, and the kernel would take the number for a negative one.
+        let end = offset.saturating_add(length.unwrap_or(u64::MAX)).min(i64::MAX as u64);
         Self {
             file,
             target,
             offset,
-            // No file has a byte beyond, and the kernel would take the number for a negative one.
-            end: offset.saturating_add(length.unwrap_or(u64::MAX)).min(i64::MAX as u64),
-            by_reference,
-            pending: Vec::new(),
+            end,
+            by_reference: !made_up,
+            ending: content.is_some(),
+            pending: content.map_or_else(Vec::new, |it| only_piece(&it, offset, end)),
             sent: 0,
             announced: 0,
-            ending: false,
         }
     }
 
@@ -192,6 +193,18 @@ impl Sending {
         self.offset += got as u64;
         Ok(got as u64)
     }
+}
+
+/// What is wanted of a content, as the only piece, and the end.
+fn only_piece(content: &[u8], offset: u64, end: u64) -> Vec<u8> {
+    let within = |offset: u64| usize::try_from(offset).unwrap_or(usize::MAX).min(content.len());
+    let wanted = content.get(within(offset)..within(end)).unwrap_or_default();
+    let no_more = [0; 4];
+    if wanted.is_empty() {
+        return no_more.to_vec();
+    }
+    let length = u32::try_from(wanted.len()).unwrap_or_default();
+    [&length.to_be_bytes(), wanted, &no_more].concat()
 }
 
 fn errno(error: &io::Error) -> Errno {

@@ -1,6 +1,7 @@
 //! Opening what may be read.
 
 use std::fs::File;
+use std::io::Read;
 use std::os::fd::{AsRawFd, OwnedFd};
 use std::path::Path;
 
@@ -10,6 +11,22 @@ use wrenn_proto::envd::v1::FileKind;
 
 use crate::files::entry::kind;
 use crate::files::error::{FileError, Problem, Target};
+
+/// Bytes of a file that the kernel makes up which are read at once, at most.
+const LITTLE: u64 = 64 << 10;
+
+/// Whether the kernel may make the file up while it is read, as in procfs and sysfs. What it says of the size of such a
+/// file is no promise: mostly nothing, or a page. An empty file and one that has only holes look the same.
+pub fn may_be_made_up(stat: &FileStat) -> bool {
+    stat.st_size == 0 || stat.st_blocks == 0
+}
+
+/// All that a file contains, if that is little: then its size is known before any of it is sent, and is what is sent.
+pub fn read_little(file: &File) -> Option<Vec<u8>> {
+    let mut content = Vec::new();
+    file.take(LITTLE + 1).read_to_end(&mut content).ok()?;
+    (content.len() as u64 <= LITTLE).then_some(content)
+}
 
 /// Opens a regular file for reading. Anything else is only looked at, never opened: that alone can wait for ever
 /// (a pipe) or do something (a device).

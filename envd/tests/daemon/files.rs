@@ -383,6 +383,53 @@ async fn a_read_has_a_range_and_can_be_broken_off() {
 }
 
 #[tokio::test]
+async fn what_the_kernel_makes_up_has_the_size_that_is_sent() {
+    let stand = Stand::start().await;
+    let mut client = stand.client().await;
+    for path in
+        ["/proc/version", "/sys/kernel/mm/transparent_hugepage/enabled", "/sys/devices/system/cpu/online"]
+    {
+        let path = Path::new(path);
+        let content = fs::read(path).expect("read");
+        let size = content.len() as u64;
+        assert_ne!(fs::metadata(path).expect("metadata").len(), size, "what the kernel says is no size");
+        for (offset, length) in [(0, None), (1, Some(2)), (size - 1, None), (1, Some(0)), (size, None)] {
+            let request = pb::ReadRequest { offset, length, ..whole(path, ROOT) };
+            let (entry, read) = client.cat(request).await.expect("read");
+            assert_eq!(entry.size, size, "{path:?}");
+            let end = length.map_or(size, |length| offset + length);
+            assert_eq!(read, content[offset as usize..end as usize], "{path:?} from {offset}");
+        }
+    }
+
+    // Of a long one nobody knows the size.
+    let argument = "x".repeat(100_000);
+    let request = pb::StartRequest {
+        argv: ["sh", "-c", "sleep 1000; :", &argument].map(Into::into).to_vec(),
+        ..Default::default()
+    };
+    let pid = client.start(request).await.expect("start").pid;
+    let path = PathBuf::from(format!("/proc/{pid}/cmdline"));
+    let length = "sh\0-c\0sleep 1000; :\0\0".len() + argument.len();
+    until("it has its arguments", async || fs::read(&path).is_ok_and(|it| it.len() == length).then_some(()))
+        .await;
+    let (entry, all) = client.cat(whole(&path, ROOT)).await.expect("read");
+    assert_eq!((entry.size, all.len()), (0, length));
+    let request = pb::ReadRequest { offset: 70_000, length: Some(10), ..whole(&path, ROOT) };
+    assert_eq!(client.cat(request).await.expect("read").1, b"xxxxxxxxxx");
+    client.signal(pid, "SIGKILL").await.expect("kill");
+
+    // A file of holes only looks the same, and is as long as it says.
+    let room = room();
+    let holes = room.path().join("holes");
+    for size in [1000, 2 << 20] {
+        fs::File::create(&holes).expect("create").set_len(size).expect("grow");
+        let (entry, read) = client.cat(whole(&holes, ROOT)).await.expect("read");
+        assert_eq!((entry.size, read.len() as u64), (size, size));
+    }
+}
+
+#[tokio::test]
 async fn a_write_replaces_all_or_nothing() {
     let stand = Stand::start().await;
     let mut client = stand.client().await;

@@ -7,12 +7,15 @@ use std::path::Path;
 use std::process::{Child, Command, Stdio};
 
 use tokio::net::{TcpListener, TcpStream};
+use wrenn_envd::output::budget::{LEAST, LIMIT};
 use wrenn_envd::ports::GUEST_ADDRESS;
 use wrenn_proto::envd::v1 as pb;
+use wrenn_proto::envd::v1::process_event::Event;
 
 use crate::files::room;
+use crate::output::read_counted;
 use crate::ports::in_own_network;
-use crate::stand::{Client, configuration, shell, until, with_token};
+use crate::stand::{Client, Counted, configuration, from_stdout, shell, until, with_token};
 
 /// What the daemon promises, in KiB, less the size of the guest's own build of it: this one's is many times larger.
 const PROMISE: u64 = (15 - 3) * 1024;
@@ -83,6 +86,17 @@ fn it_stays_small_whatever_it_has_done() {
             assert_eq!(told.stdout.len(), 100_000);
         }
         stage("programs");
+        // More than leave a trail.
+        let first = client.start(shell("true")).await.expect("start").pid;
+        for _ in 0..44 {
+            let mut others = vec![client.clone(); 25];
+            let execs =
+                others.iter_mut().map(async |it| it.exec(shell("true")).await.expect("exec").rest().await);
+            futures_util::future::join_all(execs).await;
+        }
+        let refused = client.follow(first, from_stdout(0)).await.err().expect("forgotten");
+        assert_eq!(refused.code(), tonic::Code::NotFound);
+        stage("many programs");
         let file = room.path().join("file");
         for _ in 0..3 {
             let mut others = [client.clone(), client.clone(), client.clone(), client.clone()];
@@ -121,8 +135,67 @@ fn it_stays_small_whatever_it_has_done() {
             connections.push(listener.accept().await.expect("accept").0);
         }
 
-        let own = stage("a hundred connections through a relay");
+        stage("a hundred connections through a relay");
+        let crowd = crowd(&mut client).await;
+        let own = stage("the output of a crowd");
         assert!(own < PROMISE, "{own} KiB of {PROMISE}");
+        for pid in crowd {
+            client.signal(pid, "SIGKILL").await.expect("kill");
+        }
         drop((watch, connections));
     });
+}
+
+/// Bytes that each of a crowd writes.
+const EACH: u64 = 4 << 20;
+
+/// Starts many processes that write much and then sleep, with nobody to read it.
+async fn crowd(client: &mut Client) -> Vec<u32> {
+    let line = format!("{} | head -c {EACH}; exec sleep 100", Counted::line(1_000_001));
+    let mut pids = Vec::new();
+    for _ in 0..40 {
+        pids.push(client.start(shell(&line)).await.expect("start").pid);
+    }
+    for pid in &pids {
+        let name = format!("/proc/{pid}/comm");
+        until("it sleeps", async || (fs::read_to_string(&name).ok()? == "sleep\n").then_some(())).await;
+    }
+    pids
+}
+
+/// How much is held of the output of one of the crowd, every byte checked.
+async fn tail(client: &mut Client, pid: u32) -> usize {
+    let mut reader = client.follow(pid, from_stdout(0)).await.expect("follow");
+    reader.started().await;
+    let Some(Event::Gap(gap)) = reader.next().await.expect("event") else { panic!("nothing is lost") };
+    assert_eq!(gap.from, 0);
+    let mut offset = gap.to;
+    while offset < EACH {
+        let Some(Event::Output(output)) = reader.next().await.expect("event") else { panic!("no output") };
+        assert_eq!(output.sequence, offset);
+        Counted::check(offset, &output.data);
+        offset += output.data.len() as u64;
+    }
+    (EACH - gap.to) as usize
+}
+
+#[tokio::test]
+async fn a_crowd_shares_what_is_kept_and_who_is_read_misses_nothing() {
+    let envd = Envd::start();
+    let mut client = Client::connect(envd.address);
+    client.guest.configure(with_token(configuration())).await.expect("configure");
+    let mut others = [client.clone(), client.clone(), client.clone(), client.clone()];
+    let floods = others.iter_mut().map(|it| async {
+        let mut reader = it.exec(shell(&Counted::line(2 << 20))).await.expect("exec");
+        read_counted(&mut reader, 0).await
+    });
+    let (pids, read) = tokio::join!(crowd(&mut client), futures_util::future::join_all(floods));
+    assert_eq!(read, [(2 << 20) * Counted::LINE; 4]);
+
+    let mut kept = Vec::new();
+    for pid in pids {
+        kept.push(tail(&mut client, pid).await);
+        client.signal(pid, "SIGKILL").await.expect("kill");
+    }
+    assert!(kept.iter().all(|it| *it >= LEAST) && kept.iter().sum::<usize>() <= LIMIT, "{kept:?}");
 }

@@ -12,7 +12,7 @@ const LINES: u64 = 8 << 20;
 const TOTAL: u64 = LINES * Counted::LINE;
 
 /// Reads stdout up to the exit, every byte checked; returns the offset it ended at.
-async fn read_counted(reader: &mut Reader, mut offset: u64) -> u64 {
+pub async fn read_counted(reader: &mut Reader, mut offset: u64) -> u64 {
     loop {
         match reader.next().await.expect("event").expect("an exit before the end") {
             Event::Started(_) => {}
@@ -209,21 +209,28 @@ async fn what_was_in_the_pipe_at_the_exit_is_delivered_to_a_slow_reader() {
 }
 
 #[tokio::test]
-async fn the_exited_are_remembered_but_not_all() {
+async fn the_last_exited_are_listed_and_those_before_can_be_followed() {
     let mut client = Stand::start().await.client().await;
-    let mut first = None;
+    let request = pb::StartRequest { tag: "first".into(), ..shell("echo x; exit 3") };
+    let first = client.exec(request).await.expect("exec").rest().await.started.expect("started").pid;
     for _ in 0..70 {
-        let told = client.exec(shell("echo x")).await.expect("exec").rest().await;
-        first = first.or(told.started.map(|it| it.pid));
+        client.exec(shell("true")).await.expect("exec").rest().await;
     }
-    let exited = until("the oldest are forgotten", async || {
+    let exited = until("the oldest are not listed", async || {
         let list = client.list().await;
         (list.len() <= 64).then_some(list)
     })
     .await;
-    assert_eq!(exited.len(), 64);
-    let selector = by_pid(first.expect("a pid"));
-    let request = pb::FollowRequest { selector, after: None };
-    let refused = client.processes.follow(with_token(request)).await.expect_err("forgotten");
-    assert_eq!(refused.code(), tonic::Code::NotFound);
+    assert!(exited.len() == 64 && exited.iter().all(|it| it.pid != first));
+
+    // Whoever does not know that it was started learns what has become of it, and need not start it again.
+    let by_tag = Some(pb::Selector { by: Some(pb::selector::By::Tag("first".into())) });
+    for selector in [by_pid(first), by_tag] {
+        let request = pb::FollowRequest { selector, after: Some(from_stdout(0)) };
+        let events = client.processes.follow(with_token(request)).await.expect("follow").into_inner();
+        let told = Reader { events }.rest().await;
+        assert_eq!(told.started, Some(pb::ProcessStarted { pid: first, tag: "first".into() }));
+        assert_eq!((told.stdout.as_slice(), told.gaps.len(), told.code()), (&b"x\n"[..], 0, Some(3)));
+    }
+    assert_eq!(client.signal(first, "SIGKILL").await.expect_err("gone").code(), tonic::Code::NotFound);
 }

@@ -39,7 +39,8 @@ async fn everything_is_done_and_told() {
         .expect("hosts");
     let mut client = stand.stranger().await;
     let answer = client.guest.post_restore(request()).await.expect("post restore").into_inner();
-    assert_eq!(answer, pb::PostRestoreResponse { clock_step_ns: 3_600_000_000_000, reseeded: true });
+    let clock_step_ns = 3_600_000_000_000;
+    assert_eq!(answer, pb::PostRestoreResponse { clock_step_ns, reseeded: true, wall_clock_ns: NOW_NS });
     assert_eq!(stand.system.told(), ["entropy 64", "reseed", "clock", "hostname capsule-1"]);
     assert_eq!(stand.system.file("hostname").as_deref(), Some("capsule-1\n"));
     assert_eq!(stand.system.file("hosts").as_deref(), Some("127.0.0.1\tlocalhost\n127.0.1.1\tcapsule-1\n"));
@@ -55,6 +56,28 @@ async fn everything_is_done_and_told() {
         String::from_utf8_lossy(&told.stdout),
         "true cl-2e5glxi4g3qnhwci95qev0cg0 tpl-0000000000000000000000000 template\n"
     );
+}
+
+#[tokio::test]
+async fn the_clock_is_stepped_and_nothing_else() {
+    let stand = Stand::start().await;
+    let mut client = stand.client().await;
+    *stand.system.clock_ns.lock().expect("clock") = NOW_NS;
+    let told_before = stand.system.told();
+    let mut step = async |by_ns| {
+        let request = with_token(pb::StepClockRequest { by_ns });
+        client.guest.step_clock(request).await.map(|answer| answer.into_inner().wall_clock_ns)
+    };
+    assert_eq!(step(0).await.expect("a reading"), NOW_NS);
+    assert_eq!(stand.system.told(), told_before, "a reading has set something");
+    assert_eq!(step(6_000_000).await.expect("forward"), NOW_NS + 6_000_000);
+    assert_eq!(step(-7_000_000).await.expect("back"), NOW_NS - 1_000_000);
+    for by_ns in [i64::MIN, i64::MAX] {
+        let refused = step(by_ns).await.expect_err("no such time");
+        assert_eq!((refused.code(), field(&refused)), (Code::InvalidArgument, Some("by_ns")));
+    }
+    assert_eq!(step(0).await.expect("a reading"), NOW_NS - 1_000_000);
+    assert_eq!(stand.system.told().len(), told_before.len() + 2, "{:?}", stand.system.told());
 }
 
 #[tokio::test]

@@ -77,6 +77,21 @@ pub struct PostRestoreResponse {
     /// True once the kernel's generator was reseeded. The host destroys a machine that does not say so.
     #[prost(bool, tag = "2")]
     pub reseeded: bool,
+    /// The guest's clock when it answered, nanoseconds since the Unix epoch.
+    #[prost(int64, tag = "3")]
+    pub wall_clock_ns: i64,
+}
+#[derive(Clone, Copy, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct StepClockRequest {
+    /// Nanoseconds, positive: forward. 0 only reads.
+    #[prost(int64, tag = "1")]
+    pub by_ns: i64,
+}
+#[derive(Clone, Copy, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct StepClockResponse {
+    /// The guest's clock afterwards, nanoseconds since the Unix epoch.
+    #[prost(int64, tag = "1")]
+    pub wall_clock_ns: i64,
 }
 #[derive(Clone, Copy, PartialEq, Eq, Hash, ::prost::Message)]
 pub struct MetricsRequest {}
@@ -880,6 +895,31 @@ pub mod guest_client {
                 .insert(GrpcMethod::new("wrenn.envd.v1.Guest", "PostRestore"));
             self.inner.unary(req, path, codec).await
         }
+        /// Steps the clock, and reads it; what runs goes on. Of a relative step it does not matter how long its call took.
+        pub async fn step_clock(
+            &mut self,
+            request: impl tonic::IntoRequest<super::StepClockRequest>,
+        ) -> std::result::Result<
+            tonic::Response<super::StepClockResponse>,
+            tonic::Status,
+        > {
+            self.inner
+                .ready()
+                .await
+                .map_err(|e| {
+                    tonic::Status::unknown(
+                        format!("Service was not ready: {}", e.into()),
+                    )
+                })?;
+            let codec = tonic_prost::ProstCodec::default();
+            let path = http::uri::PathAndQuery::from_static(
+                "/wrenn.envd.v1.Guest/StepClock",
+            );
+            let mut req = request.into_request();
+            req.extensions_mut()
+                .insert(GrpcMethod::new("wrenn.envd.v1.Guest", "StepClock"));
+            self.inner.unary(req, path, codec).await
+        }
         /// What the guest itself knows of its load.
         pub async fn metrics(
             &mut self,
@@ -973,6 +1013,14 @@ pub mod guest_server {
             request: tonic::Request<super::PostRestoreRequest>,
         ) -> std::result::Result<
             tonic::Response<super::PostRestoreResponse>,
+            tonic::Status,
+        >;
+        /// Steps the clock, and reads it; what runs goes on. Of a relative step it does not matter how long its call took.
+        async fn step_clock(
+            &self,
+            request: tonic::Request<super::StepClockRequest>,
+        ) -> std::result::Result<
+            tonic::Response<super::StepClockResponse>,
             tonic::Status,
         >;
         /// What the guest itself knows of its load.
@@ -1225,6 +1273,49 @@ pub mod guest_server {
                     let inner = self.inner.clone();
                     let fut = async move {
                         let method = PostRestoreSvc(inner);
+                        let codec = tonic_prost::ProstCodec::default();
+                        let mut grpc = tonic::server::Grpc::new(codec)
+                            .apply_compression_config(
+                                accept_compression_encodings,
+                                send_compression_encodings,
+                            )
+                            .apply_max_message_size_config(
+                                max_decoding_message_size,
+                                max_encoding_message_size,
+                            );
+                        let res = grpc.unary(method, req).await;
+                        Ok(res)
+                    };
+                    Box::pin(fut)
+                }
+                "/wrenn.envd.v1.Guest/StepClock" => {
+                    #[allow(non_camel_case_types)]
+                    struct StepClockSvc<T: Guest>(pub Arc<T>);
+                    impl<T: Guest> tonic::server::UnaryService<super::StepClockRequest>
+                    for StepClockSvc<T> {
+                        type Response = super::StepClockResponse;
+                        type Future = BoxFuture<
+                            tonic::Response<Self::Response>,
+                            tonic::Status,
+                        >;
+                        fn call(
+                            &mut self,
+                            request: tonic::Request<super::StepClockRequest>,
+                        ) -> Self::Future {
+                            let inner = Arc::clone(&self.0);
+                            let fut = async move {
+                                <T as Guest>::step_clock(&inner, request).await
+                            };
+                            Box::pin(fut)
+                        }
+                    }
+                    let accept_compression_encodings = self.accept_compression_encodings;
+                    let send_compression_encodings = self.send_compression_encodings;
+                    let max_decoding_message_size = self.max_decoding_message_size;
+                    let max_encoding_message_size = self.max_encoding_message_size;
+                    let inner = self.inner.clone();
+                    let fut = async move {
+                        let method = StepClockSvc(inner);
                         let codec = tonic_prost::ProstCodec::default();
                         let mut grpc = tonic::server::Grpc::new(codec)
                             .apply_compression_config(
