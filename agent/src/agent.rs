@@ -21,7 +21,7 @@ use wrenn_proto::{CONNECTION_WINDOW, CONTENT_WINDOW, FRAME};
 use wrenn_vmm::disk::{self, DiskError, DiskOptions};
 use wrenn_vmm::driver::{self, DriverError, DriverOptions};
 use wrenn_vmm::firecracker::PageServerCommand;
-use wrenn_vmm::network::{NetworkError, NetworkOptions, SlotAllocator};
+use wrenn_vmm::network::{NetworkError, NetworkOptions, SlotAllocator, SlotClaim};
 use wrenn_vmm::paths::{HostPaths, PathError};
 use wrenn_vmm::process::cgroup::Cgroups;
 
@@ -43,6 +43,9 @@ use crate::{PAGE_SERVER, control, dns, grpc, http, proxy, upkeep};
 const LARGEST_REQUEST: usize = 16 << 20;
 /// Finds connections that died without saying so.
 const KEEPALIVE: Duration = Duration::from_secs(20);
+/// Calls that may be given up before they are looked at. Beyond that HTTP/2 servers end the connection, by default at the
+/// 21st: one user who comes and goes would end the streams of all.
+const GIVEN_UP_EARLY: usize = 1 << 20;
 /// One part in so many of the data file system is for golden snapshots, unless another budget is set.
 const GOLDEN_SHARE: u64 = 4;
 /// How long connections may take to end once everything behind them has.
@@ -100,6 +103,7 @@ pub struct Agent {
     stop: CancellationToken,
     servers: Vec<JoinHandle<()>>,
     lock: DirectoryLock,
+    claim: SlotClaim,
 }
 
 impl Agent {
@@ -120,6 +124,7 @@ impl Agent {
         std::fs::create_dir_all(paths.root())
             .map_err(|source| AgentError::Directory { path: paths.root().to_owned(), source })?;
         let lock = DirectoryLock::acquire(paths.root(), &paths.lock_file())?;
+        let claim = SlotClaim::take(&config.slots)?;
         let file = CredentialsFile::within(&paths.agent());
         let stored = file.load()?;
         if stored.is_none() && register.is_none() {
@@ -163,7 +168,18 @@ impl Agent {
             tokio::spawn(serve_http(operators, capsules.clone(), recorder, stop.clone())),
         ];
         tracing::info!(%address, dir = %paths.root().display(), version = crate::VERSION, "serving");
-        Ok(Self { on_stop: config.on_stop, paths, engine, capsules, cgroups, address, stop, servers, lock })
+        Ok(Self {
+            on_stop: config.on_stop,
+            paths,
+            engine,
+            capsules,
+            cgroups,
+            address,
+            stop,
+            servers,
+            lock,
+            claim,
+        })
     }
 
     /// Where the gRPC service listens.
@@ -178,7 +194,7 @@ impl Agent {
 
     /// Stops in order: no new work, transitions under way to their end, capsules as configured, then the servers.
     pub async fn stop(self) {
-        let Self { on_stop, paths, engine, capsules, cgroups, address: _, stop, servers, lock } = self;
+        let Self { on_stop, paths, engine, capsules, cgroups, address: _, stop, servers, lock, claim } = self;
         tracing::info!(?on_stop, "stopping");
         capsules.close();
         stop.cancel();
@@ -213,7 +229,7 @@ impl Agent {
         {
             tracing::error!(error = %crate::report(&error), "the disk store stays mounted");
         }
-        drop(lock);
+        drop((claim, lock));
         tracing::info!(running, "stopped; capsules that ran go on");
     }
 }
@@ -357,6 +373,7 @@ async fn serve_grpc(
         .max_frame_size(FRAME)
         .initial_connection_window_size(CONNECTION_WINDOW)
         .http2_keepalive_interval(Some(KEEPALIVE))
+        .http2_max_pending_accept_reset_streams(Some(GIVEN_UP_EARLY))
         .layer(layer_fn(Timed))
         .add_service(service)
         .serve_with_incoming_shutdown(incoming, stop.cancelled_owned())

@@ -48,7 +48,11 @@ pub const SETTINGS: &[Setting] = &[
     setting("WRENN_AGENT_HTTP_LISTEN", "127.0.0.1:7071", "plain HTTP: /health and /metrics"),
     setting("WRENN_SLOTS", "1-999", "network slots this agent may use, within 1-32767"),
     setting("WRENN_SLOT_POOL", "2", "network slots kept ready"),
-    setting("WRENN_DNS", "", "name servers of capsules, IPv4, by commas; the host's if empty"),
+    setting(
+        "WRENN_DNS",
+        "",
+        "name servers of capsules, IPv4, by commas; if empty the host's, without its own addresses",
+    ),
     setting(
         "WRENN_VMM",
         "auto",

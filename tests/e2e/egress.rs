@@ -1,6 +1,6 @@
 //! What a guest can reach: the outside as its policy says, and never its host, its neighbours or what is link-local.
 
-use std::net::{Ipv4Addr, TcpListener};
+use std::net::{Ipv4Addr, TcpListener, UdpSocket};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -88,17 +88,18 @@ pub async fn host_and_neighbours_are_out_of_reach(stack: Arc<Stack>) -> Result<(
         holds(client, &id, &outside, [true, true]).await?;
         let guest = record(&stack, &neighbour)?.guest_address();
         let own = record(&stack, &id)?.guest_address();
-        // The links between host and namespaces are numbered as the slots are: 10.12.0.0/16 in pairs, the host's even.
-        let [_, _, high, low] = own.octets();
-        let pair = u16::from_be_bytes([high, low]) * 2;
-        let [high, low] = pair.to_be_bytes();
-        let link = Ipv4Addr::new(10, 12, high, low);
-        let api = port_of(&client.websocket_url())?;
+        let link = link_of(own);
+        // Control plane and agent listen on loopback: where they would listen for guests, others stand for them.
+        let [api, agent] = [port_of(&client.websocket_url())?, port_of(stack.host().address())?];
+        let _stand_ins = [
+            TcpListener::bind((link, api)).context("in the control plane's place")?,
+            TcpListener::bind((link, agent)).context("in the agent's place")?,
+        ];
         for (what, address, port) in [
             ("the host by a public address", outside.host, service),
             ("the host by its end of the link", link, service),
             ("the control plane", link, api),
-            ("the agent", link, port_of(stack.host().address())?),
+            ("the agent", link, agent),
             ("the host by the guest's gateway", Ipv4Addr::new(169, 254, 0, 22), service),
             ("another capsule's envd", guest, ENVD_PORT),
             ("its own envd from outside", own, ENVD_PORT),
@@ -106,6 +107,9 @@ pub async fn host_and_neighbours_are_out_of_reach(stack: Arc<Stack>) -> Result<(
             let reached = connects(client, &id, address, port).await?;
             ensure!(!reached, "a guest reaches {what} ({address}:{port})");
         }
+        let neighbours_link = Ipv4Addr::from(u32::from(link_of(guest)) + 1);
+        datagrams_stay_away_from_the_host(client, &id, [outside.host, link]).await?;
+        datagrams_stay_away_from(client, &neighbour, &id, [guest, neighbours_link]).await?;
         metadata_is_only_its_own(&stack, &id).await?;
         // What is denied is denied, not broken.
         holds(client, &id, &outside, [true, true]).await?;
@@ -114,6 +118,62 @@ pub async fn host_and_neighbours_are_out_of_reach(stack: Arc<Stack>) -> Result<(
         client.destroy(&neighbour).await?;
     }
     Ok(())
+}
+
+/// The host's end of the link of a guest's slot: they are numbered as the slots are, in pairs of 10.12.0.0/16 of which the
+/// host's is even.
+fn link_of(guest: Ipv4Addr) -> Ipv4Addr {
+    let [_, _, high, low] = guest.octets();
+    let [high, low] = (u16::from_be_bytes([high, low]) * 2).to_be_bytes();
+    Ipv4Addr::new(10, 12, high, low)
+}
+
+async fn datagrams_stay_away_from_the_host(client: &Client, id: &str, host: [Ipv4Addr; 2]) -> Result<()> {
+    let service = UdpSocket::bind((Ipv4Addr::UNSPECIFIED, 0)).context("a service of the host")?;
+    service.set_nonblocking(true)?;
+    let port = service.local_addr()?.port();
+    for address in host {
+        say(client, id, address, port).await?;
+        // It would have come before the end of the command, which takes the same way.
+        ensure!(service.recv(&mut [0]).is_err(), "a guest's datagrams reach the host at {address}");
+    }
+    Ok(())
+}
+
+/// From one guest to another, by each of the addresses that lead to it.
+async fn datagrams_stay_away_from(
+    client: &Client,
+    to: &str,
+    from: &str,
+    addresses: [Ipv4Addr; 2],
+) -> Result<()> {
+    const PORT: u16 = 9;
+    let before = unasked(client, to).await?;
+    UdpSocket::bind((Ipv4Addr::UNSPECIFIED, 0))?.send_to(b"here", (addresses[0], PORT))?;
+    wait::until_true("a datagram of the host arriving", OPEN, async || {
+        Ok(unasked(client, to).await? > before)
+    })
+    .await?;
+    let before = unasked(client, to).await?;
+    for address in addresses {
+        say(client, from, address, PORT).await?;
+        ensure!(unasked(client, to).await? == before, "a guest's datagrams reach another by {address}");
+    }
+    Ok(())
+}
+
+/// How many datagrams came to a guest where nobody listens.
+async fn unasked(client: &Client, id: &str) -> Result<u64> {
+    let counted =
+        client.sh(id, "awk '$1 == \"Udp:\" { count = $3 } END { print count }' /proc/net/snmp").await?;
+    counted.parse().with_context(|| counted.clone())
+}
+
+/// Sends a few datagrams, however they fare.
+async fn say(client: &Client, id: &str, address: Ipv4Addr, port: u16) -> Result<()> {
+    let line =
+        format!("for i in 1 2 3; do bash -c 'echo here > /dev/udp/{address}/{port}'; done 2>/dev/null; true");
+    client.sh(id, &line).await.map(drop)
 }
 
 /// Where clouds keep what they tell their machines, credentials of the host among it.

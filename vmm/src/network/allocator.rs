@@ -17,7 +17,9 @@ use std::{
 
 use tokio::{sync::Notify, task::JoinHandle};
 
-use super::{NetworkError, NetworkSlot, SlotNumber, SlotRange, namespace, presence::Presence, rules};
+use super::{
+    NetworkError, NetworkSlot, SlotNumber, SlotRange, namespace, presence::Presence, rules, watch::Watch,
+};
 use crate::failpoint;
 use crate::failure::{Failures, Teardown, blocking};
 
@@ -35,12 +37,14 @@ pub struct NetworkOptions {
 pub struct SlotAllocator {
     shared: Arc<Shared>,
     presence: Presence,
+    watch: Watch,
     refill: JoinHandle<()>,
 }
 
 struct Shared {
     slots: SlotRange,
     pool: usize,
+    name_servers: Arc<[Ipv4Addr]>,
     state: Mutex<State>,
     /// The pool may have room.
     wanted: Notify,
@@ -104,21 +108,22 @@ impl Shared {
 }
 
 impl SlotAllocator {
-    /// Sets up the host's rules, removes every network in the range that nobody claims, and begins to fill
-    /// the pool. Changes two settings of the host: IPv4 forwarding, which stays on, and the table `wrenn`, which the last
-    /// one to [shut down](Self::shutdown) removes.
+    /// Sets up the host's rules and watches over them, removes every network in the range that nobody claims, and
+    /// begins to fill the pool. Changes two settings of the host: IPv4 forwarding, which stays on, and the table
+    /// `wrenn`, which the last one to [shut down](Self::shutdown) removes.
     pub async fn start(
         options: NetworkOptions,
         claimed: &BTreeSet<SlotNumber>,
     ) -> Result<Self, NetworkError> {
         let host_rules = rules::host_rules(&options.name_servers);
-        let presence = blocking(move || {
+        let (presence, host_rules) = blocking(move || {
             let presence = Presence::announce()?;
             namespace::write_sysctl("net/ipv4/ip_forward", "1")?;
             rules::apply(&host_rules).map_err(|source| NetworkError::Rules { slot: None, source })?;
-            Ok::<_, NetworkError>(presence)
+            Ok::<_, NetworkError>((presence, host_rules))
         })
         .await?;
+        let watch = Watch::start(host_rules);
         let state = State {
             idle: options.slots.iter().filter(|slot| !claimed.contains(slot)).collect(),
             pooled: Vec::new(),
@@ -130,13 +135,14 @@ impl SlotAllocator {
         let shared = Arc::new(Shared {
             slots: options.slots,
             pool: options.pool,
+            name_servers: options.name_servers.into(),
             state: Mutex::new(state),
             wanted: Notify::new(),
             settled: Notify::new(),
         });
         shared.sweep().await?;
         let refill = tokio::spawn(refill(shared.clone()));
-        Ok(Self { shared, presence, refill })
+        Ok(Self { shared, presence, watch, refill })
     }
 
     /// A slot for a new machine.
@@ -160,7 +166,8 @@ impl SlotAllocator {
         if !self.shared.state().claimed.remove(&number) {
             return Err(NetworkError::NotClaimed(number));
         }
-        match blocking(move || NetworkSlot::open(number)).await {
+        let name_servers = self.shared.name_servers.clone();
+        match blocking(move || NetworkSlot::open(number, &name_servers)).await {
             Ok(slot) => {
                 self.shared.state().handed_out.insert(number);
                 Ok(slot)
@@ -219,6 +226,7 @@ impl SlotAllocator {
         }
         self.shared.sweep().await?;
         teardown.finish()?;
+        self.watch.stop().await;
         blocking(move || self.presence.leave()).await
     }
 }
@@ -284,8 +292,9 @@ impl Shared {
 
     /// Makes the one of a number that was taken, and gives the number back if that fails.
     async fn make(&self, number: SlotNumber) -> Result<NetworkSlot, NetworkError> {
+        let name_servers = self.name_servers.clone();
         let made = match failpoint!("slot.making").await {
-            Ok(()) => blocking(move || NetworkSlot::create(number)).await,
+            Ok(()) => blocking(move || NetworkSlot::create(number, &name_servers)).await,
             Err(error) => Err(error.into()),
         };
         if made.is_err() {

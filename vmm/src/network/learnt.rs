@@ -11,11 +11,12 @@ use std::{
     time::{Duration, Instant},
 };
 
-use nix::sys::socket::{
-    AddressFamily, MsgFlags, NetlinkAddr, SockFlag, SockProtocol, SockType, bind, recv, sendto, socket,
-};
+use nix::sys::socket::{MsgFlags, NetlinkAddr, recv, sendto};
 
-use super::restriction::{HOSTS, MAX_HOSTS, TABLE};
+use super::{
+    nfnetlink::{HEADER, NFTABLES, attribute, connect, message, nested, text},
+    restriction::{HOSTS, MAX_HOSTS, TABLE},
+};
 use crate::failure::{Doing as _, Failure};
 
 /// The kernel is told to keep an address for so much longer than was asked for, so that it need not be told again with
@@ -25,7 +26,6 @@ const MARGIN: Duration = Duration::from_secs(60);
 // Of linux/netfilter/nfnetlink.h and nf_tables.h.
 const BATCH_BEGIN: u16 = 0x10;
 const BATCH_END: u16 = 0x11;
-const NFTABLES: u16 = 10;
 const NEW_ELEMENTS: u16 = NFTABLES << 8 | 12;
 const DELETE_ELEMENTS: u16 = NFTABLES << 8 | 14;
 const LIST_TABLE: u16 = 1;
@@ -35,8 +35,6 @@ const ELEMENT: u16 = 1;
 const ELEMENT_KEY: u16 = 1;
 const ELEMENT_TIMEOUT: u16 = 4;
 const DATA_VALUE: u16 = 1;
-
-const HEADER: usize = 16;
 
 /// Belongs to the namespace in which it was opened.
 #[derive(Debug)]
@@ -50,11 +48,7 @@ pub struct LearntAddresses {
 impl LearntAddresses {
     /// For the set of the thread's namespace; what is in it stays.
     pub fn open() -> Result<Self, Failure> {
-        let doing = || "opening a netlink socket";
-        let flags = SockFlag::SOCK_CLOEXEC;
-        let protocol = SockProtocol::NetlinkNetFilter;
-        let socket = socket(AddressFamily::Netlink, SockType::Raw, flags, protocol).doing(doing)?;
-        bind(socket.as_raw_fd(), &NetlinkAddr::new(0, 0)).doing(doing)?;
+        let socket = connect().doing(|| "opening a netlink socket")?;
         Ok(Self { socket, sequence: 0, kept: HashMap::new() })
     }
 
@@ -136,41 +130,6 @@ fn element(address: Ipv4Addr, time: Option<Duration>) -> Vec<u8> {
             element.extend(attribute(ELEMENT_TIMEOUT, &milliseconds.to_be_bytes()));
         }
     })
-}
-
-/// A netlink header and an `nfgenmsg` before the body.
-fn message(kind: u16, flags: i32, sequence: u32, resource: u16, body: &[u8]) -> Vec<u8> {
-    let family = if resource == 0 { libc::NFPROTO_IPV4 } else { libc::AF_UNSPEC };
-    let mut message = Vec::with_capacity(HEADER + 4 + body.len());
-    message.extend(((HEADER + 4 + body.len()) as u32).to_ne_bytes());
-    message.extend(kind.to_ne_bytes());
-    message.extend(((libc::NLM_F_REQUEST | flags) as u16).to_ne_bytes());
-    message.extend(sequence.to_ne_bytes());
-    message.extend(0u32.to_ne_bytes());
-    message.extend([family as u8, 0]);
-    message.extend(resource.to_be_bytes());
-    message.extend(body);
-    message
-}
-
-fn attribute(kind: u16, value: &[u8]) -> Vec<u8> {
-    let mut attribute = Vec::with_capacity(4 + value.len().next_multiple_of(4));
-    attribute.extend(((4 + value.len()) as u16).to_ne_bytes());
-    attribute.extend(kind.to_ne_bytes());
-    attribute.extend(value);
-    attribute.resize(attribute.len().next_multiple_of(4), 0);
-    attribute
-}
-
-fn nested(kind: u16, fill: impl FnOnce(&mut Vec<u8>)) -> Vec<u8> {
-    let mut value = Vec::new();
-    fill(&mut value);
-    attribute(kind | libc::NLA_F_NESTED as u16, &value)
-}
-
-/// As C has it, with a zero byte at its end.
-fn text(kind: u16, text: &str) -> Vec<u8> {
-    attribute(kind, &[text.as_bytes(), &[0]].concat())
 }
 
 #[cfg(test)]

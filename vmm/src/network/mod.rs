@@ -2,15 +2,18 @@
 
 mod address;
 mod allocator;
+mod claim;
 mod conntrack;
 mod egress;
 mod learnt;
 pub mod names;
 mod namespace;
+mod nfnetlink;
 mod presence;
 mod restriction;
 mod rules;
 mod tap;
+mod watch;
 
 use std::{
     net::Ipv4Addr,
@@ -26,6 +29,7 @@ pub use self::{
         GUEST_ADDRESS, GUEST_MAC, InvalidRange, InvalidSlot, NAMESPACE_ADDRESS, SlotNumber, SlotRange,
     },
     allocator::{NetworkOptions, SlotAllocator},
+    claim::SlotClaim,
     egress::{
         Destination, EgressPolicy, HostPattern, InvalidDestination, InvalidEgress, Ipv4Range,
         MAX_EGRESS_ENTRIES, NameVerdict,
@@ -55,6 +59,11 @@ pub enum NetworkError {
     Exhausted(usize),
     #[error("slot {0} is not among those that were claimed")]
     NotClaimed(SlotNumber),
+    #[error(
+        "the slots {taken} are another agent's on this host, so {slots} cannot be this one's: give each agent a range of its \
+         own (WRENN_SLOTS)"
+    )]
+    ClaimedByAnother { slots: SlotRange, taken: SlotRange },
     #[error("removing network slots")]
     Teardown(#[from] Failures),
 }
@@ -140,13 +149,13 @@ impl NetworkSlot {
         blocking(move || namespace.entered(|| Ok(tap::open(namespace::TAP)?))).await
     }
 
-    fn create(number: SlotNumber) -> Result<Self, NetworkError> {
-        let namespace = Arc::new(namespace::create(number)?);
+    fn create(number: SlotNumber, name_servers: &[Ipv4Addr]) -> Result<Self, NetworkError> {
+        let namespace = Arc::new(namespace::create(number, name_servers)?);
         Ok(Self { number, namespace, restricted: false, names: None })
     }
 
-    fn open(number: SlotNumber) -> Result<Self, NetworkError> {
-        let namespace = Arc::new(namespace::open(number)?);
+    fn open(number: SlotNumber, name_servers: &[Ipv4Addr]) -> Result<Self, NetworkError> {
+        let namespace = Arc::new(namespace::open(number, name_servers)?);
         Ok(Self { number, namespace, restricted: true, names: None })
     }
 
@@ -183,7 +192,7 @@ mod tests {
     async fn a_slot_is_clean_once_its_tap_is_free_and_forgets_connections() {
         assert!(nix::unistd::geteuid().is_root(), "network slots need root");
         let number = SlotNumber::try_from(31_199).unwrap();
-        let mut slot = NetworkSlot::create(number).unwrap();
+        let mut slot = NetworkSlot::create(number, &[]).unwrap();
         let tap = slot.open_tap().await.unwrap();
         let busy = slot.open_tap().await.unwrap_err();
         assert!(

@@ -12,7 +12,7 @@ use std::{
     collections::BTreeSet,
     fs::{self, File},
     io,
-    net::IpAddr,
+    net::{IpAddr, Ipv4Addr},
     os::fd::{AsRawFd as _, OwnedFd},
     path::{Path, PathBuf},
     thread,
@@ -56,9 +56,9 @@ const LINK_PREFIX: u8 = 31;
 const TAP_QUEUE: u32 = 5000;
 
 /// Makes the network of a slot that has none; on failure nothing of it is left.
-pub fn create(slot: SlotNumber) -> Result<OwnedFd, NetworkError> {
+pub fn create(slot: SlotNumber, name_servers: &[Ipv4Addr]) -> Result<OwnedFd, NetworkError> {
     on_own_thread(move || {
-        let made = runtime()?.block_on(create_here(slot));
+        let made = runtime()?.block_on(create_here(slot, name_servers));
         if made.is_err()
             && let Err(failures) = remove_here(slot)
         {
@@ -68,7 +68,7 @@ pub fn create(slot: SlotNumber) -> Result<OwnedFd, NetworkError> {
     })
 }
 
-async fn create_here(slot: SlotNumber) -> Result<OwnedFd, NetworkError> {
+async fn create_here(slot: SlotNumber, name_servers: &[Ipv4Addr]) -> Result<OwnedFd, NetworkError> {
     // A socket belongs to the namespace it was opened in: this one stays on the host.
     let host = connect()?;
     let host_namespace = own_namespace()?;
@@ -86,8 +86,7 @@ async fn create_here(slot: SlotNumber) -> Result<OwnedFd, NetworkError> {
     }
     inside.link().add(veth(slot, &host_namespace)).execute().await.map_err(step("adding its link"))?;
     tap::create(TAP)?;
-    rules::apply(&rules::namespace_rules())
-        .map_err(|source| NetworkError::Rules { slot: Some(slot), source })?;
+    apply_rules(slot, name_servers)?;
 
     bring_up(&inside, "lo").await.map_err(step("bringing up lo"))?;
     let uplink = bring_up(&inside, UPLINK).await.map_err(step("bringing up its link"))?;
@@ -110,12 +109,18 @@ async fn create_here(slot: SlotNumber) -> Result<OwnedFd, NetworkError> {
     let neighbour = inside.neighbours().add(tap, IpAddr::V4(GUEST_ADDRESS));
     let neighbour = neighbour.link_layer_address(&GUEST_MAC).state(NeighbourState::Permanent);
     neighbour.execute().await.map_err(step("naming the guest's hardware address"))?;
-    let way_out = RouteMessageBuilder::<std::net::Ipv4Addr>::new().gateway(slot.host_address()).build();
+    let way_out = RouteMessageBuilder::<Ipv4Addr>::new().gateway(slot.host_address()).build();
     inside.route().add(way_out).execute().await.map_err(step("adding the way out"))?;
     host.route().add(way_in(slot, host_end)).execute().await.map_err(step("adding the way in"))?;
 
     publish(slot)?;
     Ok(namespace)
+}
+
+/// In the thread's namespace.
+fn apply_rules(slot: SlotNumber, name_servers: &[Ipv4Addr]) -> Result<(), NetworkError> {
+    rules::apply(&rules::namespace_rules(name_servers))
+        .map_err(|source| NetworkError::Rules { slot: Some(slot), source })
 }
 
 /// A pair of which one end is here and the other on the host.
@@ -126,7 +131,7 @@ fn veth(slot: SlotNumber, host_namespace: &OwnedFd) -> rtnetlink::packet_route::
 }
 
 fn way_in(slot: SlotNumber, host_end: u32) -> RouteMessage {
-    RouteMessageBuilder::<std::net::Ipv4Addr>::new()
+    RouteMessageBuilder::<Ipv4Addr>::new()
         .destination_prefix(slot.guest_address(), 32)
         .gateway(slot.namespace_address())
         .output_interface(host_end)
@@ -166,12 +171,16 @@ fn path(slot: SlotNumber) -> PathBuf {
     Path::new(NAMESPACES).join(slot.namespace())
 }
 
-/// Takes up the network of a slot that is there.
-pub fn open(slot: SlotNumber) -> Result<OwnedFd, NetworkError> {
+/// Takes up the network of a slot that is there, and gives it the rules of today.
+pub fn open(slot: SlotNumber, name_servers: &[Ipv4Addr]) -> Result<OwnedFd, NetworkError> {
     let path = path(slot);
     let namespace = File::open(&path).doing(|| format!("opening {}", path.display()))?;
     // A file that nothing is mounted on is no namespace.
-    namespace.entered(|| Ok(()))?;
+    let applied = namespace.entered(|| Ok(apply_rules(slot, name_servers)))?;
+    if let Err(error) = applied {
+        let error = &error as &dyn std::error::Error;
+        tracing::warn!(%slot, error, "a network goes on with the rules that it was made with");
+    }
     Ok(namespace.into())
 }
 

@@ -21,7 +21,7 @@ use crate::{
 };
 
 /// Beside the agents' own directories there.
-const DIRECTORY: &str = "/run/wrenn";
+pub const DIRECTORY: &str = "/run/wrenn";
 const FILE: &str = "/run/wrenn/network.lock";
 
 /// One allocator that is there. The kernel forgets it with the process.

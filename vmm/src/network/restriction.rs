@@ -1,7 +1,7 @@
 //! One capsule's egress policy as packet filter rules in its namespace.
 //!
 //! They are a table of their own beside the one every namespace has: put in place as one, taken away as one.
-//! What is forbidden to every guest is not among them; the host sees to that.
+//! What is forbidden to every guest is not among them; the other table sees to that, and the host.
 
 use std::{collections::HashSet, net::Ipv4Addr};
 
@@ -9,17 +9,17 @@ use nftables::{
     batch::Batch,
     expr::{Expression, MetaKey},
     schema::{FlushObject, NfCmd, NfListObject, Set, SetFlag},
-    stmt::{Limit, Operator, Reject, RejectType, Statement},
-    types::{NfChainType, NfFamily, NfHook, RejectCode},
+    stmt::{Operator, Statement},
+    types::{NfChainType, NfFamily, NfHook},
 };
 
 use super::{
     egress::{EgressPolicy, Ipv4Range},
     namespace::TAP,
     rules::{
-        DNS_PORT, PRIORITY_DNAT, PRIORITY_FILTER, Rules, Stmt, accept, add_hook, add_rule, add_table,
-        address, compare, destination_in, drop, input_is, is_answer, meta, port_is, table, to_name_servers,
-        without,
+        DNS_PORT, PRIORITY_DNAT, PRIORITY_FILTER, Rules, accept, add_hook, add_rule, add_table, address,
+        compare, destination_in, drop, faster_than, input_is, is_answer, meta, port_is, refuse, table,
+        to_name_servers, without,
     },
 };
 
@@ -65,7 +65,7 @@ pub fn policy_rules(policy: &EgressPolicy, name_servers: &[Ipv4Addr]) -> Rules {
         for protocol in ["udp", "tcp"] {
             let question = || vec![input_is(TAP), port_is(protocol, DNS_PORT)];
             add("prerouting", [question(), vec![Statement::Redirect(None)]].concat());
-            add("input", [question(), vec![too_many_questions(), drop()]].concat());
+            add("input", [question(), vec![faster_than(MAX_QUESTIONS, MAX_QUESTIONS), drop()]].concat());
         }
     }
     let not_from_guest = compare(Operator::NEQ, meta(MetaKey::Iifname), Expression::String(TAP.into()));
@@ -100,21 +100,4 @@ pub fn no_policy_rules() -> Rules {
 
 fn prefixes(ranges: &[Ipv4Range]) -> Vec<(Ipv4Addr, u8)> {
     ranges.iter().map(|range| (range.first(), range.length())).collect()
-}
-
-/// Tells the guest, so that a program in it fails at once with the reason.
-fn refuse() -> Stmt {
-    let prohibited = RejectCode::AdminProhibited;
-    Statement::Reject(Some(Reject::new(Some(RejectType::ICMP), Some(prohibited))))
-}
-
-fn too_many_questions() -> Stmt {
-    Statement::Limit(Limit {
-        rate: MAX_QUESTIONS,
-        rate_unit: None,
-        per: Some("second".into()),
-        burst: Some(MAX_QUESTIONS),
-        burst_unit: None,
-        inv: Some(true),
-    })
 }

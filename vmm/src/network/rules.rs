@@ -11,10 +11,10 @@ use nftables::{
     helper::{NftablesError, apply_ruleset},
     schema::{Chain, FlushObject, NfCmd, NfListObject, Nftables, Rule, Table},
     stmt::{
-        AnonymousCounter, CTCount, Counter, JumpTarget, Limit, Match, NAT, Operator, Reject, RejectType,
-        Statement,
+        AnonymousCounter, CTCount, Counter, JumpTarget, Limit, Match, Meter, NAT, Operator, Reject,
+        RejectType, Statement,
     },
-    types::{NfChainPolicy, NfChainType, NfFamily, NfHook},
+    types::{NfChainPolicy, NfChainType, NfFamily, NfHook, RejectCode},
 };
 
 use super::{
@@ -23,7 +23,7 @@ use super::{
 };
 
 /// The table of what holds for every slot, on the host and in each namespace.
-const TABLE: &str = "wrenn";
+pub(super) const TABLE: &str = "wrenn";
 
 // Priorities of nft(8): where translation and filters stand in the order of things.
 pub(super) const PRIORITY_DNAT: i32 = -100;
@@ -37,19 +37,30 @@ pub(super) const DNS_PORT: u16 = 53;
 /// holds both (`nft_limit_init` in net/netfilter/nft_limit.c).
 const TX_RATE: u32 = 200_000_000;
 const TX_BURST: u32 = 100_000_000;
+/// The lifetime of a packet that is tracked in the namespace and goes no further: a connection that it resets would be over
+/// here, and stand for five days on the host.
+const LAST_TTL: u32 = 1;
 /// Connections to outside that one guest may have. The host tracks those of all guests in one table (262144 on most
 /// hosts), and what does not fit there is dropped, whoever it belongs to.
-const MAX_CONNECTIONS: u32 = 8192;
+const MAX_CONNECTIONS: u32 = 4096;
+/// Connections by TCP that one guest may begin a second, and how many at once: of those that ended none is counted, and
+/// each is remembered for two minutes. With both bounds one guest has less than a sixteenth of the table.
+const TCP_RATE: u32 = 50;
+const TCP_BURST: u32 = 2048;
 
 /// What no guest may reach: this host's networks (private ranges), its cloud's metadata service and
 /// everything else link-local, its loopback, multicast and what is reserved.
-const FORBIDDEN: [(Ipv4Addr, u8); 9] = [
+const FORBIDDEN: [(Ipv4Addr, u8); 11] = [
     (Ipv4Addr::new(0, 0, 0, 0), 8),
     (Ipv4Addr::new(10, 0, 0, 0), 8),
     (Ipv4Addr::new(100, 64, 0, 0), 10),
     (Ipv4Addr::new(127, 0, 0, 0), 8),
+    // Azure's metadata and agents' service.
+    (Ipv4Addr::new(168, 63, 129, 16), 32),
     (Ipv4Addr::new(169, 254, 0, 0), 16),
     (Ipv4Addr::new(172, 16, 0, 0), 12),
+    // Of the protocols themselves, and Oracle's metadata among them.
+    (Ipv4Addr::new(192, 0, 0, 0), 24),
     (Ipv4Addr::new(192, 168, 0, 0), 16),
     (Ipv4Addr::new(224, 0, 0, 0), 4),
     (Ipv4Addr::new(240, 0, 0, 0), 4),
@@ -63,23 +74,32 @@ pub fn apply(rules: &Rules) -> Result<(), NftablesError> {
     apply_ruleset(rules)
 }
 
-/// In every namespace:
+/// In every namespace, replacing what was there:
 /// ```text
 /// ingress      from the guest, more than its rate     → drop, before anything else looks at it
+///              about to expire                        → drop
 /// prerouting   from the host to 10.11.0.0/16          → the guest
 /// input        from the guest, not by its own address → drop
-///              answers, questions for names           → pass, and nothing else
+///              answers                                → pass
+///              questions that a policy sends here     → pass, as many as it may have
+///              anything else                          → drop
 /// forward      from the guest, not by its own address → drop
-///              of no connection that could be          → drop
-///              of a connection that began elsewhere    → reset
+///              of no connection that could be         → drop
+///              answers                                → pass
+///              of a connection that began elsewhere   → reset
 ///              more connections than it may have      → drop
+///              begun faster than it may               → drop
+///              to a name server                       → pass
+///              to what is forbidden                   → refused
 /// postrouting  to the guest                           → comes from the namespace's end of its link
 ///              to the host                            → comes from the slot's address
 /// ```
-pub fn namespace_rules() -> Rules {
+/// What is forbidden is so on the host as well; there, other programs may take all rules away.
+pub fn namespace_rules(name_servers: &[Ipv4Addr]) -> Rules {
     let mut batch = Batch::new();
-    limit_rate(&mut batch);
+    guard_ingress(&mut batch);
     add_table(&mut batch, TABLE);
+    batch.add_cmd(NfCmd::Flush(FlushObject::Table(table(TABLE))));
     add_hook(&mut batch, TABLE, "prerouting", NfChainType::NAT, NfHook::Prerouting, PRIORITY_DNAT);
     add_hook(&mut batch, TABLE, "input", NfChainType::Filter, NfHook::Input, PRIORITY_FILTER);
     add_hook(&mut batch, TABLE, "forward", NfChainType::Filter, NfHook::Forward, PRIORITY_FILTER);
@@ -91,28 +111,37 @@ pub fn namespace_rules() -> Rules {
     // An answer to whoever it says it comes from would leave the host past every policy.
     add("input", vec![input_is(TAP), spoofed(), drop()]);
     add("input", vec![input_is(TAP), is_answer(), accept()]);
-    for protocol in ["udp", "tcp"] {
-        // Where no policy names hosts nobody listens there.
-        add("input", vec![input_is(TAP), port_is(protocol, DNS_PORT), accept()]);
-    }
+    // Nothing but the policy's own redirection changes where a guest's packets go.
+    let question = || vec![input_is(TAP), connection("status", &["dnat"])];
+    add("input", [question(), vec![more_connections_than(MAX_CONNECTIONS), drop()]].concat());
+    add("input", [question(), vec![accept()]].concat());
     add("input", vec![input_is(TAP), drop()]);
     add("forward", vec![input_is(TAP), spoofed(), drop()]);
     // Nobody would translate its address.
-    add("forward", vec![input_is(TAP), connection_is(&["invalid"]), drop()]);
+    add("forward", vec![input_is(TAP), connection("state", &["invalid"]), drop()]);
+    add("forward", vec![input_is(TAP), is_answer(), accept()]);
     // A guest that was restored may send on connections of an earlier life, which another guest may go on with: the
     // kernel would take them up where they are.
-    add("forward", vec![input_is(TAP), is_beginning(), no_tcp_flag("syn"), reset()]);
-    add("forward", vec![input_is(TAP), is_beginning(), more_connections_than(MAX_CONNECTIONS), drop()]);
+    add("forward", vec![input_is(TAP), no_tcp_flag("syn"), reset()]);
+    add("forward", vec![input_is(TAP), more_connections_than(MAX_CONNECTIONS), drop()]);
+    let over_tcp = compare(Operator::EQ, meta(MetaKey::L4proto), Expression::String("tcp".into()));
+    add("forward", vec![input_is(TAP), over_tcp, faster_than(TCP_RATE, TCP_BURST), drop()]);
+    for statements in to_name_servers(name_servers) {
+        add("forward", [vec![input_is(TAP)], statements].concat());
+    }
+    add("forward", vec![input_is(TAP), destination_in(&FORBIDDEN), refuse()]);
     let snat = Statement::SNAT(Some(to_address(NAMESPACE_ADDRESS)));
     add("postrouting", vec![output_is(TAP), snat]);
     add("postrouting", vec![output_is(UPLINK), Statement::Masquerade(None)]);
     batch.to_nftables()
 }
 
-/// Drops what a guest sends beyond its rate where it comes in, so that a flood costs the host no more than that.
-fn limit_rate(batch: &mut Batch<'static>) {
+/// Drops what a guest sends beyond its rate where it comes in, so that a flood costs the host no more than that; and what
+/// would be known only halfway out.
+fn guard_ingress(batch: &mut Batch<'static>) {
     let table = Table { family: NfFamily::NetDev, name: TABLE.into(), handle: None };
-    batch.add(NfListObject::Table(table));
+    batch.add(NfListObject::Table(table.clone()));
+    batch.add_cmd(NfCmd::Flush(FlushObject::Table(table)));
     batch.add(NfListObject::Chain(Chain {
         family: NfFamily::NetDev,
         table: TABLE.into(),
@@ -132,21 +161,25 @@ fn limit_rate(batch: &mut Batch<'static>) {
         burst_unit: Some("bytes".into()),
         inv: Some(true),
     });
-    batch.add(NfListObject::Rule(Rule {
-        family: NfFamily::NetDev,
-        table: TABLE.into(),
-        chain: "ingress".into(),
-        expr: vec![over, Statement::Counter(Counter::Anonymous(Some(AnonymousCounter::default()))), drop()]
-            .into(),
-        ..Rule::default()
-    }));
+    let expiring = compare(Operator::LEQ, payload("ip", "ttl"), Expression::Number(LAST_TTL));
+    let counter = Statement::Counter(Counter::Anonymous(Some(AnonymousCounter::default())));
+    for statements in [vec![over, counter, drop()], vec![expiring, drop()]] {
+        batch.add(NfListObject::Rule(Rule {
+            family: NfFamily::NetDev,
+            table: TABLE.into(),
+            chain: "ingress".into(),
+            expr: statements.into(),
+            ..Rule::default()
+        }));
+    }
 }
 
 /// On the host, for all slots of all agents on it, replacing what was there:
 /// ```text
 /// input        from a guest: answers to what the host began, nothing else
 /// forward      from a guest → `egress`; to a guest: answers, nothing else
-/// egress       answers; name servers; forbidden ranges → drop; the rest may pass
+/// egress       answers; more connections than it may have → drop; name servers; forbidden ranges → drop; the rest may
+///              pass
 /// postrouting  from a guest to anywhere else → comes from this host
 /// ```
 pub fn host_rules(name_servers: &[Ipv4Addr]) -> Rules {
@@ -165,13 +198,22 @@ pub fn host_rules(name_servers: &[Ipv4Addr]) -> Rules {
     batch.add(NfListObject::Chain(egress));
 
     let mut add = |chain, statements| add_rule(&mut batch, TABLE, chain, statements);
-    add("input", vec![from_guest(), is_answer(), accept()]);
+    // What a guest began while there were no rules is no answer.
+    let in_reply = compare(Operator::EQ, tracked("direction"), Expression::String("reply".into()));
+    add("input", vec![from_guest(), is_answer(), in_reply, accept()]);
     add("input", vec![from_guest(), drop()]);
     let to_egress = Statement::Jump(JumpTarget { target: "egress".into() });
     add("forward", vec![from_guest(), to_egress]);
     add("forward", vec![to_guest(), is_answer(), accept()]);
     add("forward", vec![to_guest(), drop()]);
     add("egress", vec![is_answer(), accept()]);
+    // The namespace counts as well. Its table and this one need not tell the same: packets get lost in between.
+    let of_each_guest = Statement::Meter(Meter {
+        name: "connections".into(),
+        key: address("saddr"),
+        stmt: Box::new(more_connections_than(MAX_CONNECTIONS)),
+    });
+    add("egress", vec![of_each_guest, drop()]);
     for statements in to_name_servers(name_servers) {
         add("egress", statements);
     }
@@ -259,6 +301,12 @@ pub(super) fn drop() -> Stmt {
     Statement::Drop(None)
 }
 
+/// Tells the guest, so that a program in it fails at once with the reason.
+pub(super) fn refuse() -> Stmt {
+    let prohibited = RejectCode::AdminProhibited;
+    Statement::Reject(Some(Reject::new(Some(RejectType::ICMP), Some(prohibited))))
+}
+
 pub(super) fn compare(op: Operator, left: Expr, right: Expr) -> Stmt {
     Statement::Match(Match { left, right, op })
 }
@@ -306,17 +354,18 @@ fn output_is(interface: &'static str) -> Stmt {
 
 /// Belongs to a connection that was allowed when it began.
 pub(super) fn is_answer() -> Stmt {
-    connection_is(&["established", "related"])
+    connection("state", &["established", "related"])
 }
 
-fn is_beginning() -> Stmt {
-    connection_is(&["new"])
+/// Is in one of these states, or has one of these marks.
+fn connection(key: &'static str, values: &[&'static str]) -> Stmt {
+    let values = values.iter().map(|value| Expression::String((*value).into())).collect();
+    compare(Operator::IN, tracked(key), Expression::List(values))
 }
 
-fn connection_is(states: &[&'static str]) -> Stmt {
-    let state = Expression::Named(NamedExpression::CT(CT { key: "state".into(), ..CT::default() }));
-    let states = states.iter().map(|state| Expression::String((*state).into())).collect();
-    compare(Operator::IN, state, Expression::List(states))
+/// What is tracked of a packet's connection.
+fn tracked(key: &'static str) -> Expr {
+    Expression::Named(NamedExpression::CT(CT { key: key.into(), ..CT::default() }))
 }
 
 /// Of a TCP packet only.
@@ -331,6 +380,18 @@ fn reset() -> Stmt {
 
 fn more_connections_than(most: u32) -> Stmt {
     Statement::CTCount(CTCount { val: Expression::Number(most), inv: Some(true) })
+}
+
+/// More packets a second, or more at once.
+pub(super) fn faster_than(rate: u32, burst: u32) -> Stmt {
+    Statement::Limit(Limit {
+        rate,
+        rate_unit: None,
+        per: Some("second".into()),
+        burst: Some(burst),
+        burst_unit: None,
+        inv: Some(true),
+    })
 }
 
 fn to_address(address: Ipv4Addr) -> NAT<'static> {
@@ -368,9 +429,9 @@ mod tests {
             unshare(CloneFlags::CLONE_NEWNET).unwrap();
             let servers = [Ipv4Addr::new(10, 0, 0, 53)];
             apply(&host_rules(&servers)).unwrap();
-            assert_eq!(count(), (1, 4, 12));
+            assert_eq!(count(), (1, 4, 13));
             apply(&host_rules(&[])).unwrap();
-            assert_eq!(count(), (1, 4, 10), "replaced, not added to");
+            assert_eq!(count(), (1, 4, 11), "replaced, not added to");
             apply(&no_host_rules()).unwrap();
             apply(&no_host_rules()).unwrap();
             assert_eq!(count(), (0, 0, 0));

@@ -20,7 +20,7 @@ fn is_there(slot: SlotNumber) -> bool {
 #[tokio::test(flavor = "multi_thread")]
 async fn the_host_forgets_a_guest_with_its_slot_and_when_the_slot_is_used_again() {
     // One of two slots is kept for the next guest, the other one removed.
-    let slots = allocator("31185-31186", 1, &[]).await;
+    let slots = allocator("31168-31169", 1, &[]).await;
     let open = EgressPolicy::default();
     let (first, second) = (guest(&slots, &open).await, guest(&slots, &open).await);
     let (kept, removed) = (first.number, second.number);

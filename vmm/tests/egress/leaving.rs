@@ -3,15 +3,31 @@
 use std::{
     collections::BTreeSet,
     fs::{self, File},
+    io::Write as _,
+    net::{Ipv4Addr, UdpSocket},
+    process::Command,
     thread,
+    time::Duration,
 };
 
-use nftables::{helper::get_current_ruleset, schema::NfObject};
+use nftables::{
+    helper::get_current_ruleset,
+    schema::{NfListObject, NfObject},
+};
 use nix::{
     mount::{MsFlags, mount},
     sched::{CloneFlags, unshare},
 };
-use wrenn_vmm::network::{NetworkOptions, SlotAllocator};
+use wrenn_vmm::network::{GUEST_ADDRESS, NetworkOptions, SlotAllocator};
+
+use crate::{
+    wait_for,
+    world::{PRIVATE, beside, frame, ip, open_tap},
+    zone::outside,
+};
+
+/// A name server in a private network.
+const PRIVATE_NAME_SERVER: Ipv4Addr = Ipv4Addr::new(192, 168, 77, 53);
 
 /// Runs something on a machine with nothing on it.
 fn on_a_bare_machine(work: impl AsyncFnOnce() + Send) {
@@ -29,16 +45,15 @@ fn on_a_bare_machine(work: impl AsyncFnOnce() + Send) {
 }
 
 async fn allocator(slots: &str) -> SlotAllocator {
-    let options = NetworkOptions { slots: slots.parse().unwrap(), pool: 0, name_servers: Vec::new() };
+    let options =
+        NetworkOptions { slots: slots.parse().unwrap(), pool: 0, name_servers: vec![PRIVATE_NAME_SERVER] };
     SlotAllocator::start(options, &BTreeSet::new()).await.unwrap()
 }
 
 fn has_rules() -> bool {
-    get_current_ruleset()
-        .unwrap()
-        .objects
-        .iter()
-        .any(|object| matches!(object, NfObject::ListObject(nftables::schema::NfListObject::Rule(_))))
+    get_current_ruleset().unwrap().objects.iter().any(
+        |object| matches!(object, NfObject::ListObject(NfListObject::Rule(rule)) if rule.table == "wrenn"),
+    )
 }
 
 #[test]
@@ -71,5 +86,72 @@ fn machines_that_go_on_keep_the_hosts_rules() {
         fs::remove_file("/run/netns/wrenn-ns-17").unwrap();
         allocator("1-9").await.shutdown().await.unwrap();
         assert!(!has_rules());
+    });
+}
+
+/// As a firewall does when it loads its own, which go by connections.
+fn replace_all_rules() {
+    let nft = |arguments: &str| {
+        assert!(Command::new("nft").args(arguments.split(' ')).status().unwrap().success());
+    };
+    nft("flush ruleset");
+    nft("add table firewall");
+    nft("add chain firewall input { type filter hook input priority 0 ; }");
+    nft("add rule firewall input ct state invalid drop");
+}
+
+#[test]
+fn rules_that_others_take_away_come_back() {
+    on_a_bare_machine(async || {
+        let slots = allocator("1-9").await;
+        for _ in 0..2 {
+            replace_all_rules();
+            assert!(!has_rules());
+            wait_for("making the rules again", has_rules).await;
+        }
+        // The table is there then, and nothing in it.
+        assert!(Command::new("nft").args(["flush", "table", "wrenn"]).status().unwrap().success());
+        wait_for("making the rules again", has_rules).await;
+        slots.shutdown().await.unwrap();
+        assert!(!has_rules());
+    });
+}
+
+#[test]
+fn what_is_forbidden_stays_so_while_the_hosts_rules_are_gone() {
+    on_a_bare_machine(async || {
+        let slots = allocator("31187-31187").await;
+        let slot = slots.acquire().await.unwrap();
+        let mut tap = beside(slot.number(), || open_tap("tap0"));
+        ip("link set lo up");
+        let own = [(outside(10), 9), (PRIVATE_NAME_SERVER, 53), (PRIVATE, 9)];
+        let [public, name_server, private] = own.map(|(address, port)| {
+            ip(&format!("addr add {address}/32 dev lo"));
+            let socket = UdpSocket::bind((address, port)).unwrap();
+            socket.set_read_timeout(Some(Duration::from_millis(50))).unwrap();
+            socket
+        });
+        let heard = |socket: &UdpSocket| {
+            let from = socket.recv_from(&mut [0; 8]);
+            // From then on it is a connection.
+            from.is_ok_and(|(_, from)| socket.send_to(b"yes", from).is_ok())
+        };
+        let mut say = |(address, port)| {
+            tap.write_all(&frame(GUEST_ADDRESS, address, port, b"anybody")).unwrap();
+        };
+
+        // They may be back before the guest has said anything.
+        let gone = (0..100).any(|_| {
+            replace_all_rules();
+            own.into_iter().for_each(&mut say);
+            heard(&public)
+        });
+        assert!(gone, "nothing but the host's rules forbids its public address");
+        assert!(heard(&name_server), "everybody may ask it");
+        assert!(!heard(&private));
+
+        wait_for("making the rules again", has_rules).await;
+        say(own[0]);
+        assert!(!heard(&public), "what began meanwhile does not go on");
     });
 }

@@ -1,5 +1,5 @@
 //! Egress policies as guests meet them: real slots, something that behaves as a guest at the end of each TAP, and an
-//! outside with services and a name server. Needs root, nft and ip; uses slots 31160 to 31189.
+//! outside with services and a name server. Needs root, nft and ip; uses slots 31160 to 31192.
 
 mod earlier;
 mod flood;

@@ -1,12 +1,12 @@
 //! Addresses, and what stays out of reach whatever a policy says.
 
-use std::net::{Ipv4Addr, TcpStream};
+use std::net::{Ipv4Addr, TcpStream, UdpSocket};
 
 use wrenn_vmm::network::{EgressPolicy, NAMESPACE_ADDRESS};
 
 use crate::{
-    allocator, end, guest, policy,
-    world::{HOST, METADATA, NAME_SERVER, PRIVATE, WEB, beside, serve},
+    allocator, end, guest, policy, wait_for,
+    world::{HOST, METADATA, NAME_SERVER, OTHER_METADATA, PATIENCE, PRIVATE, REFUSAL, WEB, beside, serve},
     zone::{look_up, outside},
 };
 
@@ -58,7 +58,7 @@ async fn nothing_that_is_forbidden_to_all_can_be_allowed() {
 
     for (guest, neighbour) in [(&guests[0], &guests[1]), (&guests[1], &guests[0])] {
         guest.assert_reaches(outside(10), WEB);
-        for metadata_or_private in [METADATA, PRIVATE] {
+        for metadata_or_private in [METADATA, PRIVATE].into_iter().chain(OTHER_METADATA) {
             guest.assert_cut_off(metadata_or_private, WEB);
         }
         for host in [guest.number.host_address(), HOST] {
@@ -72,6 +72,46 @@ async fn nothing_that_is_forbidden_to_all_can_be_allowed() {
         }
     }
     end(slots, guests).await;
+}
+
+/// The same without connections: datagrams and echo requests, there and back.
+#[tokio::test(flavor = "multi_thread")]
+async fn neither_datagrams_nor_pings_reach_host_or_neighbour() {
+    let slots = allocator("31190-31191", 0, &[]).await;
+    let open = EgressPolicy::default();
+    let (one, other) = (guest(&slots, &open).await, guest(&slots, &open).await);
+    let listen = || {
+        let socket = UdpSocket::bind((Ipv4Addr::UNSPECIFIED, 0)).unwrap();
+        socket.set_read_timeout(Some(REFUSAL)).unwrap();
+        let port = socket.local_addr().unwrap().port();
+        (socket, port)
+    };
+    let (host, host_port) = listen();
+    let (neighbour, neighbour_port) = other.run(listen);
+    let heard = |socket: &UdpSocket| socket.recv(&mut [0; 8]).is_ok();
+    wait_for("the host reaching it", || {
+        host.send_to(b"here", (other.number.guest_address(), neighbour_port)).unwrap();
+        heard(&neighbour)
+    })
+    .await;
+    while heard(&neighbour) {}
+    one.assert_reaches(outside(10), WEB);
+    assert!(one.pings(outside(10), PATIENCE), "what is outside answers");
+
+    let links = [one.number.host_address(), other.number.host_address(), HOST];
+    let neighbours = [other.number.guest_address(), other.number.namespace_address()];
+    for address in links {
+        one.tell(address, host_port);
+    }
+    assert!(!heard(&host));
+    for address in neighbours {
+        one.tell(address, neighbour_port);
+    }
+    assert!(!heard(&neighbour));
+    for address in links.into_iter().chain(neighbours).chain([one.number.namespace_address()]) {
+        assert!(!one.pings(address, REFUSAL), "{address}");
+    }
+    end(slots, [one, other]).await;
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -1,10 +1,12 @@
 //! The process that holds the slots ends and another one takes up.
 
+use std::process::Command;
+
 use wrenn_vmm::network::EgressPolicy;
 
 use crate::{
     allocator, end, guest, policy, wait_for,
-    world::{Guest, NAME_SERVER, WEB},
+    world::{Guest, NAME_SERVER, WEB, beside},
     zone::{look_up, outside, question},
 };
 
@@ -36,4 +38,27 @@ async fn rules_outlive_the_process_and_names_are_answered_again() {
     guests[0].assert_refused(outside(15), WEB);
     guests[1].assert_reaches(outside(15), WEB);
     end(after, guests).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_network_made_by_an_earlier_version_gets_the_rules_of_today() {
+    let before = allocator("31192-31192", 0, &[]).await;
+    let number = before.acquire().await.unwrap().number();
+    drop(before);
+    let nft = |arguments: &[&str]| {
+        let ended = beside(number, || Command::new("nft").args(arguments).output().unwrap());
+        assert!(ended.status.success(), "{ended:?}");
+        String::from_utf8(ended.stdout).unwrap()
+    };
+    let today = nft(&["list", "ruleset"]);
+    for family in ["ip", "netdev"] {
+        nft(&["flush", "table", family, "wrenn"]);
+    }
+
+    for what in ["put in place", "replaced"] {
+        let after = allocator("31192-31192", 0, &[number]).await;
+        after.claim(number).await.unwrap();
+        assert_eq!(nft(&["list", "ruleset"]), today, "{what}");
+    }
+    allocator("31192-31192", 0, &[]).await.shutdown().await.unwrap();
 }

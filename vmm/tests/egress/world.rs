@@ -3,7 +3,7 @@
 use std::{
     fs::{File, OpenOptions},
     io::{self, Read as _, Write as _},
-    net::{IpAddr, Ipv4Addr, SocketAddr, TcpListener, TcpStream, UdpSocket},
+    net::{IpAddr, Ipv4Addr, SocketAddr, SocketAddrV4, TcpListener, TcpStream, UdpSocket},
     os::{
         fd::{AsFd as _, AsRawFd as _},
         unix::fs::OpenOptionsExt as _,
@@ -22,13 +22,20 @@ use nix::{
     errno::Errno,
     poll::{PollFd, PollFlags, PollTimeout, poll},
     sched::{CloneFlags, setns, unshare},
+    sys::{
+        socket::{
+            AddressFamily, MsgFlags, SockFlag, SockProtocol, SockType, SockaddrIn, connect, recv, send,
+            setsockopt, socket, sockopt,
+        },
+        time::{TimeVal, TimeValLike as _},
+    },
 };
 use wrenn_vmm::network::{GUEST_ADDRESS, GUEST_MAC, NAMESPACE_ADDRESS, NetworkSlot, SlotNumber};
 
 use crate::zone::{self, Asked};
 
 /// What does not come through in this time does not come through.
-const REFUSAL: Duration = Duration::from_millis(700);
+pub const REFUSAL: Duration = Duration::from_millis(700);
 /// What comes through does so sooner, also on a busy machine.
 pub const PATIENCE: Duration = Duration::from_secs(10);
 
@@ -36,15 +43,26 @@ pub const PATIENCE: Duration = Duration::from_secs(10);
 pub const HOST: Ipv4Addr = Ipv4Addr::new(192, 0, 2, 1);
 /// The guest's gateway, in every slot.
 const NAMESPACE_MAC: [u8; 6] = [0x02, 0x57, 0x52, 0x4e, 0x00, 0x16];
-const NETWORKS: [&str; 4] = ["203.0.113.0/24", "198.51.100.0/24", "169.254.169.254/32", "192.168.77.0/24"];
+const NETWORKS: [&str; 6] = [
+    "203.0.113.0/24",
+    "198.51.100.0/24",
+    "169.254.169.254/32",
+    "168.63.129.16/32",
+    "192.0.0.192/32",
+    "192.168.77.0/24",
+];
 /// The name server of the outside.
 pub const NAME_SERVER: Ipv4Addr = Ipv4Addr::new(203, 0, 113, 53);
 /// A cloud's metadata service; the host has a way there.
 pub const METADATA: Ipv4Addr = Ipv4Addr::new(169, 254, 169, 254);
+/// The same of Azure and of Oracle.
+pub const OTHER_METADATA: [Ipv4Addr; 2] = [Ipv4Addr::new(168, 63, 129, 16), Ipv4Addr::new(192, 0, 0, 192)];
 /// A machine in a private network of the host; the host has a way there.
 pub const PRIVATE: Ipv4Addr = Ipv4Addr::new(192, 168, 77, 7);
 /// Every address of the outside has a service here.
 pub const WEB: u16 = 80;
+/// Every address of the outside accepts connections here, keeps them and says nothing.
+pub const SILENT: u16 = 81;
 
 /// A network namespace without a name.
 pub struct Namespace(File);
@@ -84,7 +102,7 @@ pub fn beside<T: Send>(slot: SlotNumber, work: impl FnOnce() -> T + Send) -> T {
     Namespace::of(slot).run(work)
 }
 
-fn ip(arguments: &str) {
+pub fn ip(arguments: &str) {
     let status = Command::new("ip").args(arguments.split(' ')).status().unwrap();
     assert!(status.success(), "ip {arguments}");
 }
@@ -124,9 +142,10 @@ impl Outside {
         let counted = asked.clone();
         namespace.run(move || {
             serve(WEB);
+            keep_silent(SILENT);
             zone::serve(counted);
         });
-        for address in [METADATA, PRIVATE] {
+        for address in [METADATA, PRIVATE].into_iter().chain(OTHER_METADATA) {
             let to = SocketAddr::from((address, WEB));
             TcpStream::connect_timeout(&to, PATIENCE).expect("the host itself reaches the outside");
         }
@@ -142,6 +161,12 @@ pub fn serve(port: u16) {
             let _gone = stream.and_then(|mut stream| stream.write_all(b"here"));
         }
     });
+}
+
+/// Accepts connections in the thread's namespace until the process ends, and keeps them.
+fn keep_silent(port: u16) {
+    let listener = TcpListener::bind((Ipv4Addr::UNSPECIFIED, port)).unwrap();
+    thread::spawn(move || listener.incoming().collect::<Vec<_>>());
 }
 
 /// Something that behaves as a guest's kernel does, at the other end of a slot's TAP.
@@ -211,6 +236,20 @@ impl Guest {
         assert_eq!(error.kind(), io::ErrorKind::HostUnreachable, "{to}: {error}");
     }
 
+    /// Sends a datagram that may or may not arrive.
+    pub fn tell(&self, address: Ipv4Addr, port: u16) {
+        self.run(|| {
+            let socket = UdpSocket::bind((Ipv4Addr::UNSPECIFIED, 0)).unwrap();
+            // The guest may have been told that it may not.
+            let _sent = socket.send_to(b"here", (address, port));
+        });
+    }
+
+    /// Whether somebody answers an echo request.
+    pub fn pings(&self, address: Ipv4Addr, patience: Duration) -> bool {
+        self.run(|| ping(address, patience).is_ok())
+    }
+
     /// Exchanges one message with a name server.
     pub fn ask(&self, server: Ipv4Addr, question: &[u8]) -> io::Result<Vec<u8>> {
         self.run(|| {
@@ -244,6 +283,23 @@ impl Guest {
             stream.read_exact(&mut answer)?;
             Ok(answer)
         })
+    }
+}
+
+fn ping(to: Ipv4Addr, patience: Duration) -> io::Result<()> {
+    // A type of 8, and the checksum of that and nothing else.
+    const REQUEST: [u8; 8] = [8, 0, 0xf7, 0xff, 0, 0, 0, 0];
+    const REPLY: u8 = 0;
+    let socket = socket(AddressFamily::Inet, SockType::Raw, SockFlag::SOCK_CLOEXEC, SockProtocol::Icmp)?;
+    setsockopt(&socket, sockopt::ReceiveTimeout, &TimeVal::microseconds(patience.as_micros() as i64))?;
+    connect(socket.as_raw_fd(), &SockaddrIn::from(SocketAddrV4::new(to, 0)))?;
+    send(socket.as_raw_fd(), &REQUEST, MsgFlags::empty())?;
+    let mut answer = [0; 64];
+    loop {
+        let length = recv(socket.as_raw_fd(), &mut answer, MsgFlags::empty())?;
+        if answer[..length].get(20) == Some(&REPLY) {
+            return Ok(());
+        }
     }
 }
 
@@ -323,6 +379,9 @@ fn attach(name: &str) -> Result<File, Errno> {
     Errno::result(unsafe { libc::ioctl(tap.as_raw_fd(), libc::TUNSETIFF as _, &raw mut request) })?;
     Ok(tap)
 }
+
+/// Where a [`frame`] says which port it is from: behind the headers of the TAP, the link and the network.
+pub const SOURCE_PORT: usize = 10 + 14 + 20;
 
 /// A datagram as it comes from a guest to its gateway, with a header for the TAP before it.
 pub fn frame(from: Ipv4Addr, to: Ipv4Addr, port: u16, payload: &[u8]) -> Vec<u8> {
