@@ -52,6 +52,26 @@ pub async fn directories_are_made_listed_moved_and_removed(stack: Arc<Stack>) ->
     Ok(())
 }
 
+/// In order, as nothing is left to tell of.
+pub async fn a_watch_ends_with_its_directory(stack: Arc<Stack>) -> Result<()> {
+    const PATIENCE: Duration = Duration::from_secs(30);
+    let client = stack.client();
+    let id = client.create(json!({})).await?.id;
+    client.make_dir(&id, "/srv/watched", None).await?;
+    let query = "subscription($id: ID!) { watchDirectory(capsuleId: $id, path: \"/srv/watched\") {
+        __typename ... on FileChange { kind } } }";
+    let mut watch = client.subscribe(query, json!({ "id": id })).await?;
+    let ready = watch.next_within(PATIENCE).await?.context("it is ready")?;
+    ensure!(ready["watchDirectory"]["__typename"] == "WatchReady", "{ready}");
+    client.remove_path(&id, "/srv/watched", None).await?;
+    let removed = watch.next_within(PATIENCE).await?.context("the removal is told")?;
+    ensure!(removed["watchDirectory"]["kind"] == "REMOVED", "{removed}");
+    let end = watch.next_within(PATIENCE).await?;
+    ensure!(end.is_none(), "{end:?}");
+    client.destroy(&id).await?;
+    Ok(())
+}
+
 /// Every mistake has a code that says of which kind it is.
 pub async fn mistakes_are_named(stack: Arc<Stack>) -> Result<()> {
     let client = stack.client();

@@ -88,6 +88,7 @@ const ONCE: &[(&str, Test)] = tests![
     process::tags,
     files::directories_are_made_listed_moved_and_removed,
     files::mistakes_are_named,
+    files::a_watch_ends_with_its_directory,
     files::content_goes_up_and_down,
     files::a_gibibyte_goes_up_and_down_in_flat_memory,
     files::an_aborted_download_ends_the_reading_in_the_guest,
@@ -122,6 +123,7 @@ const ONCE: &[(&str, Test)] = tests![
     subscriptions::ports_that_open_and_close_are_changes,
     subscriptions::the_client_from_npm_is_served,
     streams::one_flood_starves_nobody_on_its_socket,
+    streams::who_comes_and_goes_ends_no_stream_of_others,
 ];
 
 fn main() -> ExitCode {

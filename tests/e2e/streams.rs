@@ -310,6 +310,35 @@ pub async fn one_flood_starves_nobody_on_its_socket(stack: Arc<Stack>) -> Result
     Ok(())
 }
 
+/// All streams of a host share connections: somebody who begins many and leaves them at once ends nobody else's.
+pub async fn who_comes_and_goes_ends_no_stream_of_others(stack: Arc<Stack>) -> Result<()> {
+    const ROUNDS: usize = 1000;
+    let client = stack.client();
+    let (busy, quiet) = (client.create(json!({})).await?.id, client.create(json!({})).await?.id);
+    let mut stream = client.exec_stream(Exec::argv(&quiet, &["cat"])).await?;
+    let (_, tag) = stream.started().await?;
+    let mut sleeper = client.exec_stream(Exec::argv(&busy, &["sleep", "1000"])).await?;
+    let (_, sleeping) = sleeper.started().await?;
+
+    let query = "subscription($id: ID!, $selector: String!) {
+        processOutput(capsuleId: $id, selector: $selector) { __typename } }";
+    let mut socket = Socket::connect(client).await?;
+    for round in 0..ROUNDS {
+        let id = format!("round-{round}");
+        socket.start(&id, query, json!({ "id": busy, "selector": sleeping })).await?;
+        socket.complete(&id).await?;
+    }
+    socket.start("last", query, json!({ "id": busy, "selector": sleeping })).await?;
+    while !matches!(next(&mut socket).await?, Frame::Next { id, .. } if id == "last") {}
+
+    client.write_stdin(&quiet, &tag, 0, b"still here").await?;
+    let event = stream.next_within(SILENCE).await?;
+    ensure!(matches!(&event, Some(ProcessEvent::Output { data, .. }) if data == b"still here"), "{event:?}");
+    client.destroy(&busy).await?;
+    client.destroy(&quiet).await?;
+    Ok(())
+}
+
 fn kind_of(data: &serde_json::Value) -> &'static str {
     match data["exec"]["__typename"].as_str() {
         Some("ProcessStarted") => "S",

@@ -3,6 +3,7 @@
 mod agent;
 mod api;
 mod churn;
+mod full;
 mod hosts;
 mod hundred;
 mod pauses;
@@ -81,13 +82,19 @@ const TESTS: &[(&str, Wanted, Test)] = tests![
     ONE silence::of_a_guest_ends_at_last,
     FAILING pauses::with_an_absent_agent_lose_no_time,
     FAILING pauses::that_fail_late_lose_no_time,
+    FAILING pauses::for_a_checkpoint_lose_no_time,
     ONE pauses::of_a_silent_guest_lose_nothing,
     FAILING_AND_IMPATIENT pauses::that_fail_wait_for_a_slow_guest,
     FAILING pauses::that_failed_are_not_taken_for_complete,
     FAILING pauses::are_finished_by_an_agent_told_to_end,
     FAILING restores::without_fresh_random_numbers_are_not_served,
+    FAILING restores::that_hang_are_tried_again,
     IMPATIENT silence::of_a_guest_is_waited_for,
+    ONE full::stops_a_guest_until_there_is_room_again,
+    IMPATIENT full::stops_a_guest_over_the_end_of_its_agent,
     IMPATIENT silence::of_a_vmm_is_waited_for,
+    ONE silence::of_a_vmm_for_good_costs_no_disk,
+    ONE pauses::of_a_guest_that_refuses_lose_nothing,
     ONE agent::killed_while_output_flows,
     ONE agent::killed_while_a_process_keeps_awake,
     ONE agent::killed_and_a_record_damaged,

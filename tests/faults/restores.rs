@@ -1,10 +1,15 @@
 //! A restore goes wrong within the guest.
 
+use std::fs;
 use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
+use nix::sys::signal::{Signal, kill};
+use nix::unistd::Pid;
 use serde_json::json;
+use wrenn_tests::graphql::Capsule;
 use wrenn_tests::inventory::HostInventory;
+use wrenn_tests::procfs;
 use wrenn_tests::stack::Stack;
 use wrenn_tests::wait;
 
@@ -12,6 +17,9 @@ use super::api::settled;
 use super::churn::{POOLED, at_rest, comparable};
 
 const PATIENCE: Duration = Duration::from_secs(60);
+
+/// Long enough to find a process and to stop it.
+const STOPPING: Duration = Duration::from_secs(3);
 
 /// Two copies that gave the same random numbers would be worse than none.
 pub async fn without_fresh_random_numbers_are_not_served(stack: &Stack) -> Result<()> {
@@ -46,4 +54,56 @@ pub async fn without_fresh_random_numbers_are_not_served(stack: &Stack) -> Resul
     client.resume(&id).await?;
     ensure!(client.sh(&id, "cat /run/in-memory").await? == "kept");
     Ok(())
+}
+
+/// Not by what starts the machine, which has answered already.
+pub async fn that_hang_are_tried_again(stack: &Stack) -> Result<()> {
+    let client = stack.client();
+    let id = client.create(json!({})).await?.id;
+    client.sh(&id, "echo kept > /run/in-memory").await?;
+    client.pause(&id).await?;
+
+    // The snapshot outlives any number of them.
+    resume_with_hangs(stack, &id, 2).await.err().context("resumed by a machine that hangs")?;
+    ensure!(client.capsule(&id).await?.context("the capsule")?.state == "PAUSED");
+    resume_with_hangs(stack, &id, 1).await?;
+    ensure!(client.sh(&id, "cat /run/in-memory").await? == "kept");
+    let log = fs::read_to_string(stack.host().log()).context("reading the agent's log")?;
+    let mut retries = log.lines().filter(|line| line.contains("a restore is tried again"));
+    ensure!(retries.clone().count() == 2, "not once each");
+    let served = page_server_of(&id).is_some();
+    ensure!(retries.all(|retry| retry.contains("the page server hangs") == served), "noticed late");
+    Ok(())
+}
+
+/// Resumes while so many machines, with their page servers, stop before their guests have answered.
+async fn resume_with_hangs(stack: &Stack, id: &str, hangs: usize) -> Result<Capsule> {
+    const RESTORED: &str = "launch.restored";
+    let host = stack.host();
+    let before = host.passed(RESTORED)?;
+    host.order(&format!("{RESTORED}=delay({}ms)*{hangs}", STOPPING.as_millis()))?;
+    let stop = async {
+        for hang in 1..=hangs {
+            wait::until_true("a restored machine", PATIENCE, async || {
+                Ok(host.passed(RESTORED)? >= before + hang)
+            })
+            .await?;
+            let vmm = stack.vmm_of(id).context("the VMM of a restored machine")?;
+            for pid in page_server_of(id).into_iter().chain([vmm]) {
+                kill(Pid::from_raw(pid.cast_signed()), Signal::SIGSTOP).context("stopping a machine")?;
+            }
+        }
+        host.order("")
+    };
+    let (resumed, stopped) = tokio::join!(stack.client().resume(id), stop);
+    stopped?;
+    resumed
+}
+
+/// It is told of files in the capsule's home.
+fn page_server_of(capsule: &str) -> Option<u32> {
+    procfs::pids().into_iter().find(|pid| {
+        let line = procfs::command_line(*pid);
+        line.contains(" page-server ") && line.contains(capsule)
+    })
 }

@@ -85,6 +85,29 @@ pub async fn of_a_guest_is_waited_for(stack: &Stack) -> Result<()> {
     Ok(())
 }
 
+/// A VMM that lives and cannot be taken up any more is ended, but not what its capsule has on disk.
+pub async fn of_a_vmm_for_good_costs_no_disk(stack: &Stack) -> Result<()> {
+    let client = stack.client();
+    let (id, other) = (client.create(json!({})).await?.id, client.create(json!({})).await?.id);
+    let socket = stack.host().qmp_socket(&id);
+    stack.host().kill9().await?;
+    fs::remove_file(&socket).with_context(|| format!("removing {}", socket.display()))?;
+    stack.host().start(None).await?;
+    back_in_service(client, &other).await?;
+    wait::until_true("a capsule in error", PATIENCE, async || {
+        Ok(client.capsule(&id).await?.context("the capsule")?.state == "ERROR")
+    })
+    .await?;
+    let cause = client.capsule(&id).await?.and_then(|capsule| capsule.cause).context("its cause")?;
+    ensure!(cause.code == "NOT_ADOPTED", "{cause:?}");
+    ensure!(stack.vmm_of(&id).is_none(), "its machine runs on");
+    let disk = stack.host().record_path(&id).with_file_name("disk.ext4");
+    ensure!(disk.exists(), "its disk is gone");
+    client.destroy(&id).await?;
+    ensure!(!disk.exists(), "its disk is left");
+    Ok(())
+}
+
 /// The VMM itself does, as on a host that has no CPU for it.
 pub async fn of_a_vmm_is_waited_for(stack: &Stack) -> Result<()> {
     let client = stack.client();

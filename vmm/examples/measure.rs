@@ -82,7 +82,7 @@ async fn main() {
         table.add("pause:   of which device state", report.state_took);
         table.add("pause:   of which memory", report.memory_took);
         let disk = writer.disk_path();
-        let cloned = host.store.clone_stopped(running.disk.view(), &disk);
+        let cloned = host.store.clone_frozen(running.disk.view(), &disk);
         table.time("pause: clone disk", cloned).await.unwrap();
         let paused = table.time("pause: commit (fsync)", writer.commit()).await.unwrap();
         table.add("pause: all of it", begun.elapsed());

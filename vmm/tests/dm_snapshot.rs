@@ -5,6 +5,7 @@
 //! failure.
 
 use std::{
+    collections::HashMap,
     fs::{self, File, OpenOptions},
     os::unix::{
         fs::{FileExt as _, FileTypeExt as _, MetadataExt as _},
@@ -27,14 +28,18 @@ use wrenn_vmm::{
 const MIB: u64 = 1 << 20;
 /// The kernel keeps changes in pieces of this size.
 const CHUNK: usize = 4096;
-/// Names the directory in which a process started by these tests attaches and detaches the disk that is there.
+/// Names the directory in which a process started by these tests attaches and detaches a disk.
 const DIRECTORY: &str = "WRENN_TEST_DM_DIRECTORY";
+/// What that disk is called.
+const DISK: &str = "WRENN_TEST_DM_DISK";
+/// Where a layered disk differs from its base.
+const LAYERED: u64 = 14 * MIB;
 const TEST_HOST: &str = "WRENN_TEST_HOST";
 
 fn main() -> ExitCode {
     if let Some(directory) = std::env::var_os(DIRECTORY) {
         failpoint::set_up().unwrap();
-        block_on(attach_and_detach(Path::new(&directory)));
+        block_on(attach_and_detach(Path::new(&directory), &std::env::var(DISK).unwrap()));
         return ExitCode::SUCCESS;
     }
     let arguments = Arguments::from_args();
@@ -43,7 +48,7 @@ fn main() -> ExitCode {
         return if std::env::var_os(TEST_HOST).is_some() { ExitCode::FAILURE } else { ExitCode::SUCCESS };
     }
     type Test = fn(Place);
-    let tests: [(&str, Test); 10] = [
+    let tests: [(&str, Test); 12] = [
         ("a_view_is_its_own_and_its_base_is_not_written", |place| block_on(a_view_is_its_own(&place))),
         ("a_base_has_one_loop_device_however_many_views", |place| block_on(one_loop_device(&place))),
         ("a_stopped_machines_disk_is_cloned_with_all_it_wrote", |place| block_on(cloned_whole(&place))),
@@ -53,6 +58,8 @@ fn main() -> ExitCode {
         ("a_device_that_stays_busy_is_an_error_and_stays_whole", |place| block_on(stays_whole(&place))),
         ("devices_survive_the_agent_and_strays_do_not", |place| block_on(survives(&place))),
         ("no_step_of_attaching_leaves_anything_when_it_fails", no_step_leaves_anything),
+        ("a_pause_costs_what_was_changed_however_many_there_were", |place| block_on(paused_often(&place))),
+        ("a_resume_that_fails_leaves_what_was_paused", |place| block_on(resumed_in_vain(&place))),
         ("what_is_not_valid_is_refused", |place| block_on(refused(&place))),
     ];
     let trial = |(name, test): (&str, Test)| {
@@ -123,6 +130,27 @@ impl Place {
         base
     }
 
+    /// A view of the base that has all sevens at `LAYERED`, from an earlier life.
+    async fn layered(&self, store: &Arc<dyn DiskStore>, base: &Path, name: &str) -> DiskView {
+        let view = store.create(base, &self.at(name)).await.unwrap();
+        let disk = store.attach(&view).await.unwrap();
+        write(&disk, LAYERED, 7);
+        let paused = self.at("paused.ext4");
+        let view = pause(store, disk, &paused).await;
+        let layered = store.create(&view.path, &self.at(name)).await.unwrap();
+        store.remove(view).await.unwrap();
+        assert!(self.at(&format!("{name}.1")).exists());
+        layered
+    }
+
+    /// What all files of this directory take, those with several names once.
+    fn allocated(&self) -> u64 {
+        let entries =
+            fs::read_dir(self.paths.data()).unwrap().map(|entry| entry.unwrap().metadata().unwrap());
+        let files: HashMap<u64, u64> = entries.map(|file| (file.ino(), file.blocks() * 512)).collect();
+        files.values().sum()
+    }
+
     /// Loop devices of files in this directory.
     fn loop_devices(&self) -> Vec<String> {
         let devices = fs::read_dir("/sys/block").unwrap().filter_map(Result::ok);
@@ -155,6 +183,14 @@ impl Place {
     fn is_clean(&self) {
         self.has(0, 0);
     }
+}
+
+/// The disk of a machine that ends here becomes the one of a snapshot.
+async fn pause(store: &Arc<dyn DiskStore>, disk: AttachedDisk, to: &Path) -> DiskView {
+    let paused = store.clone_frozen(disk.view(), to).await.unwrap();
+    let view = store.detach(disk).await.unwrap();
+    store.remove(view).await.unwrap();
+    paused
 }
 
 fn open(disk: &AttachedDisk) -> File {
@@ -234,7 +270,7 @@ async fn one_loop_device(place: &Place) {
 
 async fn cloned_whole(place: &Place) {
     let (store, base) = (place.store().await, place.base().await);
-    let view = store.create(&base, &place.at("one.ext4")).await.unwrap();
+    let view = place.layered(&store, &base, "one.ext4").await;
     let one = store.attach(&view).await.unwrap();
     // Through the host's page cache, which the clone must not miss.
     let device = open(&one);
@@ -254,7 +290,7 @@ async fn cloned_whole(place: &Place) {
     for chunk in 1..600 {
         assert_eq!(read(&two, MIB + chunk * CHUNK as u64), 7);
     }
-    assert_eq!((read(&two, 0), read(&two, 12 * MIB)), (1, 0));
+    assert_eq!((read(&two, 0), read(&two, 12 * MIB), read(&two, LAYERED)), (1, 0, 7));
     for disk in [one, two] {
         store.detach(disk).await.unwrap();
     }
@@ -262,7 +298,7 @@ async fn cloned_whole(place: &Place) {
 
 async fn flattened(place: &Place) {
     let (store, base) = (place.store().await, place.base().await);
-    let view = store.create(&base, &place.at("one.ext4")).await.unwrap();
+    let view = place.layered(&store, &base, "one.ext4").await;
     let one = store.attach(&view).await.unwrap();
     // More than one index has, out of order, and some of it zeros over what the base has.
     for chunk in (0..400_u64).rev() {
@@ -275,7 +311,7 @@ async fn flattened(place: &Place) {
     store.flatten(&clone).await.unwrap();
     store.flatten(&clone).await.unwrap();
     assert!(fs::read(&clone.path).unwrap() == shown, "the flat disk is another one");
-    assert!(!place.at("two.ext4.base").exists());
+    assert!(!place.at("two.ext4.base").exists() && !place.at("two.ext4.1").exists());
     let used = fs::metadata(&clone.path).unwrap().blocks() * 512;
     assert!(used <= 402 * CHUNK as u64 + 64 * 1024, "{used} bytes: holes were filled");
 
@@ -344,21 +380,22 @@ async fn stays_whole(place: &Place) {
 
 async fn survives(place: &Place) {
     let (store, base) = (place.store().await, place.base().await);
-    let view = store.create(&base, &place.at("one.ext4")).await.unwrap();
+    let view = place.layered(&store, &base, "one.ext4").await;
     let one = store.attach(&view).await.unwrap();
-    let stray = store.create(&base, &place.at("stray.ext4")).await.unwrap();
+    let stray = place.layered(&store, &base, "stray.ext4").await;
     store.attach(&stray).await.unwrap();
     // As a VMM, which has it open whatever becomes of the agent.
     let vmm = open(&one);
     let device = one.device().to_owned();
     drop((store, one));
-    place.has(3, 2);
+    place.has(1 + 4, 4);
 
     let store = place.store().await;
     vmm.write_all_at(&[3; CHUNK], 5 * MIB).unwrap();
     let moved = place.at("moved.ext4");
-    for (from, to) in [("one.ext4", "moved.ext4"), ("one.ext4.base", "moved.ext4.base")] {
-        fs::rename(place.at(from), place.at(to)).unwrap();
+    for part in ["", ".1", ".base"] {
+        let [from, to] = ["one", "moved"].map(|name| place.at(&format!("{name}.ext4{part}")));
+        fs::rename(from, to).unwrap();
     }
     let one = store.attach(&DiskView { path: moved.clone() }).await.unwrap();
     assert_eq!(one.device(), device, "the same device, whatever its file is called");
@@ -366,14 +403,108 @@ async fn survives(place: &Place) {
     fs::remove_file(&stray.path).unwrap();
     store.sweep().await.unwrap();
     store.sweep().await.unwrap();
-    place.has(2, 1);
-    assert_eq!(read(&one, 5 * MIB), 3);
+    place.has(1 + 2, 2);
+    assert_eq!((read(&one, 5 * MIB), read(&one, LAYERED)), (3, 7));
     let further = store.create(&base, &place.at("further.ext4")).await.unwrap();
     let further = store.attach(&further).await.unwrap();
-    place.has(3, 2);
+    place.has(1 + 3, 3);
     store.detach(further).await.unwrap();
     drop(vmm);
     assert_eq!(store.detach(one).await.unwrap().path, moved);
+}
+
+async fn paused_often(place: &Place) {
+    const LIVES: u64 = 100;
+    const CHUNKS: u64 = 64;
+    // A large part is written once, a small one again and again.
+    const LARGE: u64 = 2048;
+    const SMALL: u64 = 4 * CHUNKS;
+    let (store, base) = (place.store().await, place.base().await);
+    let (home, paused) = (place.at("home.ext4"), place.at("snapshot.ext4"));
+    let mut expected = fs::read(&base).unwrap();
+    let mut view = store.create(&base, &home).await.unwrap();
+    for life in 0..=LIVES {
+        let begun = place.allocated();
+        let disk = store.attach(&view).await.unwrap();
+        let chunks = if life == 0 {
+            SMALL..SMALL + LARGE
+        } else {
+            let first = life * 24 % (SMALL - CHUNKS);
+            first..first + CHUNKS
+        };
+        let content = vec![life as u8 + 1; CHUNK];
+        let device = open(&disk);
+        for chunk in chunks.clone() {
+            device.write_all_at(&content, chunk * CHUNK as u64).unwrap();
+            expected[chunk as usize * CHUNK..][..CHUNK].copy_from_slice(&content);
+        }
+        if life % 9 == 0 || life == LIVES {
+            let mut shown = vec![0; expected.len()];
+            device.read_exact_at(&mut shown, 0).unwrap();
+            assert!(shown == expected, "in life {life}");
+        }
+        drop(device);
+
+        // The machine's own files are there until it has ended, and with them the last snapshot's.
+        let next = store.clone_frozen(disk.view(), &place.at("next.ext4")).await.unwrap();
+        let (written, changed) = (place.allocated() - begun, (chunks.end - chunks.start) * CHUNK as u64);
+        assert!(written <= changed * 11 / 10, "pause {life} wrote {written} bytes for {changed}");
+        store.remove(store.detach(disk).await.unwrap()).await.unwrap();
+        store.remove(DiskView { path: paused.clone() }).await.unwrap();
+        let moved = store.clone_frozen(&next, &paused).await.unwrap();
+        store.remove(next).await.unwrap();
+
+        let before = place.allocated();
+        view = store.create(&moved.path, &home).await.unwrap();
+        let merged = place.allocated() - before;
+        let small = 2 * SMALL * CHUNK as u64;
+        assert!(
+            merged <= small,
+            "resume {life} wrote {merged} bytes: more than what changes again and again"
+        );
+    }
+    assert!(place.at("home.ext4.1").exists() && !place.at("home.ext4.8").exists());
+}
+
+async fn resumed_in_vain(place: &Place) {
+    let (store, base) = (place.store().await, place.base().await);
+    let view = place.layered(&store, &base, "home.ext4").await;
+    let disk = store.attach(&view).await.unwrap();
+    write(&disk, MIB, 5);
+    let snapshot = pause(&store, disk, &place.at("snapshot.ext4")).await;
+    let parts = ["", ".1", ".base"].map(|part| place.at(&format!("snapshot.ext4{part}")));
+    let before = parts.each_ref().map(|part| fs::read(part).unwrap());
+
+    let home = place.at("home.ext4");
+    for agent_dies in [false, true] {
+        let store = place.store().await;
+        let view = store.create(&snapshot.path, &home).await.unwrap();
+        let disk = store.attach(&view).await.unwrap();
+        for offset in [0, MIB, LAYERED] {
+            write(&disk, offset, 6);
+        }
+        assert_eq!(read(&disk, MIB), 6);
+        if agent_dies {
+            drop(disk);
+        } else {
+            store.remove(store.detach(disk).await.unwrap()).await.unwrap();
+        }
+    }
+    assert!(parts.each_ref().map(|part| fs::read(part).unwrap()) == before, "what was paused was written");
+    // Several at once, of which the first takes the place of the one that is left.
+    let store = place.store().await;
+    let mut resumed = Vec::new();
+    for (name, byte) in [("home.ext4", 8), ("copy.ext4", 9)] {
+        let view = store.create(&snapshot.path, &place.at(name)).await.unwrap();
+        let disk = store.attach(&view).await.unwrap();
+        assert_eq!([0, MIB, LAYERED].map(|offset| read(&disk, offset)), [1, 5, 7]);
+        write(&disk, MIB, byte);
+        resumed.push(disk);
+    }
+    assert_eq!([0, 1].map(|number| read(&resumed[number], MIB)), [8, 9]);
+    for disk in resumed {
+        store.detach(disk).await.unwrap();
+    }
 }
 
 async fn refused(place: &Place) {
@@ -399,12 +530,12 @@ async fn refused(place: &Place) {
 }
 
 /// In a process of its own, which may be told to die on the way.
-async fn attach_and_detach(directory: &Path) {
+async fn attach_and_detach(directory: &Path, name: &str) {
     let paths = HostPaths::new(directory).unwrap();
     let choice = DiskStoreChoice::Only(DiskStoreKind::DmSnapshot);
     let options = DiskOptions { choice, data_size_bytes: None };
     let store = disk::prepare(&paths, &options).await.unwrap();
-    let attached = store.attach(&DiskView { path: paths.data().join("one.ext4") }).await;
+    let attached = store.attach(&DiskView { path: paths.data().join(name) }).await;
     match attached {
         Ok(disk) => match store.detach(disk).await {
             Ok(_) => println!("went well"),
@@ -415,16 +546,30 @@ async fn attach_and_detach(directory: &Path) {
 }
 
 fn no_step_leaves_anything(place: Place) {
-    let (view, keeper) = block_on(async {
+    let (views, keeper) = block_on(async {
         let (store, base) = (place.store().await, place.base().await);
-        let view = store.create(&base, &place.at("one.ext4")).await.unwrap();
-        let one = store.attach(&view).await.unwrap();
-        write(&one, MIB, 6);
-        store.detach(one).await.unwrap();
+        let one = store.create(&base, &place.at("one.ext4")).await.unwrap();
+        let views = [one, place.layered(&store, &base, "layered.ext4").await];
+        for view in &views {
+            let disk = store.attach(view).await.unwrap();
+            write(&disk, MIB, 6);
+            store.detach(disk).await.unwrap();
+        }
         // Another capsule of the same base goes on all the while.
         let keeper = store.create(&base, &place.at("keeper.ext4")).await.unwrap();
-        (view, store.attach(&keeper).await.unwrap())
+        (views, store.attach(&keeper).await.unwrap())
     });
+    for view in &views {
+        walk(&place, view, keeper.view());
+    }
+    block_on(async {
+        let store = place.store().await;
+        let keeper = store.attach(keeper.view()).await.unwrap();
+        store.detach(keeper).await.unwrap();
+    });
+}
+
+fn walk(place: &Place, view: &DiskView, keeper: &DiskView) {
     let points = failpoint::POINTS.iter();
     let points = points.filter(|point| {
         [Operation::Attach, Operation::Detach].iter().any(|operation| point.operations.contains(operation))
@@ -434,6 +579,7 @@ fn no_step_leaves_anything(place: Place) {
         let run = |action: &str| {
             let program = Command::new(std::env::current_exe().unwrap())
                 .env(DIRECTORY, place.directory.path())
+                .env(DISK, view.path.file_name().unwrap())
                 .env("WRENN_FAILPOINTS", format!("{}={action}", point.name))
                 .output()
                 .unwrap();
@@ -452,20 +598,15 @@ fn no_step_leaves_anything(place: Place) {
         run("kill");
         block_on(async {
             let store = place.store().await;
-            let keeper = store.attach(keeper.view()).await.unwrap();
+            let keeper = store.attach(keeper).await.unwrap();
             store.sweep().await.unwrap();
             place.has(2, 1);
             assert_eq!(read(&keeper, 0), 1);
-            let one = store.attach(&view).await.unwrap();
+            let one = store.attach(view).await.unwrap();
             assert_eq!(read(&one, MIB), 6, "{}: what was written is lost", point.name);
             store.detach(one).await.unwrap();
         });
         walked += 1;
     }
     assert!(walked >= 5, "{walked}");
-    block_on(async {
-        let store = place.store().await;
-        let keeper = store.attach(keeper.view()).await.unwrap();
-        store.detach(keeper).await.unwrap();
-    });
 }

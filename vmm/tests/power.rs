@@ -3,23 +3,28 @@
 //!
 //! A power failure is a file system that is shut down without writing what is in memory, and mounted again. Needs root,
 //! loop devices, xfsprogs and e2fsprogs. `wrenn-test-host power` has a whole machine that fails: it starts this program
-//! there with the jobs `pauses` and `look`.
+//! there with the jobs `pauses` and `look`, whose disks are device-mapper's.
 
 use std::{
-    fs::{self, File},
+    fs::{self, File, OpenOptions},
     io,
-    os::{fd::AsRawFd as _, unix::process::ExitStatusExt as _},
+    os::{
+        fd::AsRawFd as _,
+        unix::{fs::FileExt as _, process::ExitStatusExt as _},
+    },
     path::{Path, PathBuf},
     process::Command,
-    sync::atomic::AtomicBool,
+    sync::{Arc, atomic::AtomicBool},
     thread,
     time::{Duration, Instant},
 };
 
 use libtest_mimic::{Arguments, Trial};
 use wrenn_vmm::{
+    disk::{self, DiskOptions, DiskStore, DiskStoreChoice, DiskStoreKind},
     driver::{MachineConfig, VmmIdentity},
     memory::{BLOCK, GenerationWriter, Generations, MERGE_AT, Merged, merge},
+    paths::HostPaths,
     snapshot::{MemoryLayout, Snapshot, SnapshotWriter, sweep_partials},
 };
 
@@ -59,9 +64,13 @@ fn block_on<T>(work: impl Future<Output = T>) -> T {
 async fn work(directory: &Path, job: &str) {
     match job {
         "pauses" => pauses(directory).await,
-        "look" => println!("holds {}", found(directory).await),
-        "first" => snapshot(directory, 1).await,
-        "next" => snapshot(directory, 2).await,
+        "look" => {
+            let generation = found(directory).await;
+            MappedDisk::open(directory).await.check(generation).await;
+            println!("holds {generation}");
+        }
+        "first" => snapshot(directory, 1, None).await,
+        "next" => snapshot(directory, 2, None).await,
         "merge" => assert_eq!(merge(&home(directory), &AtomicBool::new(false)).unwrap(), Merged::Done),
         other => panic!("no job {other}"),
     }
@@ -96,11 +105,12 @@ fn is_written(block: usize, generation: usize) -> bool {
 async fn pauses(directory: &Path) {
     fs::create_dir_all(directory.join("snapshots")).unwrap();
     sweep_partials(&directory.join("snapshots")).await.unwrap();
+    let disk = MappedDisk::open(directory).await;
     for generation in found(directory).await + 1.. {
         if generation > 1 {
             resume(directory).await;
         }
-        snapshot(directory, generation).await;
+        snapshot(directory, generation, Some(&disk)).await;
         println!("completed {generation}");
     }
 }
@@ -119,10 +129,13 @@ async fn resume(directory: &Path) {
 }
 
 /// Pauses with `generation` as the last.
-async fn snapshot(directory: &Path, generation: usize) {
+async fn snapshot(directory: &Path, generation: usize, disk: Option<&MappedDisk>) {
     let mut into = SnapshotWriter::begin(&at(directory)).await.unwrap();
     fs::write(into.state_path(), format!("state {generation}")).unwrap();
-    fs::write(into.disk_path(), format!("disk {generation}")).unwrap();
+    match disk {
+        Some(disk) => disk.pause(generation, &into.disk_path()).await,
+        None => fs::write(into.disk_path(), format!("disk {generation}")).unwrap(),
+    }
     let base = Generations::open(&home(directory)).or_else(|_| Generations::open(&at(directory)));
     let mut writer = match base {
         Ok(base) => GenerationWriter::after(&base, into.directory()),
@@ -189,10 +202,10 @@ async fn prepare(directory: &Path, job: &str) {
     }
     fs::create_dir(directory.join("snapshots")).unwrap();
     match job {
-        "next" => snapshot(directory, 1).await,
+        "next" => snapshot(directory, 1, None).await,
         "merge" => {
             for generation in 1..=3 {
-                snapshot(directory, generation).await;
+                snapshot(directory, generation, None).await;
             }
             let memory = Snapshot::open(&at(directory)).await.unwrap().open_memory().unwrap();
             memory.link_into(&home(directory)).unwrap();
@@ -230,7 +243,10 @@ async fn found(directory: &Path) -> usize {
             snapshot.verify().await.unwrap();
             let state = fs::read_to_string(snapshot.state()).unwrap();
             let generation: usize = state.strip_prefix("state ").unwrap().parse().unwrap();
-            assert_eq!(fs::read_to_string(snapshot.disk()).unwrap(), format!("disk {generation}"));
+            // A mapped one is looked at by who can map it.
+            if !snapshot.disk().with_extension("ext4.base").exists() {
+                assert_eq!(fs::read_to_string(snapshot.disk()).unwrap(), format!("disk {generation}"));
+            }
             assert!(
                 whole(&snapshot.open_memory().unwrap()) == content(generation),
                 "the memory is another one"
@@ -264,6 +280,61 @@ fn whole(memory: &Generations) -> Vec<u8> {
     let mut content = vec![1; memory.bytes() as usize];
     memory.read(0, memory.blocks(), &mut content).unwrap();
     content
+}
+
+/// The machine's disk, and what it is made of and is paused as.
+struct MappedDisk {
+    store: Arc<dyn DiskStore>,
+    base: PathBuf,
+    home: PathBuf,
+    paused: PathBuf,
+}
+
+impl MappedDisk {
+    /// Chunks of the disk, which each generation writes one of.
+    const CHUNKS: usize = 64;
+    const CHUNK: usize = 4096;
+
+    async fn open(directory: &Path) -> Self {
+        let choice = DiskStoreChoice::Only(DiskStoreKind::DmSnapshot);
+        let options = DiskOptions { choice, data_size_bytes: None };
+        let store = disk::prepare(&HostPaths::new(directory).unwrap(), &options).await.unwrap();
+        let base = directory.join("base.ext4");
+        if !base.exists() {
+            File::create(&base).unwrap().set_len((Self::CHUNKS * Self::CHUNK) as u64).unwrap();
+        }
+        Self { store, base, home: directory.join("disk.ext4"), paused: at(directory).join("disk.ext4") }
+    }
+
+    /// A life that writes to a disk of what there was before, and ends as `to`.
+    async fn pause(&self, generation: usize, to: &Path) {
+        let from = if generation == 1 { &self.base } else { &self.paused };
+        let view = self.store.create(from, &self.home).await.unwrap();
+        let disk = self.store.attach(&view).await.unwrap();
+        let device = OpenOptions::new().write(true).open(disk.device()).unwrap();
+        let place = generation % Self::CHUNKS * Self::CHUNK;
+        device.write_all_at(&[generation as u8; Self::CHUNK], place as u64).unwrap();
+        drop(device);
+        self.store.clone_frozen(disk.view(), to).await.unwrap();
+        let view = self.store.detach(disk).await.unwrap();
+        self.store.remove(view).await.unwrap();
+    }
+
+    /// The paused one has what was written in each generation up to this one.
+    async fn check(&self, generation: usize) {
+        if generation == 0 {
+            return;
+        }
+        let view = self.store.create(&self.paused, &self.home).await.unwrap();
+        let disk = self.store.attach(&view).await.unwrap();
+        let shown = fs::read(disk.device()).unwrap();
+        for written in generation.saturating_sub(Self::CHUNKS - 1).max(1)..=generation {
+            let content = &shown[written % Self::CHUNKS * Self::CHUNK..][..Self::CHUNK];
+            assert!(content.iter().all(|byte| *byte == written as u8), "the disk lacks generation {written}");
+        }
+        let view = self.store.detach(disk).await.unwrap();
+        self.store.remove(view).await.unwrap();
+    }
 }
 
 /// A file system of its own, in a file.

@@ -48,6 +48,8 @@ enum Found {
     Live(Box<Record>, Box<dyn Machine>),
     /// It ran, and its VMM is gone.
     Lost(Box<Record>, Cause),
+    /// It ran, and its VMM would not be adopted: it was ended.
+    OutOfHand(Box<Record>, DriverError),
     /// Nothing of it runs.
     Still(Box<Record>),
 }
@@ -110,9 +112,11 @@ impl Leftovers {
                 Found::Lost(Box::new(record), cause)
             }
             Err(error) => {
-                tracing::error!(capsule = %record.spec.id, error = %crate::report(&error), "its VMM is out of hand");
-                strays::kill(&machine.process).await;
-                Found::Lost(Box::new(record), Cause::new("VMM_DIED", crate::report(&error)))
+                if strays::kill(&machine.process).await {
+                    Found::OutOfHand(Box::new(record), error)
+                } else {
+                    Found::Lost(Box::new(record), Cause::new("VMM_DIED", crate::report(&error)))
+                }
             }
         };
         self.found.push(found);
@@ -122,9 +126,10 @@ impl Leftovers {
     pub async fn settle(self, engine: &Engine, registry: &CapsuleRegistry) {
         let mut known = self.unreadable;
         known.extend(self.found.iter().map(|found| match found {
-            Found::Live(record, _) | Found::Lost(record, _) | Found::Still(record) => {
-                record.spec.id.to_string()
-            }
+            Found::Live(record, _)
+            | Found::Lost(record, _)
+            | Found::OutOfHand(record, _)
+            | Found::Still(record) => record.spec.id.to_string(),
         }));
         join_all(self.found.into_iter().map(|found| async move {
             match found {
@@ -138,6 +143,13 @@ impl Leftovers {
                     remove_files(engine, record.spec.id).await;
                     record.enter(State::Stopped, Some(cause));
                     registry.remember(*record);
+                }
+                Found::OutOfHand(record, error) => {
+                    if let Some(snapshot) = completed_pause(engine, &record).await {
+                        clear_half_made(engine, &record).await;
+                        return settle_paused(engine, registry, *record, snapshot).await;
+                    }
+                    settle_broken(engine, registry, *record, &error).await;
                 }
                 Found::Still(record) => settle_still(engine, registry, *record).await,
             }
@@ -175,14 +187,23 @@ async fn settle_live(
             }
             registry.adopt(record, body);
         }
-        Err(error) => {
-            tracing::error!(capsule = %id, error = %crate::report(&error), "not adopted; its disk is kept");
-            record.machine = None;
-            record.enter(State::Error, Some(Cause::new("NOT_ADOPTED", crate::report(&error))));
-            store(engine, &record).await;
-            registry.adopt(record, Body::Broken);
-        }
+        Err(error) => settle_broken(engine, registry, record, &error).await,
     }
+}
+
+/// A capsule whose machine had to be ended, though it lived.
+async fn settle_broken(
+    engine: &Engine,
+    registry: &CapsuleRegistry,
+    mut record: Record,
+    error: &(dyn std::error::Error + Sync),
+) {
+    let error = crate::report(error);
+    tracing::error!(capsule = %record.spec.id, error, "not adopted; its disk is kept");
+    record.machine = None;
+    record.enter(State::Error, Some(Cause::new("NOT_ADOPTED", error)));
+    store(engine, &record).await;
+    registry.adopt(record, Body::Broken);
 }
 
 /// Writes down a pause that was complete but for that. Its machine has ended.

@@ -59,10 +59,7 @@ impl Driver {
         let engine = self.engine.clone();
         let _starting = engine.pool.starting();
         let running = match origin {
-            Origin::Template => {
-                let _room = engine.room(1, self.spec.memory_mib).await?;
-                self.make_from_template(request, steps).await?
-            }
+            Origin::Template => self.make_from_template(request, steps).await?,
             // Room was made for all copies together.
             Origin::Fork(point) => self.make_from_fork(&point, request, steps).await?,
         };
@@ -91,6 +88,7 @@ impl Driver {
         if self.spec.from_snapshot {
             let Template { record, snapshot } = Template::of(&self.engine.paths, &self.spec).await?;
             steps.done("template");
+            let _room = self.engine.room(1, self.spec.memory_mib, 0).await?;
             return self.launch(&home, &snapshot, Some(&record.token), request, steps).await;
         }
         let golden = tokio::select! {
@@ -99,6 +97,8 @@ impl Driver {
         };
         steps.done("golden");
         failpoint!("create.golden").await.map_err(CapsuleError::step("obtaining the golden snapshot"))?;
+        // Only now: the machine that a golden snapshot is taken of needs as much, and is gone again.
+        let _room = self.engine.room(1, self.spec.memory_mib, 0).await?;
         if let Some(member) = self.engine.pool.take(&golden, &self.spec) {
             let (engine, spec, token) = (&*self.engine, &*self.spec, &self.record.token);
             match member.hand_over(&Handover { engine, spec, token, request, goes_on: false }, &home).await {

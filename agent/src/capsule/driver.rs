@@ -28,6 +28,8 @@ use crate::request_id::RequestId;
 
 /// How often processes that keep their capsule awake are looked at.
 const KEEP_AWAKE_PERIOD: Duration = Duration::from_secs(2);
+/// For a guest that goes on to be told the time.
+const CLOCK_TIMEOUT: Duration = Duration::from_secs(2);
 
 pub type ReplyOf<T> = oneshot::Sender<Result<T, CapsuleError>>;
 pub type Reply = ReplyOf<Arc<CapsuleView>>;
@@ -121,6 +123,8 @@ enum Event {
     VmmDied(ProcessExit),
     /// The guest of an adopted capsule has answered, or was silent for too long.
     Heard(Result<Guest, CapsuleError>),
+    /// The guest stood still for so long, as the host had no room for what it wrote.
+    WentOn(Duration),
     Idle,
     LookAtKeepAwake,
     /// Every handle on the queue is gone.
@@ -170,6 +174,10 @@ impl Driver {
                     body
                 }
                 Event::Request(Request::KeepAwake { pid }) => {
+                    // Those that have ended are not gathered, however long nothing else looks at them.
+                    if !self.record.keep_awake.is_empty() {
+                        self.look_at_keep_awake(&body).await;
+                    }
                     self.record.keep_awake.push(pid);
                     self.store(Durability::Process).await;
                     body
@@ -177,6 +185,10 @@ impl Driver {
                 Event::Request(Request::Leave { reply }) => return self.leave(&body, reply).await,
                 Event::VmmDied(exit) => self.vmm_died(body, exit).await,
                 Event::Heard(outcome) => self.heard(body, outcome).await,
+                Event::WentOn(stood) => {
+                    give_time(&body, stood).await;
+                    body
+                }
                 Event::Idle => self.idle(body).await,
                 Event::LookAtKeepAwake => {
                     self.look_at_keep_awake(&body).await;
@@ -199,8 +211,10 @@ impl Driver {
         let keep_awake = reaped && !self.record.keep_awake.is_empty();
         tokio::select! {
             biased;
-            exit = running.machine.process().exited() => Event::VmmDied(exit),
+            exit = running.handle.vmm.exited() => Event::VmmDied(exit),
             request = self.queue.recv() => request.map_or(Event::Abandoned, Event::Request),
+            // Given up with every other event, so that nothing here lets a machine go on which a transition has stopped.
+            stood = running.machine.outlast_stall() => Event::WentOn(stood),
             () = tokio::time::sleep(KEEP_AWAKE_PERIOD.min(timeout / 2)), if keep_awake => Event::LookAtKeepAwake,
             () = self.activity.idle_for(timeout), if reaped => Event::Idle,
         }
@@ -341,6 +355,16 @@ impl Driver {
                 Request::KeepAwake { .. } => {}
             }
         }
+    }
+}
+
+/// The clock of a guest stands still with its vCPUs.
+async fn give_time(body: &Body, stood: Duration) {
+    let Body::Running(running) = body else { return };
+    let lost_ns = i64::try_from(stood.as_nanos()).unwrap_or(i64::MAX);
+    let stepped = running.handle.guest.step_clock(lost_ns, &RequestId::new(), CLOCK_TIMEOUT).await;
+    if let Err(error) = stepped {
+        tracing::warn!(error = %crate::report(&error), lost_ns, "the guest's clock is behind");
     }
 }
 

@@ -43,10 +43,11 @@ pub struct Engine {
 }
 
 impl Engine {
-    /// Room for so many lives with this much memory each; what was made ahead gives way to them.
-    pub async fn room(&self, lives: u32, memory_mib: u32) -> Result<Promise, CapsuleError> {
+    /// Room for so many lives with this much memory each, and for what they will at once take of the disk; what was made
+    /// ahead gives way to them.
+    pub async fn room(&self, lives: u32, memory_mib: u32, disk_mib: u64) -> Result<Promise, CapsuleError> {
         loop {
-            let error = match self.admission.admit(lives, memory_mib, 0) {
+            let error = match self.admission.admit(lives, memory_mib, disk_mib) {
                 Err(error @ CapsuleError::Exhausted { .. }) => error,
                 outcome => return outcome,
             };

@@ -145,7 +145,7 @@ impl CapsuleRegistry {
         let view = self.get(parent)?;
         let count = u32::try_from(children.len()).unwrap_or(u32::MAX);
         // Held until all are up.
-        let _room = engine.room(count, view.spec.memory_mib).await?;
+        let _room = engine.room(count, view.spec.memory_mib, 0).await?;
         let directory = engine.paths.fork(&name(format!("fork-{}", uuid::Uuid::now_v7().simple())));
         let moment = self.moment(parent, Scope::Whole, directory.clone(), request.clone()).await?;
         steps.done("moment");

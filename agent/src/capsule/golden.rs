@@ -139,6 +139,8 @@ impl Goldens {
     pub async fn keep_to_budget(engine: &Arc<Engine>) {
         let all = golden_budget::list_below(&engine.paths.golden_root());
         for golden in golden_budget::surplus(all, engine.golden_budget_mib << 20) {
+            // Who makes capsules of it ahead is not starting from it.
+            engine.pool.forget(&golden.path);
             let aside = engine.goldens.withdraw(&golden.path, |entry| !entry.is_in_use());
             if matches!(&aside, Ok(None)) {
                 continue;
@@ -292,7 +294,8 @@ async fn boot_and_save(
     steps: &mut Steps,
 ) -> Result<Snapshot, CapsuleError> {
     let deadline = Instant::now() + engine.golden_timeout;
-    let _room = engine.admission.admit(1, plan.machine.memory_mib, u64::from(plan.machine.memory_mib))?;
+    let memory_mib = plan.machine.memory_mib;
+    let _room = engine.room(1, memory_mib, memory_mib.into()).await?;
     home.create().map_err(CapsuleError::step("making the golden machine's directories"))?;
     failpoint!("golden.home").await.map_err(CapsuleError::step("making the golden machine"))?;
     let (slot, disk) = tokio::join!(acquire_slot(engine), install_disk(engine, plan, home));

@@ -1,11 +1,14 @@
 //! From a snapshot to a guest that may be served: create and resume are the same steps.
 //!
-//! Each step leaves what it made in [`Parts`]; a failure takes those apart in reverse order.
+//! Each step leaves what it made in [`Parts`]; a failure takes those apart in reverse order. A machine that dies, waits for
+//! memory that does not come, or is silent before its guest was handed over is replaced by another one, once.
+
+use std::time::Duration;
 
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 use wrenn_vmm::disk::{AttachedDisk, DiskError};
-use wrenn_vmm::driver::{DriverError, MemorySharing, RestoreRequest};
+use wrenn_vmm::driver::{DriverError, Machine, MemorySharing, RestoreRequest};
 use wrenn_vmm::failpoint;
 use wrenn_vmm::network::{NetworkError, NetworkSlot};
 use wrenn_vmm::paths::CapsulePaths;
@@ -21,6 +24,9 @@ use super::steps::Steps;
 use crate::guest::{Guest, GuestError};
 use crate::request_id::RequestId;
 use crate::token::Token;
+
+/// How long a guest that is not handed over yet may wait for a page.
+const PAGE_PATIENCE: Duration = Duration::from_secs(3);
 
 /// What a life is begun from.
 pub struct Launch<'a> {
@@ -43,8 +49,23 @@ pub struct Launch<'a> {
 impl Launch<'_> {
     /// A running capsule, or an error with nothing left behind but its home.
     pub async fn run(&self, steps: &mut Steps) -> Result<RunningCapsule, CapsuleError> {
+        let grace = self.engine.grace;
+        let patience = Patience { page: PAGE_PATIENCE, guest: grace / 2 };
+        match self.attempt(patience, steps).await {
+            Err(error) if is_of_machine(&error) => {
+                tracing::warn!(error = %crate::report(&error), "a restore is tried again");
+                steps.done("undo");
+            }
+            outcome => return outcome,
+        }
+        // What took the first one too long may only be a busy host.
+        let patience = Patience { page: PAGE_PATIENCE * 2, guest: grace };
+        self.attempt(patience, steps).await
+    }
+
+    async fn attempt(&self, patience: Patience, steps: &mut Steps) -> Result<RunningCapsule, CapsuleError> {
         let mut parts = Parts::default();
-        let outcome = self.assemble(&mut parts, steps).await;
+        let outcome = self.assemble(&mut parts, patience, steps).await;
         match (outcome, parts) {
             (Ok(guest), Parts { machine: Some(machine), slot: Some(slot), disk: Some(disk) }) => {
                 let handle = RunningHandle { guest, life: Life::default(), vmm: machine.process().clone() };
@@ -59,7 +80,12 @@ impl Launch<'_> {
         }
     }
 
-    async fn assemble(&self, parts: &mut Parts, steps: &mut Steps) -> Result<Guest, CapsuleError> {
+    async fn assemble(
+        &self,
+        parts: &mut Parts,
+        patience: Patience,
+        steps: &mut Steps,
+    ) -> Result<Guest, CapsuleError> {
         let (engine, home) = (self.engine, self.home);
         failpoint!("launch.begun").await.map_err(CapsuleError::step("beginning a life"))?;
         // Both to their end, so that what the one made is undone when the other fails.
@@ -97,11 +123,25 @@ impl Launch<'_> {
             DriverError::Refused(mismatch) => CapsuleError::Refused { reason: mismatch.to_string() },
             error => CapsuleError::step("restoring the machine")(error),
         })?;
-        let machine = &*parts.machine.insert(restored);
+        let machine = &**parts.machine.insert(restored);
         steps.done("restore");
         failpoint!("launch.restored").await.map_err(CapsuleError::step("restoring the machine"))?;
+        tokio::select! {
+            biased;
+            guest = self.take_over(machine, slot, patience.guest, steps) => guest,
+            why = machine.starves(patience.page) => Err(CapsuleError::VmmDied(why)),
+        }
+    }
 
-        let deadline = Instant::now() + engine.grace;
+    /// Makes the guest the capsule's, from its first answer on.
+    async fn take_over(
+        &self,
+        machine: &dyn Machine,
+        slot: &NetworkSlot,
+        within: Duration,
+        steps: &mut Steps,
+    ) -> Result<Guest, CapsuleError> {
+        let deadline = Instant::now() + within;
         let guest = tokio::select! {
             guest = self.reach(slot, deadline) => guest.map_err(CapsuleError::guest("reaching the guest"))?,
             exit = machine.process().exited() => return Err(vmm_died(exit)),
@@ -111,9 +151,8 @@ impl Launch<'_> {
         failpoint!("launch.connected").await.map_err(CapsuleError::step("reaching the guest"))?;
 
         let Self { engine, spec, token, request, .. } = *self;
-        let guest = Handover { engine, spec, token, request, goes_on: false }
-            .run(guest, machine.as_ref(), deadline)
-            .await?;
+        let guest =
+            Handover { engine, spec, token, request, goes_on: false }.run(guest, machine, deadline).await?;
         steps.done("post-restore");
         failpoint!("launch.handed-over")
             .await
@@ -133,6 +172,19 @@ impl Launch<'_> {
     fn still_wanted(&self) -> Result<(), CapsuleError> {
         if self.cancelled.is_cancelled() { Err(CapsuleError::Destroyed(self.spec.id)) } else { Ok(()) }
     }
+}
+
+/// For how long a machine may be of no use.
+struct Patience {
+    /// To its guest, which waits for a page.
+    page: Duration,
+    /// To this agent, which waits for the guest to be handed over.
+    guest: Duration,
+}
+
+/// Another machine may do better.
+fn is_of_machine(error: &CapsuleError) -> bool {
+    matches!(error, CapsuleError::VmmDied(_) | CapsuleError::GuestTimeout { .. })
 }
 
 pub fn vmm_died(exit: wrenn_vmm::process::ProcessExit) -> CapsuleError {

@@ -36,7 +36,7 @@
 //!   vCPUs stopped lets them go on; only if that fails too is the capsule in error, its disk kept.
 //! - **idle**: the driver itself pauses a capsule that nobody used for its timeout. Nobody else does.
 //! - **resume** (paused → resuming → running): the steps of create, from the capsule's own snapshot, in a
-//!   new slot. If the guest does not answer in time everything is as it was paused.
+//!   new slot. If the guest does not answer in time another machine is tried, once; then everything is as it was paused.
 //! - **capture** (running → running, paused → paused): the capsule as it is now, written aside as a template or
 //!   for copies of it; it stands still for milliseconds, and its life goes on: drawn in [`checkpoint`].
 //! - **flatten**: as capture, but of the disk alone, which becomes an image: drawn in [`flatten`].

@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use wrenn_vmm::failpoint;
-use wrenn_vmm::snapshot::{Snapshot, SnapshotWriter};
+use wrenn_vmm::snapshot::{self, Snapshot, SnapshotWriter};
 
 use super::engine::Engine;
 use super::error::CapsuleError;
@@ -13,7 +13,6 @@ use super::parts::RunningCapsule;
 use super::reconnect::reconnect;
 use super::spec::CapsuleSpec;
 use super::steps::Steps;
-use crate::guest::GuestError;
 use crate::request_id::RequestId;
 use crate::token::Token;
 
@@ -52,16 +51,13 @@ pub async fn save(
 ) -> Result<Saved, PauseFailure> {
     running.handle.life.drain(DRAIN).await;
     steps.done("drain");
-    match running.handle.guest.prepare_snapshot(request).await {
-        Ok(()) => {}
-        // Its memory goes with its disk, so nothing that it has not written out is lost; and whoever is root in a guest
-        // must not be able to keep it from being paused.
-        Err(error @ GuestError::Timeout(_)) => {
-            tracing::warn!(error = %crate::report(&error), "pausing a guest that does not answer");
-        }
-        Err(error) => {
+    if let Err(error) = running.handle.guest.prepare_snapshot(request).await {
+        if running.machine.process().has_exited().is_some() {
             return Err(PauseFailure::Running(running, CapsuleError::guest("preparing the guest")(error)));
         }
+        // Its memory goes with its disk, so nothing that it has not written out is lost; and whoever is root in a guest
+        // must not be able to keep it from being paused.
+        tracing::warn!(error = %crate::report(&error), "pausing a guest that does not prepare for it");
     }
     steps.done("prepare");
     // From here on this life is over, whatever becomes of the pause: streams end and can be taken up again.
@@ -90,10 +86,11 @@ async fn freeze(
     failpoint!("pause.begun").await.map_err(CapsuleError::step("beginning the snapshot"))?;
     let saved = async {
         let disk = writer.disk_path();
-        // Memory and disk of the same moment: both while the vCPUs stand still.
+        // Memory and disk of the same moment: both while the vCPUs stand still. They run again only when the snapshot is
+        // gone, so it may have the disk's own files.
         let (memory, disk) = tokio::join!(
             running.machine.save(&mut writer),
-            engine.disks.clone_stopped(running.disk.view(), &disk)
+            engine.disks.clone_frozen(running.disk.view(), &disk)
         );
         memory.map_err(CapsuleError::step("saving the machine"))?;
         disk.map_err(CapsuleError::step("cloning the disk"))
@@ -119,7 +116,13 @@ async fn thaw(
     mut running: Box<RunningCapsule>,
     error: CapsuleError,
 ) -> PauseFailure {
-    withdraw(handover.engine, handover.spec).await;
+    // Before it does: an agent that found both, and no word of the failure, would take the pause for complete, with a disk
+    // that was written to since. One of an earlier pause is of no use to anybody either.
+    let directory = handover.engine.paths.snapshot(&handover.spec.name());
+    if let Err(also) = snapshot::withdraw(&directory).await {
+        tracing::error!(error = %crate::report(&also), "the snapshot of a pause that failed is left");
+        return PauseFailure::Stuck(running, error);
+    }
     if let Err(also) = running.machine.resume_vcpus().await {
         tracing::error!(error = %crate::report(&also), "the capsule cannot be made to go on");
         return PauseFailure::Stuck(running, error);
@@ -135,15 +138,6 @@ async fn thaw(
             tracing::warn!(error = %crate::report(&also), "the capsule goes on, but its guest does not answer yet");
             PauseFailure::Silent(running, error)
         }
-    }
-}
-
-/// Removes the snapshot of a machine that is to go on, before it does: an agent that found both, and no word of the
-/// failure, would take the pause for complete. One of an earlier pause is of no use to anybody either.
-async fn withdraw(engine: &Engine, spec: &CapsuleSpec) {
-    let Ok(snapshot) = Snapshot::open(&engine.paths.snapshot(&spec.name())).await else { return };
-    if let Err(error) = snapshot.remove().await {
-        tracing::error!(error = %crate::report(&error), "the snapshot of a pause that failed is left");
     }
 }
 

@@ -14,6 +14,7 @@ use super::handover::Handover;
 use super::life::{Life, RunningHandle};
 use super::parts::{Parts, RunningCapsule};
 use crate::guest::Guest;
+use crate::token::Token;
 
 /// How many times the grace a guest may be silent under a new agent before its machine is ended. A guest that has much to
 /// do on a host that has much to do is slow, and may be in the midst of somebody's work.
@@ -29,14 +30,32 @@ pub async fn reconnect(
     address: Ipv4Addr,
 ) -> Result<Guest, CapsuleError> {
     // Those that run do not mind.
-    machine.resume_vcpus().await.map_err(CapsuleError::step("letting the vCPUs go on"))?;
+    resume(machine).await?;
     let grace = handover.engine.grace;
-    let guest = Guest::connect(address, Some(handover.token), Instant::now() + grace)
+    let answered = answer(address, handover.token, grace);
+    tokio::pin!(answered);
+    let guest = loop {
+        tokio::select! {
+            guest = &mut answered => break guest?,
+            _stood = machine.outlast_stall() => {}
+        }
+    };
+    // It is told the time in any case: that it stood still until now must not be made good for once more.
+    resume(machine).await?;
+    handover.run(guest, machine, Instant::now() + grace).await
+}
+
+async fn resume(machine: &mut dyn Machine) -> Result<(), CapsuleError> {
+    machine.resume_vcpus().await.map_err(CapsuleError::step("letting the vCPUs go on"))
+}
+
+async fn answer(address: Ipv4Addr, token: &Token, grace: Duration) -> Result<Guest, CapsuleError> {
+    let guest = Guest::connect(address, Some(token), Instant::now() + grace)
         .await
         .map_err(CapsuleError::guest("reaching the guest"))?;
     // A guest that is silent does what it was told once it can, and would set its clock to a time long gone.
     guest.health(grace).await.map_err(CapsuleError::guest("asking the guest's health"))?;
-    handover.run(guest, machine, Instant::now() + grace).await
+    Ok(guest)
 }
 
 /// A capsule that runs on under this agent, and whose guest has not answered it yet.
@@ -67,11 +86,13 @@ impl UnheardCapsule {
         reconnect(handover, self.machine.as_mut(), address).await
     }
 
-    /// Tries for as long as the guest may be silent.
+    /// Tries for as long as the guest may be silent, or cannot but be.
     pub async fn wait(&mut self, handover: &Handover<'_>) -> Result<Guest, CapsuleError> {
         loop {
             match self.ask(handover).await {
-                Err(_) if Instant::now() < self.until => tokio::time::sleep(RETRY).await,
+                Err(_) if Instant::now() < self.until || self.machine.is_stalled() => {
+                    tokio::time::sleep(RETRY).await;
+                }
                 outcome => return outcome,
             }
         }

@@ -27,17 +27,19 @@ fn real_uid(status: &str) -> Option<u32> {
     status.lines().find_map(|line| line.strip_prefix("Uid:"))?.split_whitespace().next()?.parse().ok()
 }
 
-/// Ends a process if it is still the one that is meant.
-pub async fn kill(process: &ProcessIdentity) {
+/// Ends a process if it is still the one that is meant. Answers whether it was, as far as can be told.
+pub async fn kill(process: &ProcessIdentity) -> bool {
     match VmmProcess::adopt(process) {
         Ok(process) => {
             if let Err(error) = process.kill().await {
                 tracing::error!(error = %crate::report(&error), "a leftover machine could not be ended");
             }
+            true
         }
-        Err(ProcessError::Gone(_) | ProcessError::NotTheSame { .. }) => {}
+        Err(ProcessError::Gone(_) | ProcessError::NotTheSame { .. }) => false,
         Err(error) => {
             tracing::error!(error = %crate::report(&error), "a leftover machine could not be looked at");
+            true
         }
     }
 }

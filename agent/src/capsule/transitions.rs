@@ -139,7 +139,7 @@ impl Driver {
         let before = self.record.cause.clone();
         let engine = self.engine.clone();
         let _starting = engine.pool.starting();
-        let outcome = match engine.room(1, self.spec.memory_mib).await {
+        let outcome = match engine.room(1, self.spec.memory_mib, 0).await {
             Ok(_room) => {
                 self.enter(State::Resuming, None, Durability::Process).await;
                 let launch = Launch {

@@ -24,13 +24,14 @@ use crate::request_id::RequestId;
 const REOPEN_FOR: Duration = Duration::from_secs(10);
 const REOPEN_PAUSE: Duration = Duration::from_millis(50);
 
-/// The events of one process, until it exits or its capsule's life ends.
+/// The events of one process from `cursor` on, until it exits or its capsule's life ends.
 pub fn relay(
     running: Running,
     events: Streaming<ProcessEvent>,
+    cursor: OutputCursor,
     id: RequestId,
 ) -> impl Stream<Item = Result<ProcessEvent, Status>> + Send {
-    let relay = Relay { running, events, id, pid: None, cursor: OutputCursor::default(), over: false };
+    let relay = Relay { running, events, id, pid: None, cursor, over: false };
     futures_util::stream::unfold(relay, |mut relay| async move {
         let item = relay.next().await?;
         Some((item, relay))
@@ -98,7 +99,7 @@ struct Relay {
     id: RequestId,
     /// Known once the guest said `started`.
     pid: Option<u32>,
-    /// Past the last byte passed on, of each stream.
+    /// Past the last byte passed on, or where it was to begin, of each stream.
     cursor: OutputCursor,
     over: bool,
 }

@@ -175,7 +175,7 @@ impl Agent for AgentService {
         let start = running.handle.guest.request(required(message.process, "process")?, &id);
         let mut processes = running.handle.guest.processes();
         let events: Streaming<_> = within_life(&running, processes.exec(start)).await?.into_inner();
-        Ok(Response::new(Box::pin(relay(running, events, id))))
+        Ok(Response::new(Box::pin(relay(running, events, envd::OutputCursor::default(), id))))
     }
 
     async fn start_process(
@@ -210,10 +210,12 @@ impl Agent for AgentService {
     ) -> Result<Response<Self::FollowProcessStream>, Status> {
         let Call { message, id, .. } = Call::of("FollowProcess", request);
         let running = self.running(&message.capsule_id)?;
-        let follow = running.handle.guest.request(required(message.process, "process")?, &id);
+        let process = required(message.process, "process")?;
+        let after = process.after.unwrap_or_default();
+        let follow = running.handle.guest.request(process, &id);
         let mut processes = running.handle.guest.processes();
         let events = within_life(&running, processes.follow(follow)).await?.into_inner();
-        Ok(Response::new(Box::pin(relay(running, events, id))))
+        Ok(Response::new(Box::pin(relay(running, events, after, id))))
     }
 
     type ListProcessesStream = BoxStream<agent::CapsuleProcesses>;

@@ -6,6 +6,7 @@ use std::time::Duration;
 use std::{fs, io};
 
 use nix::unistd::{SysconfVar, sysconf};
+use wrenn_vmm::paths::layers_of_disk;
 
 /// Bytes of a block in `st_blocks`, whatever the file system's own are: stat(2).
 const BLOCK: u64 = 512;
@@ -23,9 +24,10 @@ pub fn usage(pid: i32) -> io::Result<Usage> {
     parse(&stat).ok_or_else(|| io::Error::from(io::ErrorKind::InvalidData))
 }
 
-/// What a file really takes; a hole takes nothing, what is shared with other files counts whole.
-pub fn allocated(path: &Path) -> io::Result<u64> {
-    Ok(fs::metadata(path)?.blocks() * BLOCK)
+/// What a disk really takes, without a base beside it; a hole takes nothing, what is shared with other files counts whole.
+pub fn allocated(disk: &Path) -> io::Result<u64> {
+    let files = layers_of_disk(disk)?.into_iter().chain([disk.to_owned()]);
+    files.map(|file| Ok(fs::metadata(file)?.blocks() * BLOCK)).sum()
 }
 
 /// Fields 14, 15 and 24 of proc(5). The name, in parentheses, may hold anything.
@@ -75,9 +77,15 @@ mod tests {
     }
 
     #[test]
-    fn a_hole_takes_nothing() {
-        let file = tempfile::NamedTempFile::new().unwrap();
-        file.as_file().set_len(1 << 30).unwrap();
-        assert!(allocated(file.path()).unwrap() < 1 << 20);
+    fn a_hole_takes_nothing_and_what_was_changed_in_earlier_lives_counts() {
+        let dir = tempfile::tempdir().unwrap();
+        let disk = dir.path().join("disk.ext4");
+        fs::File::create(&disk).unwrap().set_len(1 << 30).unwrap();
+        assert!(allocated(&disk).unwrap() < 1 << 20);
+        for other in ["disk.ext4.1", "disk.ext4.2", "disk.ext4.base"] {
+            fs::write(dir.path().join(other), vec![1; 1 << 20]).unwrap();
+        }
+        let allocated = allocated(&disk).unwrap();
+        assert!((2 << 20..3 << 20).contains(&allocated), "{allocated}");
     }
 }

@@ -127,6 +127,11 @@ impl Host {
         self.dir.join("data/capsules").join(capsule).join("capsule.json")
     }
 
+    /// Where the VMM of a capsule listens.
+    pub fn qmp_socket(&self, capsule: &str) -> PathBuf {
+        runtime_directory(&self.dir).join(capsule).join("qmp.sock")
+    }
+
     pub fn is_started(&self) -> bool {
         self.agent().is_some()
     }

@@ -33,7 +33,7 @@ pub use self::{
 use crate::{
     failpoint,
     failure::{Doing as _, Failure, Failures, blocking},
-    paths::{base_of_disk, partial},
+    paths::{base_of_disk, layers_of_disk, partial},
 };
 
 /// How views are made.
@@ -159,6 +159,12 @@ pub trait DiskStore: Send + Sync {
     /// The same content once more, of a disk whose machine does not run.
     async fn clone_stopped(&self, view: &DiskView, to: &Path) -> Result<DiskView, DiskError>;
 
+    /// The same content once more, of a disk that is not written to any more for as long as there is the other, nor is that:
+    /// both may lie in the same files.
+    async fn clone_frozen(&self, view: &DiskView, to: &Path) -> Result<DiskView, DiskError> {
+        self.clone_stopped(view, to).await
+    }
+
     /// Makes the disk of a snapshot that is not complete yet one that many views can be made of, each in constant time;
     /// the machine it is of may run meanwhile. An error may leave it useless.
     async fn flatten(&self, _view: &DiskView) -> Result<(), DiskError> {
@@ -236,6 +242,8 @@ pub(crate) struct DiskFiles {
     pub bytes: u64,
     /// Size of its file, if that has what was changed of a base beside it.
     pub changes_bytes: Option<u64>,
+    /// Further files between the two, each of the same size.
+    pub layers: usize,
 }
 
 impl DiskFiles {
@@ -248,8 +256,12 @@ impl DiskFiles {
         };
         let (file, base) = (size(disk)?, size(&base_of_disk(disk))?);
         Ok(match (file, base) {
-            (Some(changes), Some(bytes)) => Some(Self { bytes, changes_bytes: Some(changes) }),
-            (Some(bytes), None) => Some(Self { bytes, changes_bytes: None }),
+            (Some(changes), Some(bytes)) => {
+                let layers =
+                    layers_of_disk(disk).doing(|| format!("looking for layers of {}", disk.display()))?;
+                Some(Self { bytes, changes_bytes: Some(changes), layers: layers.len() })
+            }
+            (Some(bytes), None) => Some(Self { bytes, changes_bytes: None, layers: 0 }),
             (None, _) => None,
         })
     }

@@ -47,11 +47,18 @@ pub(super) fn share_blocks(source: &File, target: &File) -> io::Result<()> {
 pub(crate) fn write_out(path: &Path) -> Result<(), Failure> {
     let doing = || format!("writing out {}", path.display());
     let file = File::open(path).doing(doing)?;
-    let flags =
-        libc::SYNC_FILE_RANGE_WAIT_BEFORE | libc::SYNC_FILE_RANGE_WRITE | libc::SYNC_FILE_RANGE_WAIT_AFTER;
+    let waiting = libc::SYNC_FILE_RANGE_WAIT_BEFORE | libc::SYNC_FILE_RANGE_WAIT_AFTER;
+    sync_range(&file, waiting | libc::SYNC_FILE_RANGE_WRITE).doing(doing)
+}
+
+/// As [`write_out`], but waits for nothing.
+pub(super) fn begin_to_write_out(file: &File) -> io::Result<()> {
+    sync_range(file, libc::SYNC_FILE_RANGE_WRITE)
+}
+
+fn sync_range(file: &File, flags: libc::c_uint) -> io::Result<()> {
     // SAFETY: the call takes an open descriptor and numbers; a length of zero means to the end.
-    let result = unsafe { libc::sync_file_range(file.as_raw_fd(), 0, 0, flags) };
-    Errno::result(result).doing(doing)?;
+    Errno::result(unsafe { libc::sync_file_range(file.as_raw_fd(), 0, 0, flags) })?;
     Ok(())
 }
 

@@ -63,10 +63,30 @@ pub trait Machine: Send + Sync {
     /// The VMM's process, to notice its end.
     fn process(&self) -> &VmmProcess;
 
-    /// When this returns no guest instruction runs and all disk writes have reached the disk's file.
+    /// Answers why the guest's memory is no longer brought to it, should that happen: the guest waits for it for ever then.
+    /// What takes longer than `patience` counts as that. Never answers of a machine that has all of its memory.
+    async fn starves(&self, _patience: Duration) -> String {
+        std::future::pending().await
+    }
+
+    /// Waits until the VMM itself stops the vCPUs, as the host has no room for what the guest writes; lets them try again
+    /// every second until there is, and answers how long they stood still. Those that were stopped by
+    /// [`stop_vcpus`](Self::stop_vcpus) are left alone. May be given up and begun again at any time. Never answers where a
+    /// guest gets an error instead.
+    async fn outlast_stall(&mut self) -> Duration {
+        std::future::pending().await
+    }
+
+    /// Whether [`outlast_stall`](Self::outlast_stall) has noticed that the vCPUs stand still, and they still do.
+    fn is_stalled(&self) -> bool {
+        false
+    }
+
+    /// When this returns no guest instruction runs, and all disk writes have reached the disk's file but those that found no
+    /// room, which a [`save`](Self::save) holds.
     async fn stop_vcpus(&mut self) -> Result<(), DriverError>;
 
-    /// Also after a save that failed, and where they run.
+    /// Also after a save that failed, and where they run. A stall that was noticed is forgotten.
     async fn resume_vcpus(&mut self) -> Result<(), DriverError>;
 
     /// Does what can be done ahead of a [`save`](Self::save) into the same snapshot while the guest still runs, so

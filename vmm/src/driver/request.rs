@@ -71,6 +71,9 @@ pub struct MachineRecord {
     pub config: MachineConfig,
     pub slot: SlotNumber,
     pub home: CapsulePaths,
+    /// [`Snapshot::id`] of what it was restored from.
+    #[serde(default)]
+    pub parent: Option<String>,
     pub driver: DriverRecord,
 }
 

@@ -64,6 +64,8 @@ pub struct FirecrackerMachine {
     pub(super) config: MachineConfig,
     pub(super) slot: SlotNumber,
     pub(super) home: CapsulePaths,
+    /// Id of the snapshot that it was restored from.
+    pub(super) parent: Option<String>,
     pub(super) template: Option<String>,
     /// The disk, if it is a device.
     pub(super) device: Option<PathBuf>,
@@ -107,6 +109,7 @@ impl FirecrackerMachine {
             config: record.config,
             slot: record.slot,
             home,
+            parent: record.parent.clone(),
             template: firecracker.template.clone(),
             device: firecracker.device.clone(),
             number,
@@ -148,6 +151,7 @@ impl Machine for FirecrackerMachine {
             config: self.config,
             slot: self.slot,
             home: self.home.clone(),
+            parent: self.parent.clone(),
             driver: DriverRecord::Firecracker(FirecrackerRecord {
                 page_server,
                 template: self.template.clone(),
@@ -158,6 +162,13 @@ impl Machine for FirecrackerMachine {
 
     fn process(&self) -> &VmmProcess {
         &self.process
+    }
+
+    async fn starves(&self, patience: Duration) -> String {
+        match &self.pages {
+            Some(pages) => pages.failed(patience).await,
+            None => std::future::pending().await,
+        }
     }
 
     async fn stop_vcpus(&mut self) -> Result<(), DriverError> {
@@ -227,6 +238,7 @@ impl Machine for FirecrackerMachine {
             changes::save(&home, bytes, &files, base_is_there)
         });
         let SavedMemory { written_bytes, layout } = saved.await?;
+        into.set_parent(self.parent.clone());
         let state_bytes = into.saved(self.identity.clone(), self.config, layout)?;
         Ok(SaveReport {
             memory_written_bytes: written_bytes,

@@ -33,7 +33,7 @@ pub struct PageServerCommand {
 const ACCEPT: Duration = Duration::from_secs(20);
 /// What a restored guest touches in this time is its working set.
 const RECORD_FOR: Duration = Duration::from_secs(5);
-/// While a restore is under way, a server that is so long at one thing has failed.
+/// While a VMM is being started, a server that is so long at one thing has failed.
 pub const RESTORING: Duration = Duration::from_secs(3);
 /// Later somebody else may have the disk busy.
 const SERVING: Duration = Duration::from_secs(20);
@@ -58,15 +58,16 @@ pub async fn spawn(
         Base::Generations(directory) => MemorySource::Generations { directory },
         _ => MemorySource::Flat { file: home.memory() },
     };
-    let known = snapshot.working_set();
-    let known = known.exists().then_some(known);
+    let working_set = home.vmm().join(WORKING_SET);
+    if let Err(error) = take_over(&snapshot.working_set(), &working_set) {
+        tracing::warn!(%error, "restoring without a working set");
+    }
     let config = PageServerConfig {
         socket: home.vmm_run().join("pages.sock"),
         control: home.page_server_socket(),
         memory,
-        // What is recorded over another would only grow.
-        record: known.is_none().then(|| home.vmm().join(WORKING_SET)),
-        prefetch: known,
+        prefetch: Some(working_set.clone()),
+        record: Some(working_set),
         user: Some(place.slot.uid()),
         accept_within: ACCEPT,
         record_for: RECORD_FOR,
@@ -153,6 +154,11 @@ impl PageServer {
         }
     }
 
+    /// Answers why it is of no use, if it has ended or is at one thing for longer than this.
+    pub async fn failed(&self, patience: Duration) -> String {
+        describe(self.handle.trouble(patience).await)
+    }
+
     /// What went wrong with it.
     pub fn trouble(&self) -> Option<&str> {
         self.trouble.get().map(String::as_str)
@@ -208,7 +214,15 @@ async fn keep(handle: PageServerHandle, directory: File, to: PathBuf) {
     }
 }
 
-/// Puts the set that this life has recorded, if it has, with a snapshot of it.
+/// Puts the set that a snapshot has where this life will record its own: until it has, that is the one to pass on.
+fn take_over(known: &Path, to: &Path) -> io::Result<()> {
+    match fs::hard_link(known, to) {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),
+        result => result,
+    }
+}
+
+/// Puts the set of this life, if it has one, with a snapshot of it.
 pub fn pass_on(home: &CapsulePaths, to: &Path) -> io::Result<()> {
     match copy(&home.vmm().join(WORKING_SET), to) {
         Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),
@@ -230,4 +244,41 @@ fn copy(from: &Path, to: &Path) -> io::Result<()> {
     // The snapshot may have been removed.
     fs::metadata(to.parent().unwrap_or(Path::new("/")))?;
     write_atomically(to, &content)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::paths::HostPaths;
+
+    /// As a page server does, which makes a new file.
+    fn record(home: &CapsulePaths, set: &str) {
+        write_atomically(&home.vmm().join(WORKING_SET), set.as_bytes()).unwrap();
+    }
+
+    #[test]
+    fn a_snapshot_has_the_set_of_the_last_life_that_recorded_one() {
+        let directory = tempfile::tempdir().unwrap();
+        let [first, second, third] = ["first", "second", "third"].map(|name| directory.path().join(name));
+        let home = HostPaths::new(directory.path()).unwrap().capsule(&"one".parse().unwrap());
+        let life = |from: &Path| {
+            fs::create_dir_all(home.vmm()).unwrap();
+            take_over(from, &home.vmm().join(WORKING_SET)).unwrap();
+        };
+        let read = |of: &Path| fs::read_to_string(of).unwrap();
+
+        life(&directory.path().join("golden"));
+        pass_on(&home, &first).unwrap();
+        assert!(!first.exists(), "there was none");
+        record(&home, "recorded");
+        pass_on(&home, &first).unwrap();
+        fs::remove_dir_all(home.vmm()).unwrap();
+
+        life(&first);
+        pass_on(&home, &second).unwrap();
+        assert_eq!(read(&second), "recorded", "by the life before");
+        record(&home, "anew");
+        pass_on(&home, &third).unwrap();
+        assert_eq!([&first, &second, &third].map(|set| read(set)), ["recorded", "recorded", "anew"]);
+    }
 }

@@ -127,7 +127,8 @@ impl Starter<'_> {
             }
             attempt += 1;
         };
-        self.conclude(restored).await
+        let machine = self.conclude(restored).await?;
+        Ok(FirecrackerMachine { parent: Some(snapshot.id().to_owned()), ..machine })
     }
 
     async fn restore_once(
@@ -270,6 +271,7 @@ impl Starter<'_> {
             slot: self.place.slot,
             number: changes::FIRST,
             home,
+            parent: None,
             template: self.template.map(str::to_owned),
             device: self.place.device(),
             merging: None,

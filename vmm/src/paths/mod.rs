@@ -8,7 +8,7 @@
 //! <root>/data.xfs                   the disk store's own file system, where it needs one; mounted on
 //! <root>/data/                      what is cloned from each other lives in one file system:
 //!        capsules/<capsule>/        capsule.json, disk.ext4, memory, generations/, changes/, vmm/, metrics.json;
-//!                                   with the disk store dm-snapshot also disk.ext4.base
+//!                                   with the disk store dm-snapshot also disk.ext4.base, disk.ext4.<layer>
 //!        snapshots/<capsule>/       see `snapshot`
 //!        golden/<template>/<vcpus>-<memory>-<disk>-<vmm>-<versions>/
 //!        templates/<template>/      a snapshot, and template.json with it
@@ -509,6 +509,28 @@ pub(crate) fn base_of_disk(disk: &Path) -> PathBuf {
     let mut name = disk.as_os_str().to_owned();
     name.push(".base");
     name.into()
+}
+
+/// What the disk's layer of this number is called: what was changed of its base in earlier lives. The first is the lowest.
+pub(crate) fn layer_of_disk(disk: &Path, number: usize) -> PathBuf {
+    let mut name = disk.as_os_str().to_owned();
+    name.push(format!(".{number}"));
+    name.into()
+}
+
+/// All layers that there are of a disk, the lowest first.
+pub fn layers_of_disk(disk: &Path) -> io::Result<Vec<PathBuf>> {
+    let directory = disk.parent().unwrap_or(Path::new("."));
+    let mut layers = Vec::new();
+    for entry in fs::read_dir(directory)? {
+        let path = entry?.path();
+        let number = path.extension().and_then(OsStr::to_str).and_then(|number| number.parse().ok());
+        if let Some(number) = number.filter(|number| path == layer_of_disk(disk, *number)) {
+            layers.push((number, path));
+        }
+    }
+    layers.sort();
+    Ok(layers.into_iter().map(|(_, path)| path).collect())
 }
 
 /// What a file is called until it is complete.

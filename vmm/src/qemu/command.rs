@@ -141,7 +141,8 @@ pub fn arguments(
                 direct = disk.kind.direct(),
             ),
         )
-        .add("-device", "virtio-blk-device,drive=disk")
+        // What finds no room on the host stops the vCPUs, and is tried again: see `stall`.
+        .add("-device", "virtio-blk-device,drive=disk,werror=enospc")
         .add("-netdev", format!("tap,id=net,fd={tap}"))
         // Without status=off the guest's driver waits a second for a carrier.
         .add("-device", format!("virtio-net-device,netdev=net,mac={mac},status=off"))

@@ -5,10 +5,12 @@
 //!              ▲  └──────── resume_vcpus ─────┘
 //!  adopt ──────┘ (or stopped, if the agent was lost in between)      terminate from anywhere
 //! ```
+//! QEMU stops the vCPUs, too, when the host has no room for what the guest writes: a [`Stall`]. Stopping them then as well only
+//! keeps them from being let go on; what was not written is in the saved state, and is written by who runs on from it.
 
 use std::{
     fs::{self, File},
-    future::Future,
+    future::{Future, pending},
     os::{
         fd::OwnedFd,
         unix::fs::{FileExt as _, MetadataExt as _},
@@ -24,7 +26,8 @@ use super::{
     MemoryRecord, QemuRecord, command,
     launch::{LOG_DESCRIPTOR, Plan, STATE_DESCRIPTOR, Started},
     mapping::Mapping,
-    qmp::{Qmp, QmpError},
+    qmp::{Qmp, QmpError, RunState},
+    stall::Stall,
 };
 use crate::{
     disk::try_clone,
@@ -42,7 +45,7 @@ use crate::{
         cgroup::Cgroups,
         output::{descriptor_of, last_words},
     },
-    snapshot::{SnapshotFiles, SnapshotWriter},
+    snapshot::{Snapshot, SnapshotFiles, SnapshotWriter},
 };
 
 /// Between the end of a connection to QEMU and the end of QEMU.
@@ -54,6 +57,10 @@ const ADOPTION: Duration = Duration::from_secs(60);
 pub struct QemuMachine {
     process: VmmProcess,
     qmp: Qmp,
+    /// From `stop_vcpus` to `resume_vcpus`.
+    halted: bool,
+    /// As far as it was noticed.
+    stall: Option<Stall>,
     log: OwnedFd,
     /// The file that QEMU writes its device state to.
     state: OwnedFd,
@@ -62,6 +69,8 @@ pub struct QemuMachine {
     config: MachineConfig,
     slot: SlotNumber,
     home: CapsulePaths,
+    /// Id of the snapshot that it was restored from.
+    parent: Option<String>,
     /// Of the generations its memory is based on.
     merging: Option<Merging>,
     cgroups: Cgroups,
@@ -113,13 +122,32 @@ impl QemuMachine {
                 launched.keep();
                 let merging = matches!(memory, MemoryRecord::Generations { .. })
                     .then(|| Merging::start(home.generations()));
-                Ok(Self { process, qmp, log, state, memory, identity, config, slot, home, merging, cgroups })
+                Ok(Self {
+                    process,
+                    qmp,
+                    halted: false,
+                    stall: None,
+                    log,
+                    state,
+                    memory,
+                    identity,
+                    config,
+                    slot,
+                    home,
+                    parent: None,
+                    merging,
+                    cgroups,
+                })
             }
             Err(error) => {
                 process.kill().await?;
                 Err(error)
             }
         }
+    }
+
+    pub fn restored_from(self, snapshot: &Snapshot) -> Self {
+        Self { parent: Some(snapshot.id().to_owned()), ..self }
     }
 
     /// Takes up one that runs.
@@ -133,10 +161,17 @@ impl QemuMachine {
         let log = descriptor_of(pid, LOG_DESCRIPTOR)?;
         let state = descriptor_of(pid, STATE_DESCRIPTOR)?;
         let socket = record.home.qmp_socket();
-        let qmp = supervise(&process, &log, "taking the machine up", ADOPTION, Qmp::connect(&socket)).await?;
+        let ready = async {
+            let mut qmp = Qmp::connect(&socket).await?;
+            let run_state = qmp.status().await?;
+            Ok((qmp, run_state))
+        };
+        let (qmp, run_state) = supervise(&process, &log, "taking the machine up", ADOPTION, ready).await?;
         Ok(Self {
             process,
             qmp,
+            halted: false,
+            stall: (run_state == RunState::IoError).then(|| Stall::since(tokio::time::Instant::now())),
             log,
             state,
             memory: qemu.memory,
@@ -144,6 +179,7 @@ impl QemuMachine {
             config: record.config,
             slot: record.slot,
             home: record.home.clone(),
+            parent: record.parent.clone(),
             merging: None,
             cgroups,
         })
@@ -184,6 +220,7 @@ impl Machine for QemuMachine {
             config: self.config,
             slot: self.slot,
             home: self.home.clone(),
+            parent: self.parent.clone(),
             driver: DriverRecord::Qemu(QemuRecord { memory: self.memory }),
         }
     }
@@ -192,11 +229,37 @@ impl Machine for QemuMachine {
         &self.process
     }
 
+    async fn outlast_stall(&mut self) -> Duration {
+        if self.halted {
+            return pending().await;
+        }
+        // Kept, so that it is still the same one when this is given up and begun again.
+        let stall = match &mut self.stall {
+            Some(stall) => stall,
+            none => {
+                let stall = none.insert(Stall::begins(&mut self.qmp).await);
+                tracing::warn!(
+                    "the host has no room for what the guest writes: it stands still until there is"
+                );
+                stall
+            }
+        };
+        let stood = stall.outlast(&mut self.qmp).await;
+        self.stall = None;
+        tracing::info!(?stood, "there is room again: the guest goes on");
+        stood
+    }
+
+    fn is_stalled(&self) -> bool {
+        self.stall.is_some()
+    }
+
     async fn stop_vcpus(&mut self) -> Result<(), DriverError> {
         // A save reads what is being merged. Its end is waited for while the guest still runs.
         if let Some(merging) = &mut self.merging {
             merging.end().await;
         }
+        self.halted = true;
         // QEMU drains and flushes its block devices before it answers.
         match self.qmp.stop().await {
             Ok(()) => Ok(()),
@@ -206,7 +269,10 @@ impl Machine for QemuMachine {
 
     async fn resume_vcpus(&mut self) -> Result<(), DriverError> {
         match self.qmp.resume().await {
-            Ok(()) => Ok(()),
+            Ok(()) => {
+                (self.halted, self.stall) = (false, None);
+                Ok(())
+            }
             Err(error) => Err(self.explain("letting the vCPUs run", error).await),
         }
     }
@@ -239,6 +305,7 @@ impl Machine for QemuMachine {
         });
         let (SavedMemory { written_bytes, layout }, state_done) = saved.await?;
         let memory_took = state_done.elapsed();
+        into.set_parent(self.parent.clone());
         let state_bytes = into.saved(self.identity.clone(), self.config, layout)?;
         let state_took = state_done - begun;
         Ok(SaveReport { memory_written_bytes: written_bytes, state_bytes, memory_took, state_took })

@@ -7,6 +7,7 @@ mod machine;
 mod mapping;
 mod qmp;
 mod sealed;
+mod stall;
 mod version;
 
 use std::{
@@ -148,7 +149,8 @@ impl Driver for QemuDriver {
         let plan = self.launcher.plan(manifest.machine, origin, disk, slot, home).await?;
         // The guest goes on with the rate it was told at its boot.
         let identity = VmmIdentity { tsc_khz: manifest.identity.tsc_khz, ..identity };
-        Ok(Box::new(QemuMachine::start(plan, identity, deadline).await?))
+        let machine = QemuMachine::start(plan, identity, deadline).await?;
+        Ok(Box::new(machine.restored_from(snapshot)))
     }
 
     async fn adopt(&self, record: &MachineRecord) -> Result<Box<dyn Machine>, DriverError> {

@@ -13,7 +13,7 @@ use tokio::{
     },
     sync::{mpsc, watch},
     task::JoinHandle,
-    time::timeout,
+    time::{Instant, timeout},
 };
 use tokio_util::codec::{FramedRead, LinesCodec, LinesCodecError};
 
@@ -64,13 +64,30 @@ struct ErrorBody {
     desc: String,
 }
 
+/// What QEMU calls the state of the whole machine.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum RunState {
+    Running,
+    /// A write to the disk found no room on the host. QEMU has stopped the vCPUs, and tries it again when they go on.
+    IoError,
+    #[serde(other)]
+    Other,
+}
+
+#[derive(Clone, Copy, Debug)]
+enum Vcpus {
+    Running,
+    Stopped(Instant),
+}
+
 /// A connection that is ready for commands.
 #[derive(Debug)]
 pub struct Qmp {
     write: OwnedWriteHalf,
     answers: mpsc::Receiver<Result<Message, QmpError>>,
-    /// What the last event about it said; `None` before the first.
-    running: watch::Receiver<Option<bool>>,
+    /// What the last event about them said; `None` before the first.
+    vcpus: watch::Receiver<Option<Vcpus>>,
     next_id: u64,
     reader: JoinHandle<()>,
 }
@@ -80,9 +97,9 @@ impl Qmp {
     pub async fn connect(socket: &Path) -> Result<Self, QmpError> {
         let (read, write) = UnixStream::connect(socket).await?.into_split();
         let (send_answer, answers) = mpsc::channel(8);
-        let (send_running, running) = watch::channel(None);
-        let reader = tokio::spawn(read_all(read, send_answer, send_running));
-        let mut qmp = Self { write, answers, running, next_id: 0, reader };
+        let (send_vcpus, vcpus) = watch::channel(None);
+        let reader = tokio::spawn(read_all(read, send_answer, send_vcpus));
+        let mut qmp = Self { write, answers, vcpus, next_id: 0, reader };
         match qmp.answer().await? {
             Message::Greeting { .. } => {}
             other => return Err(QmpError::Garbage(format!("{other:?}"))),
@@ -115,23 +132,34 @@ impl Qmp {
         }
     }
 
-    /// As QEMU calls it: `running`, `paused`, `inmigrate`, …
-    pub async fn status(&mut self) -> Result<String, QmpError> {
+    pub async fn status(&mut self) -> Result<RunState, QmpError> {
         let status = self.execute("query-status", json!({}), PROMPT).await?;
-        match status.get("status").and_then(Value::as_str) {
-            Some(status) => Ok(status.to_owned()),
-            None => Err(QmpError::Garbage(status.to_string())),
+        let state = status.get("status").map(RunState::deserialize);
+        match state {
+            Some(Ok(state)) => Ok(state),
+            _ => Err(QmpError::Garbage(status.to_string())),
         }
     }
 
-    /// Waits until the vCPUs of a machine that is being restored run.
+    /// Waits until the vCPUs of a machine that is being started run, or have run: a restored one may stand still again at
+    /// once, if a write that it was saved with still finds no room.
     pub async fn until_running(&mut self) -> Result<(), QmpError> {
-        if self.status().await? == "running" {
+        if matches!(self.status().await?, RunState::Running | RunState::IoError) {
             return Ok(());
         }
         // Only an event can tell from here on; one that came before the question is remembered.
-        let running = self.running.wait_for(|running| *running == Some(true)).await.is_ok();
-        if running { Ok(()) } else { Err(self.end().await) }
+        let has_run = self.vcpus.wait_for(Option::is_some).await.is_ok();
+        if has_run { Ok(()) } else { Err(self.end().await) }
+    }
+
+    /// Waits until the vCPUs have stopped, whatever for, and answers when they did. Nothing is lost by giving up waiting.
+    pub async fn until_stopped(&mut self) -> Result<Instant, QmpError> {
+        loop {
+            if let Some(Vcpus::Stopped(at)) = *self.vcpus.borrow_and_update() {
+                return Ok(at);
+            }
+            self.vcpus.changed().await.map_err(|_| QmpError::Closed)?;
+        }
     }
 
     async fn execute(
@@ -190,7 +218,7 @@ impl Drop for Qmp {
 async fn read_all(
     read: OwnedReadHalf,
     answers: mpsc::Sender<Result<Message, QmpError>>,
-    running: watch::Sender<Option<bool>>,
+    vcpus: watch::Sender<Option<Vcpus>>,
 ) {
     let mut lines = FramedRead::new(read, LinesCodec::new_with_max_length(LONGEST_LINE));
     loop {
@@ -204,8 +232,8 @@ async fn read_all(
         };
         if let Ok(Message::Event { event }) = &message {
             match event.as_str() {
-                "RESUME" => running.send_replace(Some(true)),
-                "STOP" => running.send_replace(Some(false)),
+                "RESUME" => vcpus.send_replace(Some(Vcpus::Running)),
+                "STOP" => vcpus.send_replace(Some(Vcpus::Stopped(Instant::now()))),
                 _ => continue,
             };
             continue;
@@ -287,9 +315,20 @@ mod tests {
     }
 
     #[tokio::test]
+    async fn a_restored_machine_that_stops_at_once_has_run() {
+        let events = "{\"return\": {\"status\": \"inmigrate\"}, \"id\": 1}\n{\"event\": \"RESUME\"}\n{\"event\": \"STOP\"}";
+        let (_directory, qmp) = fake(Box::leak(Box::new([events]))).await;
+        let mut qmp = qmp.unwrap();
+        qmp.until_running().await.unwrap();
+        qmp.until_stopped().await.unwrap();
+    }
+
+    #[tokio::test]
     async fn the_end_of_qemu_ends_every_wait() {
         let (_directory, qmp) = fake(&[r#"{"return": {"status": "inmigrate"}, "id": 1}"#]).await;
-        assert!(matches!(qmp.unwrap().until_running().await, Err(QmpError::Closed | QmpError::Io(_))));
+        let mut qmp = qmp.unwrap();
+        assert!(matches!(qmp.until_running().await, Err(QmpError::Closed | QmpError::Io(_))));
+        assert!(matches!(qmp.until_stopped().await, Err(QmpError::Closed)));
     }
 
     #[tokio::test]

@@ -13,8 +13,9 @@ use crate::{
     paths::hex,
 };
 
-/// Grows when a program of today could not read what is written. The second one has memory in generations.
-const FORMAT: u32 = 2;
+/// Grows when a program of today could not read what is written. The second one has memory in generations, the third disks
+/// in layers.
+const FORMAT: u32 = 3;
 const OLDEST_FORMAT: u32 = 1;
 const MAGIC: &str = "wrenn-snapshot";
 
@@ -28,7 +29,7 @@ pub struct SnapshotManifest {
     pub memory: MemoryLayout,
     pub state: FileDigest,
     pub disk: Option<DiskEntry>,
-    /// What the machine was itself restored from.
+    /// [`Snapshot::id`](super::Snapshot::id) of what the machine was itself restored from.
     pub parent: Option<String>,
 }
 
@@ -84,11 +85,14 @@ pub struct DiskEntry {
     /// Size of the disk's file, where that has only what was changed of a base beside it.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub changes_bytes: Option<u64>,
+    /// Further files of that size between the two, of what was changed before.
+    #[serde(default)]
+    pub layers: usize,
 }
 
 impl From<DiskFiles> for DiskEntry {
-    fn from(DiskFiles { bytes, changes_bytes }: DiskFiles) -> Self {
-        Self { bytes, changes_bytes }
+    fn from(DiskFiles { bytes, changes_bytes, layers }: DiskFiles) -> Self {
+        Self { bytes, changes_bytes, layers }
     }
 }
 
@@ -149,8 +153,8 @@ pub(super) mod tests {
             machine: MachineConfig { vcpus: 2, memory_mib: 512 },
             memory: MemoryLayout::Flat { bytes: 512 << 20, digest: None },
             state: FileDigest { bytes: 3, sha256: hex(&Sha256::digest("abc")) },
-            disk: Some(DiskEntry { bytes: 1 << 30, changes_bytes: None }),
-            parent: Some("golden/minimal".into()),
+            disk: Some(DiskEntry { bytes: 1 << 30, changes_bytes: None, layers: 0 }),
+            parent: Some("5ca1ab1e".into()),
         }
     }
 
@@ -163,11 +167,13 @@ pub(super) mod tests {
     #[test]
     fn another_format_is_named() {
         let text = String::from_utf8(manifest().encode()).unwrap();
-        let text = text.replacen("wrenn-snapshot 2 ", "wrenn-snapshot 3 ", 1);
+        let text = text.replacen("wrenn-snapshot 3 ", "wrenn-snapshot 4 ", 1);
         let error = SnapshotManifest::decode(text.as_bytes(), Path::new("/s")).unwrap_err();
-        assert_eq!(error.to_string(), "the snapshot at /s has format 3, this program reads 2");
-        let text = text.replacen("wrenn-snapshot 3 ", "wrenn-snapshot 1 ", 1);
-        assert_eq!(SnapshotManifest::decode(text.as_bytes(), Path::new("/s")).unwrap(), manifest());
+        assert_eq!(error.to_string(), "the snapshot at /s has format 4, this program reads 3");
+        for older in 1..3 {
+            let text = text.replacen("wrenn-snapshot 4 ", &format!("wrenn-snapshot {older} "), 1);
+            assert_eq!(SnapshotManifest::decode(text.as_bytes(), Path::new("/s")).unwrap(), manifest());
+        }
     }
 
     proptest! {

@@ -1,11 +1,12 @@
 //! A machine that does not run: a directory with its device state, memory, disk and a manifest.
 //!
 //! ```text
-//! <name>/manifest.json   one line `wrenn-snapshot 2 <sha256 of the rest>`, then JSON
+//! <name>/manifest.json   one line `wrenn-snapshot 3 <sha256 of the rest>`, then JSON
 //!        state           the VMM's device state
 //!        memory          one byte of file per byte of guest memory, holes where it is zero; or instead
 //!        memory.header   and data files, some of them hard links of earlier snapshots': see `memory`
-//!        disk.ext4       of the same moment as the memory; with disk.ext4.base beside it, what was changed of that
+//!        disk.ext4       of the same moment as the memory; with disk.ext4.base beside it, what was changed of that,
+//!                        upon what disk.ext4.1, disk.ext4.2 … have of earlier changes
 //!        working-set     which pages a restore needed, once one has shown it: a hint, see `uffd`
 //! ```
 //! Nothing else in it ever changes, so all of it may be linked or cloned into another snapshot.
@@ -19,6 +20,8 @@ use std::{
     path::{Path, PathBuf},
 };
 
+use sha2::{Digest as _, Sha256};
+
 pub(crate) use self::writer::SnapshotFiles;
 pub use self::{
     manifest::{DiskEntry, FileDigest, MemoryLayout, SnapshotManifest},
@@ -27,7 +30,7 @@ pub use self::{
 use crate::{
     failure::{Doing as _, Failure, Failures, Teardown, blocking},
     memory::{Generations, MemoryError, header_path},
-    paths::{base_of_disk, hex, unhex},
+    paths::{base_of_disk, hex, layer_of_disk, sync_directory, unhex},
 };
 
 const MANIFEST: &str = "manifest.json";
@@ -61,6 +64,7 @@ pub enum SnapshotError {
 #[derive(Clone, Debug)]
 pub struct Snapshot {
     directory: PathBuf,
+    id: String,
     manifest: SnapshotManifest,
 }
 
@@ -82,7 +86,7 @@ impl Snapshot {
             Err(error) => return Err(Failure::new(format!("reading {}", path.display()), error).into()),
         };
         let manifest = SnapshotManifest::decode(&bytes, &directory)?;
-        let snapshot = Self { directory, manifest };
+        let snapshot = Self { directory, id: Self::id_of(&bytes), manifest };
         snapshot.check_files()?;
         Ok(snapshot)
     }
@@ -94,9 +98,12 @@ impl Snapshot {
         }
         match self.manifest.disk {
             None => {}
-            Some(DiskEntry { bytes, changes_bytes: None }) => self.check_size(&self.disk(), bytes)?,
-            Some(DiskEntry { bytes, changes_bytes: Some(changes) }) => {
+            Some(DiskEntry { bytes, changes_bytes: None, .. }) => self.check_size(&self.disk(), bytes)?,
+            Some(DiskEntry { bytes, changes_bytes: Some(changes), layers }) => {
                 self.check_size(&self.disk(), changes)?;
+                for number in 1..=layers {
+                    self.check_size(&layer_of_disk(&self.disk(), number), changes)?;
+                }
                 self.check_size(&base_of_disk(&self.disk()), bytes)?;
             }
         }
@@ -135,6 +142,15 @@ impl Snapshot {
 
     pub fn directory(&self) -> &Path {
         &self.directory
+    }
+
+    /// SHA-256 of its manifest, in lowercase hexadecimal: it is the same wherever the snapshot is, and no other one's.
+    pub fn id(&self) -> &str {
+        &self.id
+    }
+
+    fn id_of(manifest: &[u8]) -> String {
+        hex(&Sha256::digest(manifest))
     }
 
     pub fn manifest(&self) -> &SnapshotManifest {
@@ -185,24 +201,34 @@ impl Snapshot {
         self.directory.join(DISK)
     }
 
-    /// The manifest goes first: what is left after a crash is no snapshot any more.
     pub async fn remove(self) -> Result<(), SnapshotError> {
-        blocking(move || {
-            let mut teardown = Teardown::default();
-            let manifest = self.directory.join(MANIFEST);
-            teardown.step(|| format!("removing {}", manifest.display()), fs::remove_file(&manifest));
-            let directory = &self.directory;
-            teardown.step(|| format!("removing {}", directory.display()), fs::remove_dir_all(directory));
-            Ok(teardown.finish()?)
-        })
-        .await
+        blocking(move || Ok(remove(&self.directory)?)).await
     }
+}
+
+/// Removes whatever snapshot there may be in a directory, so that also a power failure does not bring it back.
+pub async fn withdraw(directory: &Path) -> Result<(), SnapshotError> {
+    let directory = directory.to_owned();
+    blocking(move || {
+        remove(&directory)?;
+        let parent = directory.parent().unwrap_or(Path::new("/"));
+        Ok(sync_directory(parent).doing(|| format!("syncing {}", parent.display()))?)
+    })
+    .await
+}
+
+/// The manifest goes first: what is left after a crash is no snapshot any more.
+fn remove(directory: &Path) -> Result<(), Failures> {
+    let mut teardown = Teardown::default();
+    let manifest = directory.join(MANIFEST);
+    teardown.step(|| format!("removing {}", manifest.display()), fs::remove_file(&manifest));
+    teardown.step(|| format!("removing {}", directory.display()), fs::remove_dir_all(directory));
+    teardown.finish()
 }
 
 impl FileDigest {
     /// Of a small file.
     pub(crate) fn of(path: &Path) -> Result<Self, SnapshotError> {
-        use sha2::Digest as _;
         let doing = || format!("reading {}", path.display());
         let size = fs::metadata(path).doing(doing)?.len();
         if size > STATE_LIMIT {
@@ -210,6 +236,6 @@ impl FileDigest {
             return Err(Failure::new(doing(), error).into());
         }
         let content = fs::read(path).doing(doing)?;
-        Ok(Self { bytes: content.len() as u64, sha256: hex(&sha2::Sha256::digest(&content)) })
+        Ok(Self { bytes: content.len() as u64, sha256: hex(&Sha256::digest(&content)) })
     }
 }

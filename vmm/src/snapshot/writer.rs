@@ -23,7 +23,7 @@ use crate::{
     driver::{MachineConfig, VmmIdentity},
     failpoint,
     failure::{Doing as _, Failure, Failures, Teardown, blocking},
-    paths::{PARTIAL, base_of_disk, create_directory, partial, sync_directory},
+    paths::{PARTIAL, create_directory, partial, sync_directory},
     snapshot::SnapshotManifest,
 };
 
@@ -101,9 +101,9 @@ impl SnapshotWriter {
         self.partial.join(DISK)
     }
 
-    /// What the machine was restored from.
-    pub fn set_parent(&mut self, parent: String) {
-        self.parent = Some(parent);
+    /// For drivers: [`Snapshot::id`] of what the machine was restored from, if it was.
+    pub(crate) fn set_parent(&mut self, parent: Option<String>) {
+        self.parent = parent;
     }
 
     /// For drivers: memory and device state are written.
@@ -133,7 +133,8 @@ impl SnapshotWriter {
     pub async fn copy_machine(&mut self, of: &Snapshot) -> Result<(), SnapshotError> {
         let (from, to) = (of.directory().to_owned(), self.partial.clone());
         blocking(move || copy_files(&from, &to)).await?;
-        let SnapshotManifest { identity, machine, memory, state, .. } = of.manifest().clone();
+        let SnapshotManifest { identity, machine, memory, state, parent, .. } = of.manifest().clone();
+        self.parent = parent;
         self.saved = Some(Saved { identity, machine, memory, state });
         Ok(())
     }
@@ -145,13 +146,13 @@ impl SnapshotWriter {
             return Err(SnapshotError::Empty(self.target.clone()));
         };
         blocking(move || {
-            let manifest = self.write_manifest(saved)?;
+            let (manifest, id) = self.write_manifest(saved)?;
             failpoint!(blocking "commit.described")?;
             self.sync()?;
             failpoint!(blocking "commit.synced")?;
             self.publish()?;
             failpoint!(blocking "commit.visible")?;
-            Ok(Snapshot { directory: self.target.clone(), manifest })
+            Ok(Snapshot { directory: self.target.clone(), id, manifest })
         })
         .await
     }
@@ -163,15 +164,16 @@ impl SnapshotWriter {
             return Err(SnapshotError::Empty(self.target.clone()));
         };
         blocking(move || {
-            let manifest = self.write_manifest(saved)?;
+            let (manifest, id) = self.write_manifest(saved)?;
             // What it replaces is removed when this writer is dropped.
             self.done = !self.rename()?;
-            Ok(Snapshot { directory: self.target.clone(), manifest })
+            Ok(Snapshot { directory: self.target.clone(), id, manifest })
         })
         .await
     }
 
-    fn write_manifest(&self, saved: Saved) -> Result<SnapshotManifest, SnapshotError> {
+    /// Answers the snapshot's id, too.
+    fn write_manifest(&self, saved: Saved) -> Result<(SnapshotManifest, String), SnapshotError> {
         let disk = DiskFiles::of(&self.disk_path())?.map(DiskEntry::from);
         let created_at = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
         let Saved { identity, machine, memory, state } = saved;
@@ -185,8 +187,9 @@ impl SnapshotWriter {
             parent: self.parent.clone(),
         };
         let path = self.partial.join(MANIFEST);
-        fs::write(&path, manifest.encode()).doing(|| format!("writing {}", path.display()))?;
-        Ok(manifest)
+        let encoded = manifest.encode();
+        fs::write(&path, &encoded).doing(|| format!("writing {}", path.display()))?;
+        Ok((manifest, Snapshot::id_of(&encoded)))
     }
 
     /// File by file, not the whole file system, which would wait for what every other machine on it has
@@ -260,12 +263,12 @@ fn take_place(from: &Path, to: &Path, something_is_there: bool) -> Result<(), Fa
 
 /// Everything of a snapshot but its manifest and its disk.
 fn copy_files(from: &Path, to: &Path) -> Result<(), Failure> {
-    let base = base_of_disk(Path::new(DISK));
     let doing = || format!("copying {}", from.display());
     for entry in fs::read_dir(from).doing(doing)? {
         let entry = entry.doing(doing)?;
         let name = entry.file_name();
-        if name != MANIFEST && name != DISK && name != base.as_os_str() {
+        // The disk's further files have its name before theirs.
+        if name != MANIFEST && !name.as_encoded_bytes().starts_with(DISK.as_bytes()) {
             let copy = to.join(&name);
             clone_or_copy(&entry.path(), &copy)?;
             let mode = entry.metadata().doing(doing)?.permissions();
@@ -334,13 +337,14 @@ mod tests {
         let directory = tempfile::tempdir().unwrap();
         let at = directory.path().join("cl-1");
         let mut writer = written(&at, b"memory").await;
-        writer.set_parent("golden/minimal".into());
+        writer.set_parent(Some("5ca1ab1e".into()));
         assert!(matches!(Snapshot::open(&at).await, Err(SnapshotError::Missing(_))));
 
-        writer.commit().await.unwrap();
+        let written = writer.commit().await.unwrap();
         let snapshot = Snapshot::open(&at).await.unwrap();
-        assert_eq!(snapshot.manifest().disk, Some(DiskEntry { bytes: 4, changes_bytes: None }));
-        assert_eq!(snapshot.manifest().parent.as_deref(), Some("golden/minimal"));
+        assert_eq!(snapshot.id(), written.id());
+        assert_eq!(snapshot.manifest().disk, Some(DiskEntry { bytes: 4, changes_bytes: None, layers: 0 }));
+        assert_eq!(snapshot.manifest().parent.as_deref(), Some("5ca1ab1e"));
         assert_eq!(fs::read(snapshot.memory()).unwrap(), b"memory");
         assert_eq!(fs::read_dir(directory.path()).unwrap().count(), 1);
 
@@ -349,10 +353,24 @@ mod tests {
     }
 
     #[tokio::test]
+    async fn one_is_withdrawn_whatever_there_is_of_it() {
+        let directory = tempfile::tempdir().unwrap();
+        let at = directory.path().join("cl-1");
+        let snapshot = written(&at, b"memory").await.commit().await.unwrap();
+        fs::write(snapshot.state(), "of another one").unwrap();
+        for _ in 0..2 {
+            crate::snapshot::withdraw(&at).await.unwrap();
+            assert_eq!(fs::read_dir(directory.path()).unwrap().count(), 0);
+        }
+    }
+
+    #[tokio::test]
     async fn a_copy_is_as_whole_as_what_it_was_made_from() {
         let directory = tempfile::tempdir().unwrap();
         let (from, to) = (directory.path().join("cl-1"), directory.path().join("tpl-1"));
-        let paused = written(&from, b"memory").await.commit().await.unwrap();
+        let mut writer = written(&from, b"memory").await;
+        writer.set_parent(Some("5ca1ab1e".into()));
+        let paused = writer.commit().await.unwrap();
         for _ in 0..2 {
             let mut writer = SnapshotWriter::begin(&to).await.unwrap();
             writer.copy_machine(&paused).await.unwrap();
@@ -360,10 +378,32 @@ mod tests {
             writer.commit_unsynced().await.unwrap();
         }
         assert_eq!(fs::read_dir(directory.path()).unwrap().count(), 2);
-        paused.remove().await.unwrap();
         let copy = Snapshot::open(&to).await.unwrap();
+        assert_eq!(copy.manifest().parent, paused.manifest().parent);
+        assert_ne!(copy.id(), paused.id());
+        paused.remove().await.unwrap();
         assert_eq!(fs::read(copy.memory()).unwrap(), b"memory");
-        assert_eq!(copy.manifest().disk, Some(DiskEntry { bytes: 4, changes_bytes: None }));
+        assert_eq!(copy.manifest().disk, Some(DiskEntry { bytes: 4, changes_bytes: None, layers: 0 }));
+    }
+
+    #[tokio::test]
+    async fn all_files_of_a_disk_must_be_there() {
+        let directory = tempfile::tempdir().unwrap();
+        let (at, other) = (directory.path().join("cl-1"), directory.path().join("tpl-1"));
+        let writer = written(&at, b"memory").await;
+        for further in ["base", "1", "2"] {
+            fs::write(writer.directory().join(format!("{DISK}.{further}")), "disk").unwrap();
+        }
+        let snapshot = writer.commit().await.unwrap();
+        let disk = DiskEntry { bytes: 4, changes_bytes: Some(4), layers: 2 };
+        assert_eq!(Snapshot::open(&at).await.unwrap().manifest().disk, Some(disk));
+        let mut copy = SnapshotWriter::begin(&other).await.unwrap();
+        copy.copy_machine(&snapshot).await.unwrap();
+        assert_eq!(fs::read_dir(copy.directory()).unwrap().count(), 2, "a disk is not the machine's");
+
+        fs::remove_file(at.join("disk.ext4.2")).unwrap();
+        let error = Snapshot::open(&at).await.unwrap_err();
+        assert!(error.to_string().contains("disk.ext4.2 is missing"), "{error}");
     }
 
     #[tokio::test]

@@ -18,9 +18,8 @@ pub struct PageServerConfig {
     pub memory: MemorySource,
     /// The working set an earlier restore of this memory recorded, read before root is given up. A file
     /// that is missing or damaged is as none.
-    /// What is recorded after it contains it: give none now and then, so that it does not only grow.
     pub prefetch: Option<PathBuf>,
-    /// Where to put this restore's working set, replacing a file that is there. Its directory must be writable
+    /// Where to put this restore's working set, replacing a file that is there, which may be the one above. Its directory must be writable
     /// for `user`; those above it need not even be open to it.
     pub record: Option<PathBuf>,
     /// The user the VMM runs as: the socket becomes its, and the server becomes it once everything is open. None

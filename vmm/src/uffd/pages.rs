@@ -16,7 +16,7 @@ const NEAR: u64 = 16;
 /// What goes with the second.
 const WIDER: u64 = 64;
 /// Unit of looking for locality, and the most that goes with one fault: 2 MiB.
-const CHUNK: u64 = 512;
+pub const CHUNK: u64 = 512;
 
 /// What to do about a fault.
 #[derive(Debug, PartialEq, Eq)]

@@ -38,7 +38,7 @@ use super::{
     pages,
     source::{PAGE, PageSource},
     workers::Service,
-    working_set::{self, WorkingSetError},
+    working_set::{self, WorkingSet, WorkingSetError},
 };
 use crate::{
     failure::{Doing as _, Failure},
@@ -113,8 +113,8 @@ impl PageServer {
     /// Serves one VMM until it ends.
     pub fn serve(mut self) -> Result<(), PageServerError> {
         self.enter_record_directory();
-        let prefetch =
-            self.config.prefetch.as_deref().map_or_else(Vec::new, |path| plan(path, &*self.source));
+        let known = self.config.prefetch.as_deref().map(|path| load(path, &*self.source)).unwrap_or_default();
+        let prefetch = plan(&known, &*self.source);
         // Everything that only root may open is open.
         if let Some(user) = self.config.user {
             become_user(user)?;
@@ -124,7 +124,7 @@ impl PageServer {
         drop(socket);
         let vmm = handshake::receive(stream, source.blocks() * PAGE)?;
         tracing::info!(pid = vmm.pid, blocks = source.blocks(), "serving the memory of a VMM");
-        Serving::start(&config, source, vmm, prefetch)?.oversee(&control)
+        Serving::start(&config, source, vmm, prefetch, known.restores.saturating_add(1))?.oversee(&control)
     }
 
     /// What is recorded is named from within its directory: the user this becomes may not get into those above it.
@@ -182,6 +182,7 @@ impl Serving {
         source: Arc<dyn PageSource>,
         vmm: Vmm,
         prefetch: Vec<Range<u64>>,
+        restores: u64,
     ) -> Result<Self, Failure> {
         let ended = EventFd::from_flags(EfdFlags::EFD_CLOEXEC | EfdFlags::EFD_NONBLOCK);
         let ended = Arc::new(ended.doing(|| "making an event descriptor")?);
@@ -190,7 +191,8 @@ impl Serving {
         let memory = GuestMemory::new(userfault, layout, pages)?;
         let service = Arc::new(Service::new(memory, source, config.workers, ended.clone()));
         service.start(prefetch)?;
-        let recorder = Arc::new(Recorder { to: config.record.clone(), pages, done: OnceLock::new() });
+        let to = config.record.clone();
+        let recorder = Arc::new(Recorder { to, pages, restores, done: OnceLock::new() });
         let record_at = Instant::now().checked_add(config.record_for);
         Ok(Self { service, ended, recorder, pidfd, record_at })
     }
@@ -257,6 +259,8 @@ struct Recorder {
     to: Option<PathBuf>,
     /// Of all the memory.
     pages: u64,
+    /// In a row, with this one.
+    restores: u64,
     done: OnceLock<Result<u64, String>>,
 }
 
@@ -265,35 +269,40 @@ impl Recorder {
     fn record(&self, pages: &pages::Pages) -> &Result<u64, String> {
         self.done.get_or_init(|| {
             let Some(path) = &self.to else { return Ok(0) };
-            let needed = pages.needed();
-            working_set::store(path, &needed, self.pages).map_err(|failure| {
+            let set = WorkingSet { stretches: pages.needed(), restores: self.restores };
+            working_set::store(path, &set, self.pages).map_err(|failure| {
                 let why = chain(&failure);
                 tracing::warn!(why, "the next restore will have no working set");
                 why
             })?;
-            Ok(needed.iter().map(|range| range.end - range.start).sum())
+            Ok(set.stretches.iter().map(|range| range.end - range.start).sum())
         })
     }
 }
 
-/// What to prefetch, in the order of a sequential read.
-fn plan(path: &Path, source: &dyn PageSource) -> Vec<Range<u64>> {
+/// What restores before this one needed, as far as that is known.
+fn load(path: &Path, source: &dyn PageSource) -> WorkingSet {
     match working_set::load(path, source.blocks()) {
-        Ok(stretches) => {
-            let mut steps: Vec<_> = stretches.into_iter().flat_map(pages::steps).collect();
-            // What has content first: the rest costs no reading.
-            steps.sort_by_key(|step| {
-                let at = source.block(step.start);
-                (at == BlockAt::Zero, at, step.start)
-            });
-            steps
+        Ok(set) => set,
+        Err(WorkingSetError::Io(failure)) if failure.source.kind() == io::ErrorKind::NotFound => {
+            WorkingSet::default()
         }
-        Err(WorkingSetError::Io(failure)) if failure.source.kind() == io::ErrorKind::NotFound => Vec::new(),
         Err(error) => {
             tracing::warn!(path = %path.display(), why = chain(&error), "restoring without a working set");
-            Vec::new()
+            WorkingSet::default()
         }
     }
+}
+
+/// What to prefetch, in the order of a sequential read.
+fn plan(known: &WorkingSet, source: &dyn PageSource) -> Vec<Range<u64>> {
+    let mut steps: Vec<_> = known.to_prefetch().flat_map(pages::steps).collect();
+    // What has content first: the rest costs no reading.
+    steps.sort_by_key(|step| {
+        let at = source.block(step.start);
+        (at == BlockAt::Zero, at, step.start)
+    });
+    steps
 }
 
 /// A listening socket; its name goes with it.

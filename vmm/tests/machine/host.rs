@@ -4,13 +4,13 @@ use std::{
     io::ErrorKind,
     net::{SocketAddr, TcpStream},
     os::unix::fs::MetadataExt as _,
-    path::PathBuf,
+    path::{Path, PathBuf},
     sync::Arc,
     time::{Duration, Instant},
 };
 
 use wrenn_vmm::{
-    disk::{self, AttachedDisk, DiskOptions, DiskStore, DiskStoreChoice},
+    disk::{self, AttachedDisk, DiskOptions, DiskStore, DiskStoreChoice, DiskView},
     driver::{
         self, BootRequest, Driver, DriverError, DriverOptions, KernelImage, Machine, MachineConfig,
         MemorySharing, RestoreRequest, SaveReport, VmmChoice,
@@ -154,7 +154,7 @@ impl Host {
         self.directory.close().unwrap();
     }
 
-    fn home(&self, name: &str) -> CapsulePaths {
+    pub fn home(&self, name: &str) -> CapsulePaths {
         let home = self.paths.capsule(&name.parse().unwrap());
         home.create().unwrap();
         home
@@ -162,10 +162,20 @@ impl Host {
 
     pub async fn boot(&self, name: &str) -> Running {
         let home = self.home(name);
-        disk::install_image(&self.image, &home.disk()).await.unwrap();
-        disk::extend(&home.disk(), DISK_MIB).await.unwrap();
-        let view = disk::DiskView { path: home.disk() };
-        let disk = self.store.attach(&view).await.unwrap();
+        let disk = home.disk();
+        self.install(&disk).await;
+        self.boot_from(disk, home).await
+    }
+
+    /// Makes a disk of the image.
+    pub async fn install(&self, disk: &Path) {
+        disk::install_image(&self.image, disk).await.unwrap();
+        disk::extend(disk, DISK_MIB).await.unwrap();
+    }
+
+    /// `disk` may lie anywhere.
+    pub async fn boot_from(&self, disk: PathBuf, home: CapsulePaths) -> Running {
+        let disk = self.store.attach(&DiskView { path: disk }).await.unwrap();
         let slot = self.slots.acquire().await.unwrap();
         let request = BootRequest {
             config: CONFIG,
@@ -225,15 +235,11 @@ impl Host {
     }
 
     /// Its vCPUs must be stopped.
-    pub async fn save(&self, running: &mut Running, at: &std::path::Path) -> Snapshot {
+    pub async fn save(&self, running: &mut Running, at: &Path) -> Snapshot {
         self.save_with_report(running, at).await.0
     }
 
-    pub async fn save_with_report(
-        &self,
-        running: &mut Running,
-        at: &std::path::Path,
-    ) -> (Snapshot, SaveReport) {
+    pub async fn save_with_report(&self, running: &mut Running, at: &Path) -> (Snapshot, SaveReport) {
         let mut writer = SnapshotWriter::begin(at).await.unwrap();
         let report = running.machine.save(&mut writer).await.unwrap();
         self.store.clone_stopped(running.disk.view(), &writer.disk_path()).await.unwrap();

@@ -91,6 +91,7 @@ pub async fn another_life_of_the_agent_takes_a_machine_up(stage: Arc<Stage>) {
     running.machine.stop_vcpus().await.unwrap();
     let saved = host.save(&mut running, &host.paths.snapshot(&"adopted".parse().unwrap())).await;
     assert_eq!(saved.manifest().machine, record.config);
+    assert_eq!(saved.manifest().parent.as_deref(), Some(golden.id()));
 
     let stranger = MachineRecord {
         process: wrenn_vmm::process::ProcessIdentity {

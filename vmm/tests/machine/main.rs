@@ -13,6 +13,7 @@ mod mapped;
 mod memory;
 mod pages;
 mod refusal;
+mod stall;
 
 use std::{process::ExitCode, sync::Arc};
 
@@ -37,7 +38,7 @@ fn main() -> ExitCode {
     if arguments.list {
         // Listing needs neither root nor a machine.
         let named = |(name, _): (&'static str, Body)| Trial::test(name, || Ok(()));
-        return libtest_mimic::run(&arguments, all(true).into_iter().map(named).collect()).exit_code();
+        return libtest_mimic::run(&arguments, all(None).into_iter().map(named).collect()).exit_code();
     }
     let setting = |name: &str| std::env::var(name).ok();
     let vmm = setting("WRENN_VMM").map_or(VmmChoice::Auto, |vmm| vmm.parse().expect("WRENN_VMM is a VMM"));
@@ -74,7 +75,7 @@ fn test(arguments: &Arguments, name: &str, vmm: &Vmm) -> Conclusion {
         let golden = host.golden().await;
         Stage { host, golden }
     }));
-    let trials = all(vmm.restore == RestoreChoice::Uffd)
+    let trials = all(Some(vmm))
         .into_iter()
         .map(|(test, body)| {
             let (runtime, stage) = (runtime.clone(), stage.clone());
@@ -109,8 +110,8 @@ macro_rules! tests {
     };
 }
 
-/// `served`: those too whose machines have a page server.
-fn all(served: bool) -> Vec<(&'static str, Body)> {
+/// Those that hold for machines by this VMM.
+fn all(vmm: Option<&Vmm>) -> Vec<(&'static str, Body)> {
     let mut all = tests![
         memory::machines_of_one_snapshot_do_not_share_what_they_write,
         memory::a_snapshot_holds_exactly_what_was_in_memory,
@@ -127,12 +128,20 @@ fn all(served: bool) -> Vec<(&'static str, Body)> {
         refusal::a_disk_or_a_slot_in_use_is_refused,
         refusal::a_state_that_cannot_be_loaded_is_an_error_with_a_reason,
     ];
-    if served {
+    if vmm.is_none_or(|vmm| vmm.choice == VmmChoice::Qemu) {
+        all.extend(tests![
+            stall::a_machine_goes_on_when_there_is_room_again,
+            stall::a_machine_that_is_stopped_in_a_stall_stays_stopped_and_can_be_saved,
+        ]);
+    }
+    if vmm.is_none_or(|vmm| vmm.restore == RestoreChoice::Uffd) {
         all.extend(tests![
             pages::a_machine_whose_page_server_dies_ends,
+            pages::a_machine_whose_page_server_hangs_starves,
             pages::a_restore_whose_page_server_fails_is_tried_again,
             pages::a_restore_whose_page_server_always_fails_is_given_up,
             pages::what_a_restore_needed_is_kept_for_the_next,
+            pages::every_resume_prefetches_what_earlier_lives_needed,
         ]);
     }
     all

@@ -22,7 +22,7 @@ use wrenn_vmm::{
     driver::{DriverError, MemorySharing},
     firecracker::PageServerCommand,
     process::ProcessExit,
-    uffd::{self, PageServerConfig, PageServerHandle, PageServerRecord},
+    uffd::{self, PageServerConfig, PageServerHandle, PageServerRecord, Stats},
 };
 
 use crate::{
@@ -34,6 +34,8 @@ use crate::{
 pub const SERVER: &str = "page-server";
 /// Has a directory for each machine whose page servers are to fail, with a file for each time, which is called by how.
 const FAILURES: &str = "/run/wrenn-test-page-servers";
+/// What a page server that is alive needs to answer, on a busy machine.
+const SOON: Duration = Duration::from_secs(5);
 
 pub fn server() -> PageServerCommand {
     let program = std::env::current_exe().unwrap();
@@ -106,20 +108,33 @@ impl Drop for Failures {
     }
 }
 
-fn page_server_of(running: &Running) -> i32 {
+fn page_server(running: &Running) -> PageServerHandle {
     let record = serde_json::to_value(running.machine.record()).unwrap();
-    record["driver"]["page_server"]["process"]["pid"].as_i64().unwrap() as i32
+    let record: PageServerRecord = serde_json::from_value(record["driver"]["page_server"].clone()).unwrap();
+    PageServerHandle::adopt(&record).unwrap()
 }
 
 pub async fn a_machine_whose_page_server_dies_ends(stage: Arc<Stage>) {
     let Stage { host, golden } = &*stage;
     let running = host.restore("unserved", golden, MemorySharing::Shared).await;
     running.wait_for_guest();
-    kill(Pid::from_raw(page_server_of(&running)), Signal::SIGKILL).unwrap();
+    page_server(&running).process().kill().await.unwrap();
     let exit = timeout(PATIENCE, running.machine.process().exited()).await.expect("noticed in time");
     assert_eq!(exit, ProcessExit::Signal(9));
     let said = running.machine.last_words();
     assert!(said.contains("the page server ended"), "{said}");
+    host.end(running).await;
+}
+
+pub async fn a_machine_whose_page_server_hangs_starves(stage: Arc<Stage>) {
+    let Stage { host, golden } = &*stage;
+    let running = host.restore("starving", golden, MemorySharing::Shared).await;
+    let fed = timeout(SOON * 2, running.machine.starves(SOON)).await;
+    assert!(fed.is_err(), "{fed:?}");
+    let server = page_server(&running).process().identity().pid;
+    kill(Pid::from_raw(server), Signal::SIGSTOP).unwrap();
+    let why = timeout(PATIENCE, running.machine.starves(SOON)).await.expect("noticed in time");
+    assert!(why.contains("the page server hangs"), "{why}");
     host.end(running).await;
 }
 
@@ -148,6 +163,45 @@ pub async fn a_restore_whose_page_server_always_fails_is_given_up(stage: Arc<Sta
         assert!(!path.exists(), "{} is left", path.display());
     }
     host.discard(parts).await;
+}
+
+/// One life after the other, some of which are too short to record a set of their own.
+pub async fn every_resume_prefetches_what_earlier_lives_needed(stage: Arc<Stage>) {
+    let Stage { host, golden } = &*stage;
+    let at = host.paths.snapshot(&"resumed".parse().unwrap());
+    let pause = async |mut running: Running| {
+        running.machine.stop_vcpus().await.unwrap();
+        let saved = host.save(&mut running, &at).await;
+        host.end(running).await;
+        saved
+    };
+    let running = host.restore("resumed", golden, MemorySharing::Shared).await;
+    until(&running, |stats| stats.recorded.is_some()).await;
+    let mut saved = pause(running).await;
+    for long in [false, false, true, true, false] {
+        let before = fs::read(saved.working_set()).expect("each pause passes one on");
+        let running = host.restore("resumed", &saved, MemorySharing::Own).await;
+        until(&running, |stats| stats.prefetched > 0).await;
+        if long {
+            until(&running, |stats| stats.recorded.is_some()).await;
+        }
+        saved = pause(running).await;
+        // It counts the restores that recorded.
+        assert!(!long || fs::read(saved.working_set()).unwrap() != before);
+    }
+    saved.remove().await.unwrap();
+}
+
+async fn until(running: &Running, what: impl Fn(&Stats) -> bool) {
+    let begun = Instant::now();
+    loop {
+        let stats = page_server(running).stats(PATIENCE).await.unwrap();
+        if what(&stats) {
+            return;
+        }
+        assert!(begun.elapsed() < PATIENCE, "still {stats:?}");
+        tokio::time::sleep(Duration::from_millis(50)).await;
+    }
 }
 
 /// Restores with and without a working set, each.
@@ -198,9 +252,7 @@ async fn first_answer(stage: &Stage, name: &str) -> (Duration, u64) {
     daemon.write_all(PREFACE).unwrap();
     daemon.read_exact(&mut [0; 9]).unwrap();
     let took = begun.elapsed();
-    let record = serde_json::to_value(running.machine.record()).unwrap();
-    let record: PageServerRecord = serde_json::from_value(record["driver"]["page_server"].clone()).unwrap();
-    let stats = PageServerHandle::adopt(&record).unwrap().stats(PATIENCE).await.unwrap();
+    let stats = page_server(&running).stats(PATIENCE).await.unwrap();
     host.end(running).await;
     (took, stats.faults)
 }

@@ -45,6 +45,7 @@ fn all() -> Vec<Trial> {
         memory::what_was_given_back_is_zeros_in_shared_memory,
         memory::what_was_given_back_while_it_was_read_is_zeros,
         memory::what_the_last_restore_needed_is_there_before_it_is_asked_for,
+        memory::what_nobody_asks_for_any_more_leaves_the_working_set,
         memory::a_damaged_working_set_does_no_harm,
         memory::a_restore_that_nobody_calls_ready_is_recorded_in_time,
         life::the_death_of_a_server_is_noticed_while_its_guest_sleeps,

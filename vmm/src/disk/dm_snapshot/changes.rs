@@ -20,18 +20,15 @@ use std::{
 
 use nix::fcntl::{FallocateFlags, fallocate};
 
-use crate::{
-    disk::clone_or_copy,
-    failure::{Doing as _, Failure},
-};
+use crate::failure::{Doing as _, Failure};
 
 /// Of 512 bytes.
 pub const CHUNK_SECTORS: u64 = 8;
-const CHUNK: u64 = CHUNK_SECTORS * 512;
+pub const CHUNK: u64 = CHUNK_SECTORS * 512;
 const CHUNK_BYTES: usize = CHUNK as usize;
-const PAIR_BYTES: usize = 16;
+pub const PAIR_BYTES: usize = 16;
 /// Pairs in one index.
-const PAIRS: u64 = CHUNK / PAIR_BYTES as u64;
+pub const PAIRS: u64 = CHUNK / PAIR_BYTES as u64;
 /// "SnAp".
 const MAGIC: u32 = 0x7041_6e53;
 const VERSION: u32 = 1;
@@ -55,10 +52,17 @@ pub fn file_bytes(disk_bytes: u64) -> u64 {
     (1 + (indexes + 1) * (PAIRS + 1)) * CHUNK
 }
 
-/// Makes `to` what a view shows: its base with the changes in place. Holes of the base stay holes, and chunks that
-/// became zeros become holes.
-pub fn flatten(base: &Path, changes: &Path, to: &Path) -> Result<(), ChangesError> {
-    clone_or_copy(base, to)?;
+/// What a file of changes begins with.
+pub fn header() -> [u8; PAIR_BYTES] {
+    let mut header = [0; PAIR_BYTES];
+    for (word, value) in header.as_chunks_mut().0.iter_mut().zip([MAGIC, 1, VERSION, CHUNK_SECTORS as u32]) {
+        *word = u32::to_le_bytes(value);
+    }
+    header
+}
+
+/// Puts changes into a copy of what they are changes of. Holes stay holes, and chunks that became zeros become holes.
+pub fn apply(changes: &Path, to: &Path) -> Result<(), ChangesError> {
     let changes = Changes::open(changes)?;
     let doing = || format!("putting changes into {}", to.display());
     let target = OpenOptions::new().write(true).open(to).doing(doing)?;
@@ -67,7 +71,7 @@ pub fn flatten(base: &Path, changes: &Path, to: &Path) -> Result<(), ChangesErro
     changes.each(disk_bytes, |offset, at| {
         let length = (disk_bytes - offset).min(CHUNK);
         let content = &mut chunk[..length as usize];
-        changes.file.read_exact_at(content, at).doing(doing)?;
+        changes.read(content, at)?;
         if content.iter().all(|byte| *byte == 0) {
             let hole = FallocateFlags::FALLOC_FL_PUNCH_HOLE | FallocateFlags::FALLOC_FL_KEEP_SIZE;
             fallocate(&target, hole, offset.cast_signed(), length.cast_signed()).doing(doing)
@@ -77,7 +81,8 @@ pub fn flatten(base: &Path, changes: &Path, to: &Path) -> Result<(), ChangesErro
     })
 }
 
-struct Changes {
+/// One file of changes, open.
+pub struct Changes {
     file: File,
     bytes: u64,
     path: PathBuf,
@@ -86,7 +91,7 @@ struct Changes {
 }
 
 impl Changes {
-    fn open(path: &Path) -> Result<Self, ChangesError> {
+    pub fn open(path: &Path) -> Result<Self, ChangesError> {
         let doing = || format!("reading {}", path.display());
         let file = File::open(path).doing(doing)?;
         let bytes = file.metadata().doing(doing)?.len();
@@ -108,8 +113,23 @@ impl Changes {
         Ok(Self { file, bytes, path: path.to_owned(), begun: magic == MAGIC })
     }
 
+    /// Whether it changes nothing. One that was never used could not even be read by the kernel, which would write to it
+    /// first.
+    pub fn is_empty(&self) -> Result<bool, ChangesError> {
+        let mut index = vec![0; CHUNK_BYTES];
+        if self.begun {
+            self.read_index(1, &mut index)?;
+        }
+        Ok(index[8..PAIR_BYTES].iter().all(|byte| *byte == 0))
+    }
+
+    /// Reads a chunk at a place that [`each`](Self::each) told.
+    pub fn read(&self, chunk: &mut [u8], at: u64) -> Result<(), Failure> {
+        self.file.read_exact_at(chunk, at).doing(|| format!("reading {}", self.path.display()))
+    }
+
     /// Calls with the place in the disk and the place in the file, in bytes, of each chunk that was changed.
-    fn each(
+    pub fn each(
         &self,
         disk_bytes: u64,
         mut change: impl FnMut(u64, u64) -> Result<(), Failure>,
@@ -155,15 +175,16 @@ impl Changes {
 }
 
 #[cfg(test)]
-mod tests {
+pub(super) mod tests {
     use std::{collections::BTreeMap, fs, os::unix::fs::MetadataExt as _};
 
     use proptest::prelude::*;
 
     use super::*;
+    use crate::disk::clone_or_copy;
 
     /// Writes as the kernel does: each change gets the next chunk that is no index.
-    fn write(path: &Path, disk_bytes: u64, changes: &[(u64, Vec<u8>)]) {
+    pub fn write(path: &Path, disk_bytes: u64, changes: &[(u64, Vec<u8>)]) {
         let file = File::create(path).unwrap();
         file.set_len(file_bytes(disk_bytes)).unwrap();
         let header = [MAGIC, 1, VERSION, CHUNK_SECTORS as u32].map(u32::to_le_bytes).concat();
@@ -175,6 +196,11 @@ mod tests {
             file.write_all_at(&pair, index * CHUNK + place * PAIR_BYTES as u64).unwrap();
             file.write_all_at(content, of_file * CHUNK).unwrap();
         }
+    }
+
+    fn flatten(base: &Path, changes: &Path, to: &Path) -> Result<(), ChangesError> {
+        clone_or_copy(base, to)?;
+        apply(changes, to)
     }
 
     fn damage(path: &Path, at: u64, bytes: &[u8]) {
@@ -244,6 +270,11 @@ mod tests {
         File::create(&changes).unwrap().set_len(file_bytes(8192)).unwrap();
         flatten(&base, &changes, &flat).unwrap();
         assert_eq!(fs::read(&flat).unwrap(), [5; 8192]);
+        assert!(Changes::open(&changes).unwrap().is_empty().unwrap());
+        for (written, empty) in [(&[][..], true), (&[(0, vec![1; CHUNK_BYTES])][..], false)] {
+            write(&changes, 8192, written);
+            assert_eq!(Changes::open(&changes).unwrap().is_empty().unwrap(), empty);
+        }
     }
 
     #[test]

@@ -15,7 +15,7 @@ use super::{
     table::{SnapshotTable, TARGET},
 };
 use crate::{
-    disk::number::DeviceNumber,
+    disk::{loopback::Access, number::DeviceNumber},
     failure::{Doing as _, Failure},
 };
 
@@ -23,6 +23,7 @@ const CONTROL: &str = "/dev/mapper/control";
 /// No list is longer: a device takes about a hundred bytes, and a host has at most 32767 slots.
 const LARGEST_ANSWER: usize = 16 << 20;
 
+const READ_ONLY: u32 = 1 << 0;
 const SUSPENDED: u32 = 1 << 1;
 const STATUS_TABLE: u32 = 1 << 4;
 const BUFFER_FULL: u32 = 1 << 8;
@@ -98,8 +99,10 @@ impl Mapper {
     }
 
     /// Comes into force with the next [`resume`](Self::resume).
-    pub fn load(&self, name: &DeviceName, table: &SnapshotTable) -> Result<(), Failure> {
-        let message = Message::of(name.as_str()).with_target(table.sectors, TARGET, &table.parameters());
+    pub fn load(&self, name: &DeviceName, table: &SnapshotTable, access: Access) -> Result<(), Failure> {
+        let flags = if access == Access::ReadOnly { READ_ONLY } else { 0 };
+        let message = Message::of(name.as_str()).with_flags(flags);
+        let message = message.with_target(table.sectors, TARGET, &table.parameters());
         self.ask(Command::LoadTable, message, "loading the table of").map(drop)
     }
 

@@ -3,20 +3,30 @@
 //! ```text
 //!  /dev/dm-N          what the VMM opens: reads of what was not changed go to the base
 //!   │ snapshot target, persistent
-//!   ├─ /dev/loopA     read-only, one for each base, shared by all views of it
-//!   │   └─ disk.ext4.base    a hard link of the snapshot's disk that the view was made of
-//!   └─ /dev/loopB     this view's own
-//!       └─ disk.ext4         what was changed, sparse: see `changes`
+//!   ├─ /dev/loopC     this view's own
+//!   │   └─ disk.ext4         what was changed, sparse: see `changes`
+//!   └─ /dev/dm-M      read-only, one for each earlier life, if there was any
+//!       │ snapshot target, persistent
+//!       ├─ /dev/loopB     read-only, this view's own as well
+//!       │   └─ disk.ext4.1       a hard link of what was changed in that life
+//!       └─ /dev/loopA     read-only, one for each base, shared by all views of it
+//!           └─ disk.ext4.base    a hard link of the snapshot's disk that the first view was made of
 //! ```
-//! A view is its two files, and nothing but them: no list says which base belongs to which view, a snapshot or a base may
+//! A view is its files, and nothing but them: no list says which base belongs to which view, a snapshot or a base may
 //! be removed while there are views of it, and what nobody has a link of any more is gone. A disk without a base beside it
 //! is flat, and its own device: that of a booting machine, or of a snapshot that is a template.
 //!
 //! ```text
 //!  create ─▶ at rest ── attach ─▶ mapped ── detach ─▶ at rest ── remove ─▶ nothing
 //!               │                    │
-//!               └─ clone_stopped ────┴─▶ another at rest ── flatten ─▶ flat
+//!               ├─ clone_stopped ────┼─▶ another at rest ── flatten ─▶ flat
+//!               └─ clone_frozen ─────┴─▶ the same files by other names
 //! ```
+//! **A file of changes that belongs to a snapshot is not written again**: a pause gives the machine's files their names in the
+//! snapshot, and the next life begins a file of its own upon them. So either costs what was changed in one life, whatever
+//! was changed before, and a resume that fails leaves the paused disk as it was. When there are many such files the
+//! [latest are merged](merge), as a life begins.
+//!
 //! **Mapped devices outlive this process**, as the VMMs that have them open do. [`attach`](DiskStore::attach) takes over the
 //! one that is there if it is made of the view's very files, and otherwise removes it first; [`sweep`](DiskStore::sweep)
 //! removes those of this agent that were not taken over. Loop devices need no sweep: the kernel detaches one when its last
@@ -30,6 +40,7 @@
 
 mod changes;
 mod mapper;
+mod merge;
 mod message;
 mod name;
 mod shared;
@@ -37,7 +48,7 @@ mod table;
 mod view;
 
 use std::{
-    collections::HashMap,
+    collections::{HashMap, HashSet},
     fs::{self, File},
     path::{Path, PathBuf},
     sync::{Arc, Mutex, MutexGuard, PoisonError},
@@ -51,7 +62,7 @@ use self::{
     name::{DeviceName, DeviceNames},
     shared::Shared,
     table::SnapshotTable,
-    view::ViewFiles,
+    view::{Layer, ViewFiles},
 };
 use super::{
     AttachedDisk, DiskError, DiskStore, DiskStoreKind, DiskView, attach_file, clone_or_copy,
@@ -62,7 +73,7 @@ use super::{
 use crate::{
     failpoint,
     failure::{Doing as _, Failure, Teardown, blocking, while_busy},
-    paths::{HostPaths, base_of_disk, partial},
+    paths::{HostPaths, partial},
 };
 
 /// With the kernel's device-mapper, on any file system.
@@ -85,6 +96,9 @@ struct Attachment {
     /// Held so that the next view of the same base uses it too.
     _base: Arc<LoopDevice>,
 }
+
+/// How a view is had once more.
+type Repeat = fn(&ViewFiles, &Path) -> Result<(), DiskError>;
 
 /// Whether this host can do it.
 pub fn check() -> Result<(), Unavailable> {
@@ -122,7 +136,7 @@ impl Store {
 
     fn attach(&self, view: &DiskView) -> Result<AttachedDisk, DiskError> {
         let Some(files) = ViewFiles::of(&view.path)? else { return attach_file(view) };
-        let name = self.names.view(files.changes_id);
+        let name = self.names.view(files.own.id);
         let (base, number) = match self.take_over(&name, &files)? {
             Some(there) => there,
             None => self.map(&name, &files)?,
@@ -132,21 +146,52 @@ impl Store {
         Ok(AttachedDisk { view: view.clone(), device })
     }
 
-    /// A device of this name that is what the view wants. One that is not is removed.
+    /// A device of this name that is what the view wants. One that is not is removed, and what is below it.
     fn take_over(
         &self,
         name: &DeviceName,
         files: &ViewFiles,
     ) -> Result<Option<(Arc<LoopDevice>, DeviceNumber)>, DiskError> {
-        let Some(info) = self.mapper.info(name)? else { return Ok(None) };
-        let table = self.table(name)?.filter(|_| !info.suspended);
-        if let Some(table) = table.filter(|table| is_made_of(table, files)) {
-            let base = self.bases.get(files.base_id, || LoopDevice::open(table.base))?;
-            return Ok(Some((base, info.number)));
+        if let Some((base, number)) = self.find(name, files)? {
+            let base = self.bases.get(files.base_id, || LoopDevice::open(base))?;
+            return Ok(Some((base, number)));
         }
-        tracing::info!(device = %name, "removing a stale device");
-        self.unmap(name)?;
+        // The lowest is the first that is made, and the last that is removed.
+        for device in [name, &name.layer(1)] {
+            if self.mapper.info(device)?.is_some() {
+                tracing::info!(%device, "removing a stale device");
+                self.unmap(name)?;
+            }
+        }
         Ok(None)
+    }
+
+    /// The base's loop device and the view's own device, if all that is between them shows this very view, by the files
+    /// behind it.
+    fn find(
+        &self,
+        name: &DeviceName,
+        files: &ViewFiles,
+    ) -> Result<Option<(DeviceNumber, DeviceNumber)>, Failure> {
+        let is = |number: DeviceNumber, file: FileId| {
+            LoopDevice::open(number).and_then(|device| device.backing()).is_ok_and(|backing| backing == file)
+        };
+        let mut found = None;
+        for (device, layer) in devices(name, files) {
+            let Some(info) = self.mapper.info(&device)?.filter(|info| !info.suspended) else {
+                return Ok(None);
+            };
+            let Some(table) = self.table(&device)? else { return Ok(None) };
+            let (base, fits) = match found {
+                None => (table.base, is(table.base, files.base_id)),
+                Some((base, below)) => (base, table.base == below),
+            };
+            if !fits || table.sectors != files.sectors || !is(table.changes, layer.id) {
+                return Ok(None);
+            }
+            found = Some((base, info.number));
+        }
+        Ok(found)
     }
 
     fn table(&self, name: &DeviceName) -> Result<Option<SnapshotTable>, Failure> {
@@ -163,12 +208,7 @@ impl Store {
         let attach_base = || LoopDevice::attach(&files.base, Access::ReadOnly);
         let base = self.bases.get(files.base_id, attach_base)?;
         failpoint!(blocking "attach.base")?;
-        let changes = LoopDevice::attach(&files.changes, Access::ReadWrite)?;
-        if let Err(failure) = changes.set_flushes(false) {
-            tracing::warn!(error = &failure as &dyn std::error::Error, "this disk will be slow");
-        }
-        let table = SnapshotTable { sectors: files.sectors, base: base.number(), changes: changes.number() };
-        match self.activate(name, &table, files) {
+        match self.stack(name, files, base.number()) {
             Ok(number) => Ok((base, number)),
             Err(error) => {
                 if let Err(left) = self.unmap(name) {
@@ -179,21 +219,44 @@ impl Store {
         }
     }
 
+    /// Makes the devices of a view, each upon the last, from its base on.
+    fn stack(
+        &self,
+        name: &DeviceName,
+        files: &ViewFiles,
+        base: DeviceNumber,
+    ) -> Result<DeviceNumber, DiskError> {
+        let mut below = base;
+        for (device, layer) in devices(name, files) {
+            let access = if device == *name { Access::ReadWrite } else { Access::ReadOnly };
+            let changes = LoopDevice::attach(&layer.path, access)?;
+            if access == Access::ReadWrite
+                && let Err(failure) = changes.set_flushes(false)
+            {
+                tracing::warn!(error = &failure as &dyn std::error::Error, "this disk will be slow");
+            }
+            let table = SnapshotTable { sectors: files.sectors, base: below, changes: changes.number() };
+            below = self.activate(&device, &table, access, &layer.path)?;
+        }
+        Ok(below)
+    }
+
     fn activate(
         &self,
         name: &DeviceName,
         table: &SnapshotTable,
-        files: &ViewFiles,
+        access: Access,
+        changes: &Path,
     ) -> Result<DeviceNumber, DiskError> {
         self.mapper.create(name)?;
         failpoint!(blocking "attach.made")?;
-        self.mapper.load(name, table)?;
+        self.mapper.load(name, table, access)?;
         failpoint!(blocking "attach.loaded")?;
         self.mapper.resume(name)?;
         failpoint!(blocking "attach.mapped")?;
         let sound = self.mapper.status(name)?.is_some_and(|target| table::is_sound(&target.text));
         if !sound {
-            return Err(ChangesError::Invalid(files.changes.clone()).into());
+            return Err(ChangesError::Invalid(changes.to_owned()).into());
         }
         let Some(info) = self.mapper.info(name)? else {
             return Err(DiskError::Vanished(name.to_string()));
@@ -203,17 +266,26 @@ impl Store {
         Ok(info.number)
     }
 
-    /// Removes a device if it is there.
+    /// Removes a view's device, and those below it, as far as they are there.
     fn unmap(&self, name: &DeviceName) -> Result<(), Failure> {
         let changes = self.table(name)?.and_then(|table| LoopDevice::open(table.changes).ok());
-        match while_busy(|| self.mapper.remove(name)) {
-            Err(failure) if failure.source.raw_os_error() != Some(libc::ENXIO) => return Err(failure),
-            _ => {}
-        }
+        self.remove_device(name)?;
         if let Some(Err(failure)) = changes.map(|changes| changes.set_flushes(true)) {
             tracing::warn!(error = &failure as &dyn std::error::Error, "a loop device flushes no more");
         }
-        Ok(())
+        // They are made from the lowest on, so there is none above one that is missing.
+        let mut layers = Vec::new();
+        while self.mapper.info(&name.layer(layers.len() + 1))?.is_some() {
+            layers.push(name.layer(layers.len() + 1));
+        }
+        layers.iter().rev().try_for_each(|layer| self.remove_device(layer))
+    }
+
+    fn remove_device(&self, name: &DeviceName) -> Result<(), Failure> {
+        match while_busy(|| self.mapper.remove(name)) {
+            Err(failure) if failure.source.raw_os_error() != Some(libc::ENXIO) => Err(failure),
+            _ => Ok(()),
+        }
     }
 
     fn detach(&self, disk: AttachedDisk) -> Result<DiskView, DiskError> {
@@ -229,26 +301,30 @@ impl Store {
     /// Brings what a stopped machine has written to its disk into the file of changes.
     fn write_out(&self, view: &DiskView) -> Result<(), DiskError> {
         let Some(files) = ViewFiles::of(&view.path)? else { return Ok(()) };
-        let Some(info) = self.mapper.info(&self.names.view(files.changes_id))? else { return Ok(()) };
+        let Some(info) = self.mapper.info(&self.names.view(files.own.id))? else { return Ok(()) };
         let device = device_path(info.number);
         let synced = File::open(&device).and_then(|device| device.sync_all());
         Ok(synced.doing(|| format!("writing out {}", device.display()))?)
     }
 
-    fn clone_stopped(&self, view: &DiskView, to: &Path) -> Result<DiskView, DiskError> {
-        if ViewFiles::of(&view.path)?.is_none() {
-            clone_or_copy(&view.path, to)?;
-            return Ok(DiskView { path: to.to_owned() });
+    /// By `repeat`, if it is a view.
+    fn clone(&self, view: &DiskView, to: &Path, repeat: Repeat) -> Result<DiskView, DiskError> {
+        match ViewFiles::of(&view.path)? {
+            Some(files) => {
+                self.write_out(view)?;
+                ViewFiles::remove(to)?;
+                repeat(&files, to)?;
+            }
+            None => clone_or_copy(&view.path, to)?,
         }
-        self.write_out(view)?;
-        self.create(&view.path, to)
+        Ok(DiskView { path: to.to_owned() })
     }
 
     /// Also what is mapped of it, by whomever.
     fn remove(&self, disk: &Path) -> Result<(), DiskError> {
         let there = disk.exists();
         if let Some(files) = if there { ViewFiles::of(disk)? } else { None } {
-            let name = self.names.view(files.changes_id);
+            let name = self.names.view(files.own.id);
             self.unmap(&name)?;
             self.attached().retain(|_, attachment| attachment.name != name);
         }
@@ -257,16 +333,16 @@ impl Store {
 
     /// Removes devices that nobody here knows; goes on past errors.
     fn sweep(&self) -> Result<(), DiskError> {
-        let claimed: Vec<DeviceName> =
-            self.attached().values().map(|attachment| attachment.name.clone()).collect();
+        let mut unclaimed: HashSet<DeviceName> =
+            self.mapper.list()?.iter().filter_map(|name| self.names.recognise(name)).collect();
+        for attachment in self.attached().values() {
+            unclaimed.remove(&attachment.name);
+        }
         let mut teardown = Teardown::default();
-        let names = self.mapper.list()?;
-        for name in names.iter().filter_map(|name| self.names.recognise(name)) {
-            if !claimed.contains(&name) {
-                tracing::info!(device = %name, "removing a device that no record claims");
-                if let Err(failure) = self.unmap(&name) {
-                    teardown.failed(failure);
-                }
+        for name in unclaimed {
+            tracing::info!(device = %name, "removing a device that no record claims");
+            if let Err(failure) = self.unmap(&name) {
+                teardown.failed(failure);
             }
         }
         Ok(teardown.finish()?)
@@ -275,22 +351,23 @@ impl Store {
 
 /// Made flat in its place. Between the two steps it is neither.
 fn flatten(disk: &Path) -> Result<(), DiskError> {
-    let base = base_of_disk(disk);
-    if !base.exists() {
-        return Ok(());
-    }
+    let Some(files) = ViewFiles::of(disk)? else { return Ok(()) };
     let whole = partial(disk);
-    changes::flatten(&base, disk, &whole)?;
+    clone_or_copy(&files.base, &whole)?;
+    for layer in files.layers() {
+        changes::apply(&layer.path, &whole)?;
+    }
     fs::rename(&whole, disk).doing(|| format!("renaming {} to {}", whole.display(), disk.display()))?;
-    Ok(fs::remove_file(&base).doing(|| format!("removing {}", base.display()))?)
+    for part in files.earlier.iter().map(|layer| &layer.path).chain([&files.base]) {
+        fs::remove_file(part).doing(|| format!("removing {}", part.display()))?;
+    }
+    Ok(())
 }
 
-/// Whether a device shows this very view, by the files behind it.
-fn is_made_of(table: &SnapshotTable, files: &ViewFiles) -> bool {
-    let is = |number: DeviceNumber, file: FileId| {
-        LoopDevice::open(number).and_then(|device| device.backing()).is_ok_and(|backing| backing == file)
-    };
-    table.sectors == files.sectors && is(table.base, files.base_id) && is(table.changes, files.changes_id)
+/// The devices of a view with their files of changes, the lowest first and the view's own last.
+fn devices<'a>(name: &'a DeviceName, files: &'a ViewFiles) -> impl Iterator<Item = (DeviceName, &'a Layer)> {
+    let earlier = (1..).zip(&files.earlier).map(|(number, layer)| (name.layer(number), layer));
+    earlier.chain([(name.clone(), &files.own)])
 }
 
 /// Where the kernel puts it, with or without udev.
@@ -325,7 +402,12 @@ impl DiskStore for DmSnapshotStore {
 
     async fn clone_stopped(&self, view: &DiskView, to: &Path) -> Result<DiskView, DiskError> {
         let (view, to) = (view.clone(), to.to_owned());
-        self.run(move |store| store.clone_stopped(&view, &to)).await
+        self.run(move |store| store.clone(&view, &to, ViewFiles::copy)).await
+    }
+
+    async fn clone_frozen(&self, view: &DiskView, to: &Path) -> Result<DiskView, DiskError> {
+        let (view, to) = (view.clone(), to.to_owned());
+        self.run(move |store| store.clone(&view, &to, ViewFiles::link)).await
     }
 
     async fn flatten(&self, view: &DiskView) -> Result<(), DiskError> {

@@ -2,24 +2,39 @@
 
 use std::{
     fs, io,
+    os::unix::fs::MetadataExt as _,
     path::{Path, PathBuf},
 };
 
-use super::changes::file_bytes;
+use super::{
+    changes::{Changes, file_bytes},
+    merge::{merge, merged_from},
+};
 use crate::{
-    disk::{clone_or_copy, number::FileId, sparse},
+    disk::{DiskError, clone_or_copy, number::FileId, sparse},
     failure::{Doing as _, Failure, Teardown},
-    paths::base_of_disk,
+    paths::{base_of_disk, layer_of_disk, layers_of_disk},
 };
 
 /// The sector that devices are measured in.
 const SECTOR: u64 = 512;
 
-/// A view's own file of changes, and its own name for the base that it shares with others.
+/// A file of changes.
+#[derive(Clone, Debug)]
+pub struct Layer {
+    pub path: PathBuf,
+    pub id: FileId,
+    /// What it takes; it is sparse.
+    bytes: u64,
+}
+
+/// A view's own file of changes, and its own names for what it shares with others: files of earlier changes, and the base.
 #[derive(Clone, Debug)]
 pub struct ViewFiles {
-    pub changes: PathBuf,
-    pub changes_id: FileId,
+    /// The only one that is ever written to.
+    pub own: Layer,
+    /// Each has changes of what those before it show.
+    pub earlier: Vec<Layer>,
     pub base: PathBuf,
     pub base_id: FileId,
     /// As large as the base, and so is every view of it.
@@ -34,36 +49,85 @@ impl ViewFiles {
             Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
             found => found.doing(|| format!("looking at {}", base.display()))?,
         };
-        let of_changes = fs::metadata(disk).doing(|| format!("looking at {}", disk.display()))?;
+        let own = Layer::at(disk.to_owned())?;
+        let earlier = layers_of_disk(disk).doing(|| format!("looking for layers of {}", disk.display()))?;
         Ok(Some(Self {
-            changes: disk.to_owned(),
-            changes_id: FileId::from(&of_changes),
+            own,
+            earlier: earlier.into_iter().map(Layer::at).collect::<Result<_, _>>()?,
             base,
             base_id: FileId::from(&of_base),
             sectors: of_base.len() / SECTOR,
         }))
     }
 
-    /// The view `at` of `from`, which is flat or itself a view: in constant time of a flat one, else in the time that
-    /// its changes take to copy. On error nothing is left.
-    pub fn make(from: &Path, at: &Path) -> Result<(), Failure> {
-        let made = match Self::of(from)? {
-            Some(files) => {
-                link(&files.base, &base_of_disk(at)).and_then(|()| clone_or_copy(&files.changes, at))
+    /// The view `at` of `from`, which is flat or itself a view and is not written to any more: in constant time, but
+    /// where there are so many files of changes that some are merged. On error nothing is left.
+    pub fn make(from: &Path, at: &Path) -> Result<(), DiskError> {
+        whole_or_nothing(at, || {
+            match Self::of(from)? {
+                Some(files) => files.lay_below(at)?,
+                None => link(from, &base_of_disk(at))?,
             }
-            None => link(from, &base_of_disk(at)).and_then(|()| no_changes(from, at)),
-        };
-        if made.is_err() {
-            // What went wrong first is what is told.
-            let _left = Self::remove(at);
+            Ok(no_changes(at)?)
+        })
+    }
+
+    /// All but a file of changes of its own for the view `at` of what this one shows.
+    fn lay_below(&self, at: &Path) -> Result<(), DiskError> {
+        link(&self.base, &base_of_disk(at))?;
+        let (mut layers, mut sizes) = (Vec::new(), Vec::new());
+        for Layer { path, bytes, .. } in self.layers() {
+            if !Changes::open(path)?.is_empty()? {
+                layers.push(path.as_path());
+                sizes.push(*bytes);
+            }
         }
-        made
+        let (kept, merged) = layers.split_at(merged_from(&sizes));
+        for (number, layer) in (1..).zip(kept) {
+            link(layer, &layer_of_disk(at, number))?;
+        }
+        if !merged.is_empty() {
+            merge(merged, self.sectors * SECTOR, &layer_of_disk(at, kept.len() + 1))?;
+        }
+        Ok(())
+    }
+
+    /// The same view once more, in the time that its own changes take to copy. On error nothing is left.
+    pub fn copy(&self, at: &Path) -> Result<(), DiskError> {
+        self.repeat(at, clone_or_copy)
+    }
+
+    /// The same view in the same files, in constant time. On error nothing is left.
+    pub fn link(&self, at: &Path) -> Result<(), DiskError> {
+        self.repeat(at, link)
+    }
+
+    fn repeat(&self, at: &Path, own: fn(&Path, &Path) -> Result<(), Failure>) -> Result<(), DiskError> {
+        whole_or_nothing(at, || {
+            link(&self.base, &base_of_disk(at))?;
+            for (number, layer) in (1..).zip(&self.earlier) {
+                link(&layer.path, &layer_of_disk(at, number))?;
+            }
+            Ok(own(&self.own.path, at)?)
+        })
+    }
+
+    /// All files of changes, the view's own last.
+    pub fn layers(&self) -> impl Iterator<Item = &Layer> {
+        self.earlier.iter().chain([&self.own])
     }
 
     /// Whatever there is of it, flat or not.
     pub fn remove(disk: &Path) -> Result<(), Failure> {
         let mut teardown = Teardown::default();
-        for path in [disk.to_owned(), base_of_disk(disk)] {
+        let mut files = vec![disk.to_owned(), base_of_disk(disk)];
+        match layers_of_disk(disk) {
+            Ok(layers) => files.extend(layers),
+            Err(error) => {
+                teardown.step(|| format!("looking for layers of {}", disk.display()), Err::<(), _>(error));
+            }
+        }
+        for path in files {
             teardown.step(|| format!("removing {}", path.display()), fs::remove_file(&path));
         }
         teardown.finish().map_err(|failures| {
@@ -73,14 +137,32 @@ impl ViewFiles {
     }
 }
 
+impl Layer {
+    fn at(path: PathBuf) -> Result<Self, Failure> {
+        let metadata = fs::metadata(&path).doing(|| format!("looking at {}", path.display()))?;
+        // The unit of st_blocks, whatever the file system's own.
+        Ok(Self { id: FileId::from(&metadata), bytes: metadata.blocks() * 512, path })
+    }
+}
+
+fn whole_or_nothing(at: &Path, make: impl FnOnce() -> Result<(), DiskError>) -> Result<(), DiskError> {
+    let made = make();
+    if made.is_err() {
+        // What went wrong first is what is told.
+        let _left = ViewFiles::remove(at);
+    }
+    made
+}
+
 /// Another name for what never changes: it stays as long as any view of it does, whoever made it.
 fn link(file: &Path, at: &Path) -> Result<(), Failure> {
     fs::hard_link(file, at).doing(|| format!("linking {} to {}", file.display(), at.display()))
 }
 
-/// All zeros, which the kernel takes for one to begin.
-fn no_changes(base: &Path, at: &Path) -> Result<(), Failure> {
-    let bytes = fs::metadata(base).doing(|| format!("looking at {}", base.display()))?.len();
+/// All zeros, which the kernel takes for one to begin. The base has its name already.
+fn no_changes(at: &Path) -> Result<(), Failure> {
+    let base = base_of_disk(at);
+    let bytes = fs::metadata(&base).doing(|| format!("looking at {}", base.display()))?.len();
     if bytes == 0 || !bytes.is_multiple_of(SECTOR) {
         let error =
             io::Error::new(io::ErrorKind::InvalidInput, format!("{bytes} bytes are no whole sectors"));
@@ -92,9 +174,10 @@ fn no_changes(base: &Path, at: &Path) -> Result<(), Failure> {
 
 #[cfg(test)]
 mod tests {
-    use std::os::unix::fs::MetadataExt as _;
-
-    use super::*;
+    use super::{
+        super::{changes::tests::write as write_changes, merge::MERGE_AT},
+        *,
+    };
 
     #[test]
     fn a_view_takes_nothing_and_keeps_its_base() {
@@ -109,17 +192,62 @@ mod tests {
         assert!(ViewFiles::of(&golden).unwrap().is_none(), "a flat file is no view");
 
         fs::remove_file(&golden).unwrap();
-        fs::write(&one, vec![3; 4096]).unwrap();
-        ViewFiles::make(&one, &two).unwrap();
+        write_changes(&one, 1 << 20, &[(3, vec![3; 4096])]);
+        files.copy(&two).unwrap();
         let copy = ViewFiles::of(&two).unwrap().unwrap();
         assert_eq!((copy.base_id, copy.sectors), (files.base_id, 2048));
-        assert_ne!(copy.changes_id, files.changes_id);
-        assert_eq!(fs::read(&two).unwrap(), vec![3; 4096]);
+        assert_ne!(copy.own.id, files.own.id);
+        assert_eq!(fs::read(&two).unwrap(), fs::read(&one).unwrap());
 
         for view in [&one, &two, &two] {
             ViewFiles::remove(view).unwrap();
         }
         assert_eq!(fs::read_dir(directory.path()).unwrap().count(), 0);
+    }
+
+    #[test]
+    fn a_life_begins_a_file_and_later_lives_find_it_as_it_was() {
+        let directory = tempfile::tempdir().unwrap();
+        let [golden, home, paused] = ["golden", "home", "paused"].map(|name| directory.path().join(name));
+        fs::write(&golden, vec![7; 1 << 20]).unwrap();
+        ViewFiles::make(&golden, &home).unwrap();
+        for life in 1..3 * MERGE_AT as u64 {
+            write_changes(&home, 1 << 20, &[(life, vec![life as u8; 4096]), (100, vec![life as u8; 4096])]);
+            let files = ViewFiles::of(&home).unwrap().unwrap();
+            assert!(files.layers().count() <= MERGE_AT);
+            ViewFiles::remove(&paused).unwrap();
+            files.link(&paused).unwrap();
+            ViewFiles::remove(&home).unwrap();
+            let kept = ViewFiles::of(&paused).unwrap().unwrap();
+            assert!(kept.layers().map(|layer| layer.id).eq(files.layers().map(|layer| layer.id)));
+            for _ in 0..2 {
+                // As after a resume that failed.
+                ViewFiles::remove(&home).unwrap();
+                ViewFiles::make(&paused, &home).unwrap();
+            }
+            let next = ViewFiles::of(&home).unwrap().unwrap();
+            assert!(kept.layers().all(|layer| layer.id != next.own.id));
+            assert_eq!(next.own.bytes, 0);
+
+            let shown = shown(&paused);
+            assert!(self::shown(&home) == shown, "in life {life}");
+            assert_eq!((shown[4096], shown[100 * 4096], shown[101 * 4096]), (1, life as u8, 7));
+            assert_eq!(shown[life as usize * 4096], life as u8);
+        }
+        // One that changed nothing begins none.
+        let before = ViewFiles::of(&home).unwrap().unwrap().earlier.len();
+        ViewFiles::make(&home, &directory.path().join("two")).unwrap();
+        assert_eq!(ViewFiles::of(&directory.path().join("two")).unwrap().unwrap().earlier.len(), before);
+    }
+
+    /// What the kernel would show of a view.
+    fn shown(disk: &Path) -> Vec<u8> {
+        let copy = disk.with_extension("copy");
+        ViewFiles::of(disk).unwrap().unwrap().copy(&copy).unwrap();
+        super::super::flatten(&copy).unwrap();
+        let content = fs::read(&copy).unwrap();
+        ViewFiles::remove(&copy).unwrap();
+        content
     }
 
     #[test]
