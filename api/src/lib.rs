@@ -14,6 +14,7 @@
 mod bootstrap;
 pub mod config;
 mod credentials;
+mod cutoff;
 pub mod database;
 mod extension;
 pub mod logging;

@@ -20,8 +20,12 @@ pub struct SchemaConfig {
     pub introspection: bool,
     /// Levels of nesting in one operation; the introspection query of common tools has 15.
     pub depth_limit: usize,
-    /// Fields in one operation, those of lists multiplied by the length asked for.
+    /// Fields in one operation, those of lists multiplied by the length asked for; to run a program to its end counts
+    /// for 2,000 of them.
     pub complexity_limit: usize,
+    /// Bytes of the output of programs that all answers of `exec` together hold until they are sent. Written as JSON they
+    /// take up to six times as much.
+    pub held_output: usize,
     /// vCPUs given out for each processor of a host.
     pub cpu_overcommit: f64,
     /// MiB of memory given out for each MiB of a host.
@@ -41,6 +45,7 @@ impl SchemaConfig {
             introspection: true,
             depth_limit: 20,
             complexity_limit: 10_000,
+            held_output: 128 * 1024 * 1024,
             cpu_overcommit: 16.0,
             memory_overcommit: 1.0,
             disk_overcommit: 10.0,

@@ -11,6 +11,7 @@ mod bus;
 mod capsule;
 mod config;
 pub mod database;
+mod document;
 mod error;
 mod file;
 mod host;
@@ -41,6 +42,7 @@ pub use crate::{
     file::{FileEntry, FileKind, transfer},
     host::AuthorityError,
     port::gateway,
+    process::HeldOutput,
     services::{Services, StartError},
     signing::UrlKeyError,
     spent::Spent,
@@ -84,7 +86,7 @@ pub fn schema(services: Arc<Services>) -> WrennSchema {
     let mut builder =
         builder().limit_depth(services.config.depth_limit).limit_complexity(services.config.complexity_limit);
     if !services.config.introspection {
-        builder = builder.disable_introspection();
+        builder = builder.disable_introspection().disable_suggestions();
     }
     builder.data(services).finish()
 }

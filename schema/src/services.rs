@@ -3,7 +3,7 @@
 use std::{sync::Arc, time::Duration};
 
 use sea_orm::{DatabaseConnection, DbErr};
-use tokio::sync::Notify;
+use tokio::sync::{Notify, Semaphore};
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
 use crate::{
@@ -51,6 +51,8 @@ pub struct Services {
     pub(crate) routes: Arc<Routes>,
     /// Capsules that somebody wants something of and that do not run yet.
     pub(crate) wakings: Wakings,
+    /// A permit for each byte of output that answers may hold.
+    pub(crate) held_output: Arc<Semaphore>,
     /// Woken when a host came or changed, so that it is watched at once.
     pub(crate) hosts_changed: Notify,
     /// Woken when a template went, so that its files go at once.
@@ -76,6 +78,7 @@ impl Services {
         let routes = Arc::<Routes>::default();
         let (tasks, stopping) = (TaskTracker::new(), CancellationToken::new());
         tasks.spawn(routes.clone().follow(bus.subscribe(Topic::Capsules), stopping.clone()));
+        let held_output = Arc::new(Semaphore::new(config.held_output));
         Ok(Arc::new(Self {
             config,
             db,
@@ -89,6 +92,7 @@ impl Services {
             url_key,
             routes,
             wakings: Wakings::default(),
+            held_output,
             hosts_changed: Notify::new(),
             templates_changed: Notify::new(),
             tasks,

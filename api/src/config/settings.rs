@@ -33,7 +33,11 @@ pub(super) const SETTINGS: &[Setting] = &[
     setting("WRENN_CORS_ORIGINS", "", "origins whose pages may call it, separated by commas"),
     setting("WRENN_INTROSPECTION", "true", "whether the schema may be asked for"),
     setting("WRENN_DEPTH_LIMIT", "20", "deepest nesting of a GraphQL document"),
-    setting("WRENN_COMPLEXITY_LIMIT", "10000", "highest complexity of a GraphQL document"),
+    setting(
+        "WRENN_COMPLEXITY_LIMIT",
+        "10000",
+        "highest complexity of a GraphQL document; an exec counts 2000",
+    ),
     setting("WRENN_CPU_OVERCOMMIT", "16", "vCPUs promised per CPU of a host"),
     setting("WRENN_MEMORY_OVERCOMMIT", "1", "memory promised per byte of a host's"),
     setting("WRENN_DISK_OVERCOMMIT", "10", "disk promised per byte of a host's"),

@@ -15,6 +15,7 @@ use tokio::{
     io::{AsyncRead, AsyncWrite, ReadBuf},
     time::{Instant, sleep_until},
 };
+use wrenn_schema::Error;
 
 /// How long nothing may go through in either direction. Longer than the ten minutes after which the usual load balancers
 /// give a connection up: it is not this server that ends it first.
@@ -47,70 +48,49 @@ impl Activity {
             sleep_until(until).await;
         }
     }
+
+    /// The same, or until nothing may go through any more; says which.
+    pub(super) async fn over(self, withdrawn: Withdrawal) -> Error {
+        tokio::select! {
+            () = self.silence() => {
+                Error::deadline_exceeded(format!("nothing went through for {} s", SILENCE.as_secs()))
+            }
+            why = withdrawn => why,
+        }
+    }
 }
-
-/// What ended for silence.
-#[derive(Debug, thiserror::Error)]
-#[error("nothing went through for {} s", SILENCE.as_secs())]
-pub(super) struct Silent;
-
-type Failure = Box<dyn std::error::Error + Send + Sync>;
 
 /// Ends when whoever was let in would not be let in any more, with the reason.
-pub(super) type Withdrawal = BoxFuture<'static, wrenn_schema::Error>;
+pub(super) type Withdrawal = BoxFuture<'static, Error>;
 
-/// What ends a body before its end.
-struct Limits {
-    silence: BoxFuture<'static, ()>,
-    withdrawn: Withdrawal,
-}
-
-/// A body that notes what goes through it, and breaks off when nothing does or nothing may any more.
+/// A body that notes what goes through it.
 pub(super) struct Noted<B> {
     inner: B,
     activity: Activity,
-    limits: Option<Limits>,
 }
 
 impl<B> Noted<B> {
-    /// Only notes: whoever sends it waits for silence anyway.
-    pub(super) fn sent(inner: B, activity: Activity) -> Self {
-        Self { inner, activity, limits: None }
-    }
-
-    pub(super) fn received(inner: B, activity: Activity, withdrawn: Withdrawal) -> Self {
-        let limits = Some(Limits { silence: Box::pin(activity.clone().silence()), withdrawn });
-        Self { inner, activity, limits }
+    pub(super) fn new(inner: B, activity: Activity) -> Self {
+        Self { inner, activity }
     }
 }
 
 impl<B> Body for Noted<B>
 where
     B: Body<Data = Bytes> + Unpin,
-    B::Error: Into<Failure>,
 {
     type Data = Bytes;
-    type Error = Failure;
+    type Error = B::Error;
 
     fn poll_frame(
         mut self: Pin<&mut Self>,
         cx: &mut Context<'_>,
-    ) -> Poll<Option<Result<Frame<Bytes>, Failure>>> {
-        // First, as what flows without a pause ends, too.
-        if let Some(limits) = &mut self.limits
-            && let Poll::Ready(why) = limits.withdrawn.as_mut().poll(cx)
-        {
-            self.limits = None;
-            return Poll::Ready(Some(Err(why.into())));
-        }
-        if let Poll::Ready(frame) = Pin::new(&mut self.inner).poll_frame(cx) {
+    ) -> Poll<Option<Result<Frame<Bytes>, B::Error>>> {
+        let frame = Pin::new(&mut self.inner).poll_frame(cx);
+        if frame.is_ready() {
             self.activity.note();
-            return Poll::Ready(frame.map(|frame| frame.map_err(Into::into)));
         }
-        let Some(limits) = &mut self.limits else { return Poll::Pending };
-        std::task::ready!(limits.silence.as_mut().poll(cx));
-        self.limits = None;
-        Poll::Ready(Some(Err(Silent.into())))
+        frame
     }
 
     fn is_end_stream(&self) -> bool {
@@ -174,36 +154,40 @@ mod tests {
     use super::*;
 
     #[tokio::test(start_paused = true)]
-    async fn silence_ends_a_body_and_anything_either_way_puts_it_off() {
-        let frames = stream::unfold(0_u32, |sent| async move {
-            if sent == 3 {
-                std::future::pending::<()>().await;
+    async fn anything_either_way_puts_silence_off() {
+        let ticks = || stream::repeat_with(|| Ok::<_, Error>(Frame::data(Bytes::from_static(b"x"))));
+        let (activity, never) = (Activity::new(), Box::pin(std::future::pending()));
+        let mut ways = [(); 2].map(|()| Noted::new(StreamBody::new(ticks()), activity.clone()));
+        let (began, over) = (Instant::now(), tokio::spawn(activity.over(never)));
+        for _ in 0..2 {
+            for way in &mut ways {
+                tokio::time::sleep(SILENCE - Duration::from_secs(1)).await;
+                way.frame().await.expect("goes on").expect("goes well");
             }
-            tokio::time::sleep(SILENCE - Duration::from_secs(1)).await;
-            Some((Ok::<_, Failure>(Frame::data(Bytes::from_static(b"x"))), sent + 1))
-        });
-        let never = Box::pin(std::future::pending());
-        let mut body = Noted::received(StreamBody::new(Box::pin(frames)), Activity::new(), never);
-        let began = Instant::now();
-        for _ in 0..3 {
-            body.frame().await.expect("goes on").expect("is not silent for so long");
         }
-        let ended = body.frame().await.expect("says so").expect_err("is silent");
-        assert!(ended.is::<Silent>());
-        assert!(began.elapsed() >= SILENCE * 4 - Duration::from_secs(4));
+        let why = over.await.expect("ends");
+        assert_eq!(why.to_string(), "nothing went through for 620 s");
+        assert_eq!(began.elapsed(), SILENCE * 5 - Duration::from_secs(4));
     }
 
     #[tokio::test(start_paused = true)]
-    async fn a_body_that_never_pauses_ends_with_the_permission() {
-        let frames = stream::repeat_with(|| Ok::<_, Failure>(Frame::data(Bytes::from_static(b"x"))));
-        let withdrawn = Box::pin(async {
-            tokio::time::sleep(Duration::from_secs(1)).await;
-            wrenn_schema::Error::unauthenticated("no more")
-        });
-        let mut body = Noted::received(StreamBody::new(frames), Activity::new(), withdrawn);
-        body.frame().await.expect("goes on").expect("is allowed");
-        tokio::time::sleep(Duration::from_secs(1)).await;
-        let ended = body.frame().await.expect("says so").expect_err("is not allowed any more");
-        assert_eq!(ended.to_string(), "no more");
+    async fn what_never_pauses_ends_with_the_permission() {
+        let activity = Activity::new();
+        let withdrawn = async {
+            tokio::time::sleep(SILENCE * 2).await;
+            Error::unauthenticated("no more")
+        };
+        let over = activity.clone().over(Box::pin(withdrawn));
+        let going_on = async {
+            loop {
+                activity.note();
+                tokio::time::sleep(SILENCE / 2).await;
+            }
+        };
+        let why = tokio::select! {
+            why = over => why,
+            () = going_on => unreachable!("it never ends"),
+        };
+        assert_eq!(why.to_string(), "no more");
     }
 }

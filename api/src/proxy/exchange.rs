@@ -30,7 +30,7 @@ use super::{
     tunnel::tunnel,
     visitor::{self, Visitor},
 };
-use crate::server::X_REQUEST_ID;
+use crate::{cutoff::Cutoff, server::X_REQUEST_ID};
 
 /// Bytes of what a host says to people that are read.
 const SAID: usize = 16 * 1024;
@@ -91,7 +91,9 @@ impl Proxy {
             StatusCode::SWITCHING_PROTOCOLS => self.switch(response, client, withdrawn)?,
             _ => {
                 head::pass_on(response.headers_mut(), None);
-                response.map(|body| Body::new(Noted::received(body, activity, withdrawn)))
+                let mut response = response.map(|body| Body::new(Noted::new(body, activity.clone())));
+                response.extensions_mut().insert(Cutoff::new(activity.over(withdrawn)));
+                response
             }
         };
         outside.rewrite(response.headers_mut());
@@ -137,7 +139,7 @@ impl Proxy {
         let host = admission.host(&self.services).await?;
         let (parts, body) = request.into_parts();
         let again = body.is_end_stream().then(|| parts.clone());
-        let request = Request::from_parts(parts, Body::new(Noted::sent(body, activity.clone())));
+        let request = Request::from_parts(parts, Body::new(Noted::new(body, activity.clone())));
         let refused = match self.send_once(&host, path, request, activity).await {
             Ok(response) => response,
             Err(error) => return Err(unreachable(&error)),

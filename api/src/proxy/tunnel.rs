@@ -34,8 +34,7 @@ pub(super) async fn tunnel(
         copied = copy_bidirectional_with_sizes(&mut client, &mut guest, TUNNEL, TUNNEL) => {
             tracing::debug!(?copied, "a tunnel ended");
         }
-        () = activity.silence() => tracing::debug!("a tunnel was silent for too long"),
-        why = withdrawn => tracing::debug!(%why, "a tunnel was cut off"),
+        why = activity.over(withdrawn) => tracing::debug!(%why, "a tunnel was cut off"),
         () = stop.cancelled() => {}
     }
 }

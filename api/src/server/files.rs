@@ -30,7 +30,7 @@ use super::{
     range::{Part, Wanted, unsatisfied},
     refusal::Refusal,
 };
-use crate::credentials;
+use crate::{credentials, cutoff::Cutoff};
 
 /// The file's absolute path, percent-encoded.
 pub(super) const X_WRENN_PATH: HeaderName = HeaderName::from_static("x-wrenn-path");
@@ -92,8 +92,9 @@ fn whole(reading: Reading) -> Response {
 }
 
 fn answer(reading: Reading, length: Option<u64>) -> Response {
-    let Reading { entry, content } = reading;
+    let Reading { entry, content, withdrawn } = reading;
     let mut response = Response::new(Body::from_stream(exactly(content, length)));
+    response.extensions_mut().insert(Cutoff::new(withdrawn));
     let headers = response.headers_mut();
     headers.insert(header::CONTENT_TYPE, HeaderValue::from_static("application/octet-stream"));
     headers.insert(header::ACCEPT_RANGES, HeaderValue::from_static("bytes"));

@@ -6,7 +6,7 @@ use futures_util::{
     stream::{self, BoxStream},
 };
 use wrenn_schema::{
-    Code, Error,
+    Code, Error, HeldOutput,
     access::{Caller, Credentials, RequestId, authenticate, request_data},
 };
 
@@ -55,6 +55,12 @@ impl Gate for SchemaGate {
             let refused = Response::from_errors(vec![Error::from(unusable).to_graphql(&id)]);
             return stream::once(std::future::ready(refused)).boxed();
         }
-        self.0.schema.execute_stream(request_data(&self.0.services, request, access, id))
+        let held = HeldOutput::of_socket();
+        let request = request_data(&self.0.services, request, access, id).data(held.clone());
+        let held_until_sent = move |response| {
+            let _held = &held;
+            response
+        };
+        self.0.schema.execute_stream(request).map(held_until_sent).boxed()
     }
 }

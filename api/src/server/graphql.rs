@@ -15,7 +15,7 @@ use axum::{
 };
 use tracing::Instrument;
 use wrenn_schema::{
-    Spent,
+    HeldOutput, Spent,
     access::{RequestId, authenticate, request_data},
 };
 
@@ -51,10 +51,25 @@ pub(super) async fn execute(
         .map_err(|error| Refusal::from_schema(&error, &id))?;
     let body = read(body, &headers, app.max_body, &id).await?;
     let request = parse(&body, &app.persisted, &id)?;
-    let work = app.schema.execute(request_data(&app.services, request, caller, id));
+    let held = HeldOutput::default();
+    let request = request_data(&app.services, request, caller, id).data(held.clone());
+    let work = app.schema.execute(request);
     let response = if headers.contains_key(X_WRENN_TIMING) { timed(work).await } else { work.await };
-    let body = serde_json::to_vec(&response).expect("GraphQL values are JSON, and memory takes all of it");
+    let json = serde_json::to_vec(&response).expect("GraphQL values are JSON, and memory takes all of it");
+    let body = Bytes::from_owner(Written { json, _held: held });
     Ok((response.http_headers, [(header::CONTENT_TYPE, answer_type(&headers))], body).into_response())
+}
+
+/// An answer, which counts with what it holds until it is sent.
+struct Written {
+    json: Vec<u8>,
+    _held: HeldOutput,
+}
+
+impl AsRef<[u8]> for Written {
+    fn as_ref(&self) -> &[u8] {
+        &self.json
+    }
 }
 
 /// With `extensions.wrenn`, which says where the time went, in milliseconds.

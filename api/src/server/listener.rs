@@ -9,7 +9,10 @@ use axum::{Router, body::Body, extract::ConnectInfo, http::Request};
 use hyper::{body::Incoming, server::conn::http1, service::service_fn};
 use hyper_util::rt::{TokioIo, TokioTimer};
 use nix::sys::resource::{Resource, getrlimit};
-use tokio::net::{TcpListener, TcpSocket, TcpStream};
+use tokio::{
+    io::{AsyncRead, AsyncWrite},
+    net::{TcpListener, TcpSocket},
+};
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 use tower::ServiceExt;
 
@@ -76,6 +79,9 @@ pub(super) async fn serve(
         match accepted {
             Ok((stream, peer, place)) => match place.of(peer.ip()) {
                 Some(place) => {
+                    if let Err(error) = stream.set_nodelay(true) {
+                        tracing::debug!(%error, "cannot set TCP_NODELAY");
+                    }
                     connections.spawn(connection(stream, peer, place, router.clone(), stop.clone()));
                 }
                 None => {
@@ -98,19 +104,17 @@ pub(super) async fn serve(
 
 /// Serves one connection until it ends or becomes a WebSocket.
 async fn connection(
-    stream: TcpStream,
+    stream: impl AsyncRead + AsyncWrite + Unpin + Send + 'static,
     peer: SocketAddr,
     place: Place,
     router: Router,
     stop: CancellationToken,
 ) {
-    if let Err(error) = stream.set_nodelay(true) {
-        tracing::debug!(%error, "cannot set TCP_NODELAY");
-    }
     let phases = Phases::new();
+    let answering = phases.clone();
     let stream = Patient::new(stream, phases.clone(), Some(place));
     let service = service_fn(move |mut request: Request<Incoming>| {
-        let busy = phases.busy();
+        let busy = answering.busy();
         request.extensions_mut().insert(ConnectInfo(peer));
         let answered = router.clone().oneshot(request.map(Body::new));
         async move { Ok::<_, Infallible>(Answer::to(answered.await?, busy)) }
@@ -122,7 +126,10 @@ async fn connection(
         .with_upgrades();
     let mut connection = pin!(connection);
     let ended = tokio::select! {
+        // In this order: an answer begins in the connection, and then it has a cutoff.
+        biased;
         ended = connection.as_mut() => ended,
+        why = phases.cut_off() => return tracing::debug!(%why, %peer, "an answer was broken off"),
         () = stop.cancelled() => {
             // The request under way is answered, no other is read.
             connection.as_mut().graceful_shutdown();
@@ -131,5 +138,53 @@ async fn connection(
     };
     if let Err(error) = ended {
         tracing::debug!(%error, %peer, "a connection ended in error");
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use axum::{body::Bytes, response::Response, routing};
+    use futures_util::stream;
+    use tokio::{
+        io::{AsyncReadExt, AsyncWriteExt, duplex},
+        time::{Instant, sleep},
+    };
+
+    use super::*;
+    use crate::cutoff::Cutoff;
+
+    const CUTOFF: Duration = Duration::from_secs(60);
+
+    fn with_cutoff(body: Body) -> Response {
+        let mut response = Response::new(body);
+        response.extensions_mut().insert(Cutoff::new(async {
+            sleep(CUTOFF).await;
+            wrenn_schema::Error::unauthenticated("no more")
+        }));
+        response
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn an_answer_is_broken_off_also_where_nobody_takes_it() {
+        let endless = stream::repeat(Ok::<_, Infallible>(Bytes::from_static(&[0; 1024])));
+        let router = Router::new()
+            .route("/short", routing::get(async || with_cutoff(Body::from("short"))))
+            .route("/endless", routing::get(async move || with_cutoff(Body::from_stream(endless))));
+        let (mut client, server) = duplex(4096);
+        let peer = SocketAddr::from(([127, 0, 0, 1], 1));
+        let place = Capacity::new(1, 0).place().await.of(peer.ip()).unwrap();
+        let served = tokio::spawn(connection(server, peer, place, router, CancellationToken::new()));
+
+        client.write_all(b"GET /short HTTP/1.1\r\nhost: x\r\n\r\n").await.unwrap();
+        let mut answer = Vec::new();
+        while !answer.ends_with(b"short") {
+            answer.push(client.read_u8().await.unwrap());
+        }
+        // The end of one answer's time is not that of the next one.
+        sleep(CUTOFF * 2).await;
+        let began = Instant::now();
+        client.write_all(b"GET /endless HTTP/1.1\r\nhost: x\r\n\r\n").await.unwrap();
+        served.await.unwrap();
+        assert_eq!(began.elapsed(), CUTOFF);
     }
 }

@@ -8,9 +8,12 @@
 //!   │       connected ┘ ▼                        │
 //!   └────────────────────────────────────────────┘ the answer is over
 //! ```
+//! An answer may be broken off as well (see [`Cutoff`]).
+//!
 //! The HTTP library knows one limit, for idleness and head together; here it is that for idleness.
 
 use std::{
+    future::poll_fn,
     io,
     pin::Pin,
     sync::{Arc, Mutex, PoisonError},
@@ -29,15 +32,17 @@ use tokio::{
 };
 
 use super::capacity::Place;
+use crate::cutoff::Cutoff;
 
 /// For the head of a request, from its first byte; for the first one, from the connection on.
 const HEAD: Duration = Duration::from_secs(10);
 
-#[derive(Clone, Copy)]
+#[derive(Clone)]
 enum Phase {
     Idle,
     Head(Instant),
-    Busy,
+    /// Not beyond the cutoff of the answer, once that has one.
+    Busy(Option<Cutoff>),
 }
 
 /// The phase of one connection.
@@ -55,13 +60,23 @@ impl Phases {
     }
 
     fn get(&self) -> Phase {
-        *self.0.lock().unwrap_or_else(PoisonError::into_inner)
+        self.0.lock().unwrap_or_else(PoisonError::into_inner).clone()
     }
 
     /// The head of a request is whole. Until what this returns is dropped, the connection is busy.
     pub(super) fn busy(&self) -> Busy {
-        self.set(Phase::Busy);
+        self.set(Phase::Busy(None));
         Busy(Some(self.clone()))
+    }
+
+    /// Waits until what is being answered is to be broken off, and says why. An answer that begins wakes nobody here: to be
+    /// polled whenever the connection was.
+    pub(super) async fn cut_off(&self) -> wrenn_schema::Error {
+        poll_fn(|cx| match self.get() {
+            Phase::Busy(Some(cutoff)) => cutoff.poll(cx),
+            _ => Poll::Pending,
+        })
+        .await
     }
 }
 
@@ -69,6 +84,13 @@ impl Phases {
 pub(super) struct Busy(Option<Phases>);
 
 impl Busy {
+    /// The answer may go on until then.
+    fn until(&self, cutoff: Cutoff) {
+        if let Some(phases) = &self.0 {
+            phases.set(Phase::Busy(Some(cutoff)));
+        }
+    }
+
     /// The connection speaks another protocol from now on: no head of a request will follow.
     pub(super) fn for_ever(mut self) {
         self.0 = None;
@@ -163,7 +185,10 @@ pub(super) struct Answer {
 
 impl Answer {
     /// What becomes of a connection with the answer to the request that kept it busy.
-    pub(super) fn to(response: Response<Body>, busy: Busy) -> Response<Self> {
+    pub(super) fn to(mut response: Response<Body>, busy: Busy) -> Response<Self> {
+        if let Some(cutoff) = response.extensions_mut().remove() {
+            busy.until(cutoff);
+        }
         let busy = match response.status() {
             StatusCode::SWITCHING_PROTOCOLS => {
                 busy.for_ever();

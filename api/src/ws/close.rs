@@ -16,8 +16,8 @@ pub enum Close {
     TooBig,
     /// The client makes more noise than it takes answers.
     Policy(&'static str),
-    /// Nothing the client did.
-    Internal(&'static str),
+    /// Nothing the client did, and nothing that lasts: it may come again.
+    TryAgainLater(&'static str),
     /// Not a message of the protocol.
     BadRequest(String),
     /// An operation before the acknowledgement.
@@ -43,7 +43,7 @@ impl Close {
             Self::InvalidText => 1007,
             Self::Policy(_) => 1008,
             Self::TooBig => 1009,
-            Self::Internal(_) => 1011,
+            Self::TryAgainLater(_) => 1013,
             Self::BadRequest(_) => 4400,
             Self::Unauthorized => 4401,
             Self::Forbidden => 4403,
@@ -61,7 +61,7 @@ impl Close {
             Self::ProtocolError => "WebSocket protocol error".to_owned(),
             Self::InvalidText => "Text is not UTF-8".to_owned(),
             Self::TooBig => "Message too big".to_owned(),
-            Self::Policy(reason) | Self::Internal(reason) => (*reason).to_owned(),
+            Self::Policy(reason) | Self::TryAgainLater(reason) => (*reason).to_owned(),
             Self::BadRequest(reason) => reason.clone(),
             Self::Unauthorized => "Unauthorized".to_owned(),
             Self::Forbidden => "Forbidden".to_owned(),

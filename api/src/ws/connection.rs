@@ -214,7 +214,7 @@ impl<G: Gate> Connection<G> {
         let access = admitted.map_err(|refused| {
             Ending::Close(match refused {
                 Refused::Denied => Close::Forbidden,
-                Refused::Unavailable => Close::Internal("The credentials cannot be checked now"),
+                Refused::Unavailable => Close::TryAgainLater("The credentials cannot be checked now"),
             })
         })?;
         self.outbox.control(ServerMessage::ConnectionAck.to_text(SHORT));

@@ -1,6 +1,6 @@
 //! Files of capsules over HTTP, through the whole server to a host agent whose capsules are played.
 
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use futures_util::{StreamExt, stream};
 use reqwest::{Method, RequestBuilder, StatusCode};
@@ -49,6 +49,28 @@ impl Hosted {
 
     fn put(&self, path: &str) -> RequestBuilder {
         self.request(Method::PUT, &format!("path={path}"))
+    }
+
+    /// A URL that needs no key.
+    async fn sign(&self, path: &str, method: &str, seconds: u32) -> String {
+        let query = "mutation($id: ID!, $path: String!, $method: FileMethod!, $sec: Int!) {
+            createFileUrl(capsuleId: $id, path: $path, method: $method, expiresInSec: $sec) { url } }";
+        let variables = json!({ "id": self.capsule, "path": path, "method": method, "sec": seconds });
+        let made = self.running.post().json(&json!({ "query": query, "variables": variables }));
+        let made = made.header("x-api-key", &self.running.api_key).send().await.unwrap();
+        let made: Value = made.json().await.unwrap();
+        let url =
+            made["data"]["createFileUrl"]["url"].as_str().unwrap_or_else(|| panic!("{made}")).to_owned();
+        self.running.url(&url[url.find("/files/").expect("a path")..])
+    }
+}
+
+/// Waits until it holds.
+async fn until(mut holds: impl FnMut() -> bool, what: &str) {
+    let deadline = Instant::now() + PATIENCE;
+    while !holds() {
+        assert!(Instant::now() < deadline, "{what}");
+        tokio::time::sleep(Duration::from_millis(5)).await;
     }
 }
 
@@ -193,7 +215,7 @@ async fn a_large_file_takes_no_memory() {
     let response = loop {
         tokio::select! {
             response = &mut sending => break response.unwrap(),
-            () = tokio::time::sleep(std::time::Duration::from_millis(20)) => highest = highest.max(resident()),
+            () = tokio::time::sleep(Duration::from_millis(20)) => highest = highest.max(resident()),
         }
     };
     let written: Value = response.json().await.unwrap();
@@ -220,52 +242,27 @@ async fn what_breaks_off_is_not_taken_for_whole() {
     // A client that goes away in the middle of writing changes nothing.
     let body = stream::iter([Ok::<_, std::io::Error>("new")]).chain(stream::pending());
     let put = hosted.put("/f").body(reqwest::Body::wrap_stream(body)).send();
-    let begun = async {
-        let deadline = Instant::now() + PATIENCE;
-        while hosted.agent.calls("write_file") == 0 {
-            assert!(Instant::now() < deadline, "the writing does not begin");
-            tokio::time::sleep(std::time::Duration::from_millis(5)).await;
-        }
-    };
     tokio::select! {
         answer = put => panic!("answered before it was whole: {answer:?}"),
-        () = begun => {}
+        () = until(|| hosted.agent.calls("write_file") > 0, "the writing does not begin") => {}
     }
-    let deadline = Instant::now() + PATIENCE;
-    while hosted.agent.with_files(|files| files.broken_off) == 0 {
-        assert!(Instant::now() < deadline, "the agent does not learn that the client is gone");
-        tokio::time::sleep(std::time::Duration::from_millis(5)).await;
-    }
+    let broken_off = || hosted.agent.with_files(|files| files.broken_off) > 0;
+    until(broken_off, "the agent does not learn that the client is gone").await;
     assert_eq!(hosted.get("/f").send().await.unwrap().text().await.unwrap(), "old");
 
     // A client that stops reading ends the reading in the capsule.
     let mut content = hosted.get(&format!("{ZEROS}{}", 1u64 << 40)).send().await.unwrap().bytes_stream();
     assert!(content.next().await.is_some_and(|chunk| chunk.is_ok()));
     drop(content);
-    let deadline = Instant::now() + PATIENCE;
-    while hosted.agent.with_files(|files| files.readers()) > 0 {
-        assert!(Instant::now() < deadline, "somebody still reads");
-        tokio::time::sleep(std::time::Duration::from_millis(5)).await;
-    }
+    until(|| hosted.agent.with_files(|files| files.readers()) == 0, "somebody still reads").await;
     hosted.running.server.stop().await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_signed_url_needs_no_key_and_opens_one_file_one_way() {
     let hosted = Hosted::start().await;
-    let sign = async |path: &str, method: &str| {
-        let query = "mutation($id: ID!, $path: String!, $method: FileMethod!) {
-            createFileUrl(capsuleId: $id, path: $path, method: $method) { url } }";
-        let variables = json!({ "id": hosted.capsule, "path": path, "method": method });
-        let made = hosted.running.post().json(&json!({ "query": query, "variables": variables }));
-        let made = made.header("x-api-key", &hosted.running.api_key).send().await.unwrap();
-        let made: Value = made.json().await.unwrap();
-        let url =
-            made["data"]["createFileUrl"]["url"].as_str().unwrap_or_else(|| panic!("{made}")).to_owned();
-        hosted.running.url(&url[url.find("/files/").expect("a path")..])
-    };
     let http = &hosted.running.http;
-    let (read, write) = (sign("/a ä", "GET").await, sign("/a ä", "PUT").await);
+    let (read, write) = (hosted.sign("/a ä", "GET", 300).await, hosted.sign("/a ä", "PUT", 300).await);
     assert_eq!(http.put(&write).body("signed").send().await.unwrap().status(), 200);
     let part = http.get(&read).header("range", "bytes=0-2").send().await.unwrap();
     assert_eq!((part.status().as_u16(), part.text().await.unwrap().as_str()), (206, "sig"));
@@ -286,5 +283,42 @@ async fn a_signed_url_needs_no_key_and_opens_one_file_one_way() {
         let (got, got_code, body) = refusal(request).await;
         assert_eq!((got, got_code.as_str()), (status, code), "{body}");
     }
+    hosted.running.server.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_transfer_ends_with_its_key_but_not_with_its_url() {
+    let hosted = Hosted::start().await;
+    hosted.agent.with_files(|files| files.put("/f", "old"));
+    let endless = format!("{ZEROS}{}", 1u64 << 40);
+    // One whose client takes nothing of it, one that is read, one that is written.
+    let idle = hosted.get(&endless).send().await.unwrap();
+    let url = hosted.sign(&endless, "GET", 3).await;
+    let mut read = hosted.running.http.get(&url).send().await.unwrap().bytes_stream();
+    let body = stream::iter([Ok::<_, std::io::Error>("new")]).chain(stream::pending());
+    let written = tokio::spawn(refusal(hosted.put("/f").body(reqwest::Body::wrap_stream(body))));
+    until(|| hosted.agent.calls("write_file") == 1, "the writing does not begin").await;
+    assert_eq!(hosted.agent.with_files(|files| files.readers()), 2);
+
+    let deadline = Instant::now() + PATIENCE;
+    while hosted.running.http.head(&url).send().await.unwrap().status() != 401 {
+        assert!(Instant::now() < deadline, "the URL does not expire");
+        tokio::time::sleep(Duration::from_millis(50)).await;
+    }
+    assert!(read.next().await.is_some_and(|chunk| chunk.is_ok()), "what was begun in time goes on");
+
+    hosted.running.revoke_keys().await;
+    let reading = async {
+        while read.next().await.is_some_and(|chunk| chunk.is_ok()) {
+            tokio::time::sleep(Duration::from_millis(5)).await;
+        }
+    };
+    tokio::time::timeout(PATIENCE, reading).await.expect("it goes on");
+    until(|| hosted.agent.with_files(|files| files.readers()) == 0, "somebody still reads").await;
+    idle.bytes().await.expect_err("it is not whole");
+    let (status, code, body) = written.await.unwrap();
+    assert_eq!((status, code.as_str()), (401, "UNAUTHENTICATED"), "{body}");
+    until(|| hosted.agent.with_files(|files| files.broken_off) == 1, "somebody still writes").await;
+    assert_eq!(hosted.agent.with_files(|files| files.get("/f")).as_deref(), Some(&b"old"[..]));
     hosted.running.server.stop().await;
 }

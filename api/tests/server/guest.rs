@@ -24,7 +24,8 @@ use crate::agent::PlayedAgent;
 /// Nothing listens there.
 pub const CLOSED: &str = "81";
 
-/// Serves what the control plane connects for, until the agent ends. `more`: permits for the events of `/events`.
+/// Serves what the control plane connects for, until the agent ends. `more`: permits for the events of `/events`, and for
+/// one `/flood` at a time.
 pub fn serve(agent: Arc<PlayedAgent>, more: Arc<Semaphore>) {
     tokio::spawn(async move {
         while let Some(connection) = agent.http_connection().await {
@@ -98,6 +99,14 @@ async fn answer(agent: &PlayedAgent, more: Arc<Semaphore>, mut request: Request<
             });
             let response = response.header(header::CONTENT_TYPE, "text/event-stream");
             response.body(Body::from_stream(events.boxed())).expect("a response")
+        }
+        "/flood" => {
+            let permit = more.acquire_owned().await.expect("is never closed");
+            let flood = stream::repeat_with(move || {
+                let _until_it_ends = &permit;
+                Ok::<_, Infallible>(Bytes::from_static(&[0; 64 * 1024]))
+            });
+            Response::new(Body::from_stream(flood))
         }
         "/upload" => {
             let (mut body, mut length) = (request.into_body(), 0);

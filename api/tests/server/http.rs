@@ -120,7 +120,64 @@ async fn without_introspection_the_schema_is_not_shown() {
         let (status, code, _) = refusal(running.get(path)).await;
         assert_eq!((status, code), coded(404, "NOT_FOUND"), "{path}");
     }
+    for query in ["{ __schema { types { name } } }", "{ __type(name: \"Capsule\") { name } }"] {
+        let answer: serde_json::Value = running.query(query).send().await.unwrap().json().await.unwrap();
+        assert!(answer.get("data").is_none_or(|data| data.pointer("/__schema/types").is_none()), "{answer}");
+        assert!(!answer.to_string().contains("Capsule"), "{answer}");
+    }
+    let (_, code, body) = refusal(running.query("{ viewe { id } capsule(identity: 1) { id } }")).await;
+    assert_eq!(code, "INVALID_INPUT");
+    assert!(!body.to_string().contains("Did you mean"), "{body}");
     running.server.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn tools_learn_the_whole_schema() {
+    let running = Running::start("").await;
+    let asked = running.query(include_str!("introspection.graphql")).send().await.unwrap();
+    let answer: serde_json::Value = asked.json().await.unwrap();
+    assert!(answer.get("errors").is_none(), "{}", answer["errors"]);
+    let types = answer["data"]["__schema"]["types"].as_array().unwrap();
+    assert!(types.iter().any(|of| of["name"] == "Capsule" && !of["fields"].as_array().unwrap().is_empty()));
+    running.server.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn documents_that_unfold_are_refused_before_they_do() {
+    let running = Running::start("").await;
+    for (document, message) in unfolding() {
+        let (status, code, body) = refusal(running.query(&document)).await;
+        assert_eq!((status, code), coded(200, "INVALID_INPUT"), "{body}");
+        assert!(body["errors"][0]["message"].as_str().unwrap().contains(message), "{body}");
+    }
+    running.server.stop().await;
+}
+
+/// Small documents that would take for ever, fill the memory or overflow a stack, and what is said of them.
+pub fn unfolding() -> Vec<(String, &'static str)> {
+    let fragments: String = (0..31)
+        .map(|number| {
+            let next = format!("...F{} ", number + 1).repeat(3);
+            format!("fragment F{number} on Query {{ {next}}} ")
+        })
+        .collect();
+    let names: String = (0..1000).map(|number| format!("a{number}: __typename ")).collect();
+    vec![
+        (format!("{{ ...F0 }} {fragments} fragment F31 on Query {{ __typename }}"), "100000 values"),
+        (format!("{{ __schema {{ types {{ {names} }} }} }}"), "100000 values"),
+        (
+            format!(
+                "{{ __type(name: \"Node\") {{ {} name {} }} }}",
+                "possibleTypes { interfaces { ".repeat(8),
+                "}".repeat(16)
+            ),
+            "100000 values",
+        ),
+        ("{ ...F } fragment F on Query { ...F }".to_owned(), "within itself"),
+        (format!("{{ viewer(a: {}1{}) {{ id }} }}", "[".repeat(3000), "]".repeat(3000)), "100 levels"),
+        (format!("{{ viewer(a: {}1{}) {{ id }} }}", "{a:".repeat(3000), "}".repeat(3000)), "100 levels"),
+        (format!("{{ {} }}", "viewer ".repeat(100_000)), "65536 bytes"),
+    ]
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -10,6 +10,7 @@ mod graphql_ws;
 mod guest;
 mod harness;
 mod http;
+mod output;
 mod process;
 mod proxy;
 mod socket;

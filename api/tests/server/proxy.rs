@@ -430,6 +430,27 @@ async fn what_goes_on_ends_with_the_permission() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn an_answer_that_nobody_takes_ends_with_the_permission() {
+    let hosted = Hosted::start(DOMAIN).await;
+    let (token, expires_at) = hosted.preview_for(3).await;
+    let mut idle = TcpStream::connect(hosted.running.server.local_addr()).await.unwrap();
+    let path = format!("{}/flood?wrenn_token={token}", hosted.prefix(80));
+    idle.write_all(format!("GET {path} HTTP/1.1\r\nhost: x\r\n\r\n").as_bytes()).await.unwrap();
+    // The guest has the permit as long as it floods.
+    hosted.more.add_permits(1);
+    idle.readable().await.unwrap();
+    assert_eq!(hosted.more.available_permits(), 0);
+    let ended = tokio::time::timeout(DEADLINE, hosted.more.acquire());
+    drop(ended.await.expect("it goes on").unwrap());
+    assert!(Utc::now() >= expires_at, "not before");
+
+    let mut answer = Vec::new();
+    idle.read_to_end(&mut answer).await.unwrap();
+    assert!(answer.starts_with(b"HTTP/1.1 200 ") && !answer.ends_with(b"\r\n0\r\n\r\n"), "it is not whole");
+    hosted.running.server.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn a_paused_capsule_says_so_or_goes_on() {
     let hosted = Hosted::start("").await;
     let ask = || hosted.keyed(hosted.below(Method::GET, 80, "/"));

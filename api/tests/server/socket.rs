@@ -9,11 +9,14 @@ use tokio_tungstenite::{
     tungstenite::{Error, Message, client::IntoClientRequest},
 };
 
-use crate::harness::{DEADLINE, Running, VIEWER};
+use crate::{
+    harness::{DEADLINE, Running, VIEWER},
+    http::unfolding,
+};
 
-type Socket = WebSocketStream<MaybeTlsStream<TcpStream>>;
+pub type Socket = WebSocketStream<MaybeTlsStream<TcpStream>>;
 
-async fn open(running: &Running, origin: Option<&str>) -> Result<Socket, Error> {
+pub async fn open(running: &Running, origin: Option<&str>) -> Result<Socket, Error> {
     let url = format!("ws://{}/graphql", running.server.local_addr());
     let mut request = url.into_client_request().unwrap();
     request.headers_mut().insert("sec-websocket-protocol", "graphql-transport-ws".parse().unwrap());
@@ -23,7 +26,7 @@ async fn open(running: &Running, origin: Option<&str>) -> Result<Socket, Error> 
     connect_async(request).await.map(|(socket, _)| socket)
 }
 
-async fn say(socket: &mut Socket, message: Value) {
+pub async fn say(socket: &mut Socket, message: Value) {
     socket.send(Message::text(message.to_string())).await.unwrap();
 }
 
@@ -31,7 +34,7 @@ async fn hear(socket: &mut Socket) -> Message {
     timeout(DEADLINE, socket.next()).await.expect("nothing comes").expect("the socket ended").unwrap()
 }
 
-async fn hear_json(socket: &mut Socket) -> Value {
+pub async fn hear_json(socket: &mut Socket) -> Value {
     serde_json::from_str(hear(socket).await.to_text().unwrap()).unwrap()
 }
 
@@ -118,6 +121,32 @@ async fn a_document_is_sent_once_and_then_asked_for() {
     let answer = asked.header("x-api-key", &running.api_key).send().await.unwrap();
     let answer: Value = answer.json().await.unwrap();
     assert_eq!(answer["data"]["viewer"]["team"]["id"], running.team_id, "{answer}");
+    running.server.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_is_refused_by_post_is_refused_here() {
+    let running = Running::start("").await;
+    let mut socket = open(&running, None).await.unwrap();
+    say(&mut socket, json!({ "type": "connection_init", "payload": { "apiKey": running.api_key } })).await;
+    assert_eq!(hear_json(&mut socket).await["type"], "connection_ack");
+    let streams: String = (0..100).map(|number| format!("a{number}: capsules {{ __typename }} ")).collect();
+    let mut documents = unfolding();
+    documents.extend([
+        (format!("subscription {{ {streams} }}"), "exactly one field"),
+        (
+            "subscription { ...F } fragment F on Subscription { capsules { __typename } }".to_owned(),
+            "exactly one field",
+        ),
+    ]);
+    for (document, message) in documents {
+        say(&mut socket, json!({ "type": "subscribe", "id": "1", "payload": { "query": document } })).await;
+        let refused = hear_json(&mut socket).await;
+        assert_eq!(refused["type"], "error", "{refused}");
+        assert_eq!(refused["payload"][0]["extensions"]["code"], "INVALID_INPUT", "{refused}");
+        assert!(refused["payload"][0]["message"].as_str().unwrap().contains(message), "{refused}");
+    }
+    drop(socket);
     running.server.stop().await;
 }
 

@@ -90,8 +90,10 @@ async fn refusal(watched: Option<&Arc<Watched>>) -> Error {
     }
 }
 
-/// Returns once the caller is not accepted any more: for what lives as long as a subscription without being one.
+/// Returns once the caller is not accepted any more: for what may live as long as a subscription without being one. Most
+/// of that is over before the first look.
 pub(crate) async fn until_refused(services: &Arc<Services>, caller: &Caller) -> Error {
+    tokio::time::sleep(RECHECK).await;
     let watched = services.standings.of(services, caller);
     refusal(watched.as_ref()).await
 }

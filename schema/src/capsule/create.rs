@@ -150,7 +150,7 @@ async fn place(
         compare_and_set(&transaction, row, &[CapsuleState::Pending, CapsuleState::Starting], step).await?;
     let placed = Arc::new(placed.ok_or_else(|| state::lost(row.id))?);
     transaction.commit().await?;
-    services.bus.publish(Change::Capsule(placed.clone()));
+    state::announce(services, &placed);
     Ok((host, placed))
 }
 

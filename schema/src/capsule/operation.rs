@@ -17,12 +17,17 @@ use wrenn_proto::agent::v1 as agent;
 
 use super::{
     settle,
-    state::{self, HOLD, Step, advance},
+    state::{self, HOLD, Step, advance, compare_and_set},
 };
 use crate::{
     Error, Services,
     access::Actor,
-    host::{answer, requested},
+    database,
+    host::{
+        answer,
+        placement::{self, Candidates, Demand},
+        requested,
+    },
 };
 
 /// A hold is renewed this often; three times before it would run out.
@@ -96,7 +101,7 @@ pub(crate) async fn carry_out(
     id: CapsuleId,
     verb: Verb,
 ) -> Result<Arc<Model>, Error> {
-    let (from, through, to) = verb.path();
+    let (from, _, to) = verb.path();
     let row = super::find(&services.db, actor.team_id, id).await?;
     if row.state == to {
         return Ok(Arc::new(row));
@@ -109,14 +114,28 @@ pub(crate) async fn carry_out(
         .clone()
         .run_tracked(async move {
             let began = Instant::now();
-            let row =
-                advance(&services, &row, from, Step::to(through)).await?.ok_or_else(|| state::lost(id))?;
+            let row = begin(&services, &row, verb).await?;
             let result = drive(&services, &actor, &row, verb, to).await;
             metrics::histogram!("wrenn_capsule_operation_seconds", "operation" => verb.name())
                 .record(began.elapsed().as_secs_f64());
             result
         })
         .await
+}
+
+/// Into the state of being on the way. What goes on is put on the books of its host again, in the same transaction.
+async fn begin(services: &Services, row: &Model, verb: Verb) -> Result<Arc<Model>, Error> {
+    let (from, through, _) = verb.path();
+    let transaction = database::begin(&services.db).await?;
+    if let (Verb::Resume, Some(host)) = (verb, row.host_id) {
+        let demand = Demand::of_paused(row);
+        placement::choose(&transaction, &services.config, demand, Candidates::Home(host)).await?;
+    }
+    let begun = compare_and_set(&transaction, row, from, Step::to(through)).await?;
+    let begun = Arc::new(begun.ok_or_else(|| state::lost(row.id))?);
+    transaction.commit().await?;
+    state::announce(services, &begun);
+    Ok(begun)
 }
 
 async fn drive(

@@ -202,16 +202,21 @@ pub(crate) async fn advance(
 ) -> Result<Option<Arc<Model>>, Error> {
     let changed = compare_and_set(&services.db, row, expected, step).await?.map(Arc::new);
     if let Some(row) = &changed {
-        tracing::info!(
-            capsule = %row.id,
-            state = ?row.state,
-            generation = row.generation,
-            cause = row.cause_code.as_deref(),
-            "capsule changed"
-        );
-        services.bus.publish(Change::Capsule(row.clone()));
+        announce(services, row);
     }
     Ok(changed)
+}
+
+/// To everybody who watches, once it is committed.
+pub(crate) fn announce(services: &Services, row: &Arc<Model>) {
+    tracing::info!(
+        capsule = %row.id,
+        state = ?row.state,
+        generation = row.generation,
+        cause = row.cause_code.as_deref(),
+        "capsule changed"
+    );
+    services.bus.publish(Change::Capsule(row.clone()));
 }
 
 /// The loser's answer.

@@ -235,7 +235,9 @@ fn many(
                 // Whatever else changed of it meanwhile is told by the bus as well.
                 Either::Right(id) => {
                     let row = found(find(&services.db, team_id, id).await)?;
-                    if let Some(row) = row.filter(|_| shown.listed.contains_key(&id)) {
+                    let listed = |row: &Model| shown.listed.contains_key(&id) && filter.matches(row);
+                    if let Some(row) = row.filter(listed) {
+                        shown.list(&row);
                         loaders.forget().await;
                         yield CapsuleChange::now(Arc::new(row));
                     }

@@ -14,10 +14,10 @@ use async_graphql::{
 use futures_util::{StreamExt, stream::BoxStream};
 
 use super::{Code, Error};
-use crate::access::RequestId;
+use crate::{access::RequestId, document};
 
-/// Turns [`Error`]s into what clients see, and marks what the engine itself refuses (syntax, validation, limits) as
-/// `INVALID_INPUT`.
+/// Turns [`Error`]s into what clients see, and marks what the engine itself refuses (syntax, validation, limits), and
+/// what is refused before it sees it, as `INVALID_INPUT`.
 pub(crate) struct ErrorCodes;
 
 impl ExtensionFactory for ErrorCodes {
@@ -35,7 +35,7 @@ impl Extension for PerRequest {
     async fn prepare_request(
         &self,
         ctx: &ExtensionContext<'_>,
-        request: Request,
+        mut request: Request,
         next: NextPrepareRequest<'_>,
     ) -> ServerResult<Request> {
         let id =
@@ -44,6 +44,7 @@ impl Extension for PerRequest {
             // Only ever set here, once a request.
             let _ = self.id.set(id.clone());
         }
+        document::check(&mut request)?;
         next.run(ctx, request).await
     }
 

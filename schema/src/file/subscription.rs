@@ -112,9 +112,10 @@ impl FileSubscription {
         let request = requested(message, &actor.request_id);
         let mut wire = answer("WatchDirectory", CALL, client.watch_directory(request)).await?;
         let inner = async_stream::try_stream! {
-            loop {
-                let event = wire.message().await.map_err(|status| Error::from_agent("WatchDirectory", status))?;
-                let Some(event) = event else { Err(Error::agent_lost())? };
+            // It ends with the directory.
+            while let Some(event) =
+                wire.message().await.map_err(|status| Error::from_agent("WatchDirectory", status))?
+            {
                 if let Some(event) = FileEvent::from_wire(event, &path) {
                     yield event;
                 }

@@ -10,7 +10,7 @@ use std::{
 };
 
 use bytes::Bytes;
-use futures_util::{Stream, StreamExt, stream::BoxStream};
+use futures_util::{FutureExt, Stream, StreamExt, future::BoxFuture, stream::BoxStream};
 use secrecy::SecretString;
 use tonic::Streaming;
 use wrenn_proto::{
@@ -21,7 +21,7 @@ use wrenn_proto::{
 use super::{CALL, FileEntry, input};
 use crate::{
     Error, Services,
-    access::{Actor, Caller, RequestId},
+    access::{Actor, Caller, RequestId, until_refused},
     capsule::reach::content_of,
     error::parse_id,
     host::{answer, requested},
@@ -84,6 +84,9 @@ pub struct Reading {
     pub entry: FileEntry,
     /// What was asked of its content. Dropping it ends the reading in the capsule.
     pub content: BoxStream<'static, Result<Bytes, Error>>,
+    /// Returns, with the reason, once whoever reads would not be let in any more: for a transport whose client may take
+    /// nothing of the content.
+    pub withdrawn: BoxFuture<'static, Error>,
 }
 
 /// Reads a file from `offset` on, `length` bytes or to its end.
@@ -91,7 +94,7 @@ pub struct Reading {
 /// # Errors
 /// What is wrong before the first byte; what goes wrong later comes in the stream.
 pub async fn read(
-    services: &Services,
+    services: &Arc<Services>,
     caller: &Caller,
     request_id: &RequestId,
     place: Place,
@@ -113,7 +116,10 @@ pub async fn read(
     let (first, wire) = answer("ReadFile", CALL, opened).await?;
     match first.ok_or_else(Error::agent_lost)?.part {
         Some(read_file_response::Part::Entry(entry)) => {
-            Ok(Reading { entry: FileEntry::alone(Some(entry))?, content: content(wire).boxed() })
+            let entry = FileEntry::alone(Some(entry))?;
+            let (services, caller) = (services.clone(), caller.clone());
+            let withdrawn = async move { until_refused(&services, &caller).await };
+            Ok(Reading { entry, content: content(wire).boxed(), withdrawn: withdrawn.boxed() })
         }
         _ => Err(Error::Task("the host named no file before its content".to_owned())),
     }
@@ -131,10 +137,10 @@ fn content(mut wire: Streaming<agent::ReadFileResponse>) -> impl Stream<Item = R
     }
 }
 
-/// Writes a file: readers in the capsule see the old content or the new one, whole. When `body` fails or falls silent
-/// nothing is changed.
+/// Writes a file: readers in the capsule see the old content or the new one, whole. When `body` fails or falls silent, or
+/// the caller is not accepted any more, nothing is changed.
 pub async fn write<E: Display + Send>(
-    services: &Services,
+    services: &Arc<Services>,
     caller: &Caller,
     request_id: &RequestId,
     place: Place,
@@ -158,7 +164,10 @@ pub async fn write<E: Display + Send>(
     let messages =
         parts.map(move |part| agent::WriteFileRequest { capsule_id: id.to_string(), part: Some(part) });
     // As long as the client sends there is no deadline; a host that is gone breaks the connection.
-    let written = client.write_file(requested(messages, &actor.request_id)).await;
+    let written = tokio::select! {
+        written = client.write_file(requested(messages, &actor.request_id)) => written,
+        error = until_refused(services, caller) => return Err(error),
+    };
     if let Some(error) = broken.lock().unwrap_or_else(PoisonError::into_inner).take() {
         return Err(error);
     }

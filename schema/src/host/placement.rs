@@ -24,6 +24,11 @@ impl Demand {
         Self { vcpus: row.vcpus.into(), memory_mib: row.memory_mib.into(), disk_mib: row.disk_mib.into() }
     }
 
+    /// Of one that is paused, to go on: its disk it has.
+    pub(crate) fn of_paused(row: &capsule::Model) -> Self {
+        Self { disk_mib: 0, ..Self::of(row) }
+    }
+
     /// Of so many like this.
     pub(crate) fn times(self, count: i64) -> Self {
         Self {
@@ -34,8 +39,12 @@ impl Demand {
     }
 }
 
-/// What is left of one resource after a capsule, as a share of all there is; below zero it does not fit.
+/// What is left of one resource after a capsule, as a share of all there is; below zero it does not fit. What takes
+/// nothing always fits.
 fn headroom(total: f64, placed: i64, demand: i64) -> f64 {
+    if demand == 0 {
+        return 1.0;
+    }
     #[expect(clippy::cast_precision_loss, reason = "sums of MiB and of vCPUs stay far below 2^52")]
     let taken = (placed + demand) as f64;
     if total > 0.0 { (total - taken) / total } else { -1.0 }
@@ -46,7 +55,7 @@ fn tightest(
     host: &host::Model,
     placed: Demand,
     demand: Demand,
-    config: &SchemaConfig,
+    (candidates, config): (Candidates<'_>, &SchemaConfig),
 ) -> (&'static str, f64) {
     let cpu = headroom(f64::from(host.cpus) * config.cpu_overcommit, placed.vcpus, demand.vcpus);
     let memory =
@@ -54,8 +63,11 @@ fn tightest(
     let disk = headroom(f64::from(host.disk_mib) * config.disk_overcommit, placed.disk_mib, demand.disk_mib);
     // The books may say yes while the machine is full with something else: its own figures must allow it too, and
     // the disk must be able to take the memory when the capsule is paused.
-    let memory = if i64::from(host.memory_available_mib) < demand.memory_mib { -1.0 } else { memory };
-    let disk = if i64::from(host.disk_available_mib) < demand.memory_mib { -1.0 } else { disk };
+    let full = |available_mib: i32| {
+        !matches!(candidates, Candidates::Home(_)) && i64::from(available_mib) < demand.memory_mib
+    };
+    let memory = if full(host.memory_available_mib) { -1.0 } else { memory };
+    let disk = if full(host.disk_available_mib) { -1.0 } else { disk };
     [("CPU", cpu), ("memory", memory), ("disk", disk)]
         .into_iter()
         .min_by(|(_, a), (_, b)| a.total_cmp(b))
@@ -69,6 +81,9 @@ pub(crate) enum Candidates<'a> {
     AllBut(&'a [HostId]),
     /// The one that holds the files that are wanted.
     Holder(HostId),
+    /// The one where it is paused. That host looks at its own figures itself, and those known here may be from before
+    /// another one was paused to make room.
+    Home(HostId),
 }
 
 impl Candidates<'_> {
@@ -76,7 +91,7 @@ impl Candidates<'_> {
         let online = host::Entity::find().filter(host::Column::Status.eq(HostStatus::Online));
         match self {
             Self::AllBut(tried) => online.filter(host::Column::Id.is_not_in(tried.iter().copied())),
-            Self::Holder(host) => online.filter(host::Column::Id.eq(host)),
+            Self::Holder(host) | Self::Home(host) => online.filter(host::Column::Id.eq(host)),
         }
     }
 
@@ -85,6 +100,7 @@ impl Candidates<'_> {
             Self::AllBut([]) => "no host is online",
             Self::AllBut(_) => "no other host is online",
             Self::Holder(_) => "the only host that has what this is made from is out of reach at the moment",
+            Self::Home(_) => "the capsule's host is out of reach at the moment",
         })
     }
 
@@ -94,6 +110,7 @@ impl Candidates<'_> {
             Self::Holder(_) => {
                 format!("the only host that has what this is made from has not enough {resource} left")
             }
+            Self::Home(_) => format!("the capsule's host has not enough {resource} left for it to go on"),
         })
     }
 }
@@ -113,7 +130,7 @@ pub(crate) async fn choose(
     let placed = placed(db).await?;
     let rated = online.iter().map(|host| {
         let (resource, left) =
-            tightest(host, placed.get(&host.id).copied().unwrap_or_default(), demand, config);
+            tightest(host, placed.get(&host.id).copied().unwrap_or_default(), demand, (candidates, config));
         (host.id, resource, left)
     });
     match rated.max_by(|a, b| a.2.total_cmp(&b.2)) {
@@ -180,16 +197,17 @@ mod tests {
         }
     }
 
+    const ANY: Candidates = Candidates::AllBut(&[]);
     const DEMAND: Demand = Demand { vcpus: 1, memory_mib: 1024, disk_mib: 1024 };
 
     #[test]
     fn the_tightest_resource_is_named() {
         let config = SchemaConfig::new("");
-        let (resource, left) = tightest(&host(2048, 2048), Demand::default(), DEMAND, &config);
+        let (resource, left) = tightest(&host(2048, 2048), Demand::default(), DEMAND, (ANY, &config));
         assert_eq!(resource, "memory");
         assert!((left - 0.5).abs() < 1e-9, "{left}");
         let placed = Demand { vcpus: 32, ..Demand::default() };
-        let (resource, left) = tightest(&host(20_480, 20_480), placed, DEMAND, &config);
+        let (resource, left) = tightest(&host(20_480, 20_480), placed, DEMAND, (ANY, &config));
         assert_eq!(resource, "CPU");
         assert!(left < 0.0);
     }
@@ -197,8 +215,11 @@ mod tests {
     #[test]
     fn the_machine_itself_must_allow_it() {
         let config = SchemaConfig::new("");
-        let (resource, left) = tightest(&host(20_480, 512), Demand::default(), DEMAND, &config);
+        let host = host(20_480, 512);
+        let (resource, left) = tightest(&host, Demand::default(), DEMAND, (ANY, &config));
         assert_eq!(resource, "memory");
         assert!(left < 0.0);
+        let (_, left) = tightest(&host, Demand::default(), DEMAND, (Candidates::Home(host.id), &config));
+        assert!(left > 0.0, "{left}");
     }
 }

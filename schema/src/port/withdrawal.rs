@@ -11,14 +11,13 @@ use crate::{
     access::{Caller, until_refused},
 };
 
-/// How often what somebody goes by is looked at. Most exchanges are over before the first look.
+/// How often the clock and the port are looked at. Most exchanges are over before the first look.
 const LOOK: Duration = Duration::from_secs(5);
 
 /// Returns once whoever was let in by `by` would be turned away: a URL at the moment when it expires, a key and a port
 /// that is public no more within seconds.
 pub(super) async fn withdrawn(services: Arc<Services>, target: Target, by: Pass, caller: Caller) -> Error {
     let turned_away = async {
-        tokio::time::sleep(LOOK).await;
         match by {
             Pass::Public => until_private(&services, target).await,
             Pass::Key | Pass::Token(_) => until_refused(&services, &caller).await,
@@ -43,6 +42,7 @@ async fn until(at: DateTime<Utc>) {
 /// What is asked is remembered until the capsule changes.
 async fn until_private(services: &Services, target: Target) -> Error {
     loop {
+        tokio::time::sleep(LOOK).await;
         match services.routes.get(&services.db, target.capsule).await {
             Ok(Some(route)) if route.is_public(target.port) => {}
             Ok(_) => return Error::unauthenticated("the port is not public any more"),
@@ -51,6 +51,5 @@ async fn until_private(services: &Services, target: Target) -> Error {
                 tracing::warn!(error = %error.chain(), "a visitor could not be checked again");
             }
         }
-        tokio::time::sleep(LOOK).await;
     }
 }

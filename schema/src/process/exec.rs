@@ -1,16 +1,20 @@
 //! The stream of a process's events, from the host's agent to whoever asked.
 
-use std::time::{Duration, Instant};
+use std::{
+    sync::Arc,
+    time::{Duration, Instant},
+};
 
 use async_graphql::{Enum, SimpleObject};
 use base64::{Engine, engine::general_purpose::STANDARD};
 use bytes::{Bytes, BytesMut};
 use futures_util::Stream;
+use tokio::sync::Semaphore;
 use tonic::Streaming;
 use wrenn_entities::CapsuleId;
 use wrenn_proto::{agent::v1 as agent, envd::v1 as envd};
 
-use super::{OutputStream, ProcessEvent, pid};
+use super::{HeldOutput, OutputStream, ProcessEvent, pid};
 use crate::{
     Error, Services,
     access::Actor,
@@ -19,8 +23,10 @@ use crate::{
     spent,
 };
 
-/// Bytes of each stream that `exec` keeps; what comes after is read and dropped.
-const KEPT: usize = 16 * 1024 * 1024;
+/// What running a program to its end counts for in the reckoning of complexity: a request may do so a few times.
+pub(super) const COMPLEXITY: usize = 2_000;
+/// Bytes of each stream that are kept whatever else is held, so that small answers go on when large ones are too many.
+const SMALL: usize = 64 * 1024;
 /// How long a host may take to begin a stream.
 const OPEN: Duration = Duration::from_secs(30);
 
@@ -35,7 +41,8 @@ pub struct ExecResult {
     /// What stdout and stderr are: text when valid UTF-8, else base64.
     stdout_encoding: Encoding,
     stderr_encoding: Encoding,
-    /// More than 16 MiB came on stdout or stderr; only the beginning is here.
+    /// More than 16 MiB came on stdout or stderr, or more than 1 MiB where this is answered over a WebSocket; only the
+    /// beginning is here.
     truncated: bool,
     duration_ms: i32,
 }
@@ -111,10 +118,14 @@ struct Kept {
 }
 
 impl Kept {
-    fn add(&mut self, data: &Bytes) {
-        let room = KEPT - self.bytes.len();
-        self.bytes.extend_from_slice(&data[..data.len().min(room)]);
+    fn add(&mut self, data: &Bytes, held: &HeldOutput, all: &Arc<Semaphore>) -> Result<(), Error> {
+        let before = self.bytes.len();
+        let room = held.of_each_stream() - before;
+        let data_kept = &data[..data.len().min(room)];
+        held.take(all, (before + data_kept.len()).max(SMALL) - before.max(SMALL))?;
+        self.bytes.extend_from_slice(data_kept);
         self.truncated |= data.len() > room;
+        Ok(())
     }
 
     fn text(self) -> (String, Encoding) {
@@ -132,14 +143,15 @@ impl Kept {
     }
 }
 
-/// Runs a process to its end.
+/// Runs a process to its end. What is kept of its output counts as `held`.
 pub(super) async fn run(
     services: &Services,
     actor: &Actor,
     input: super::ExecInput,
+    held: &HeldOutput,
 ) -> Result<ExecResult, Error> {
     use envd::process_event::Event;
-    let began = Instant::now();
+    let (began, all) = (Instant::now(), &services.held_output);
     let mut wire = open(services, actor, input, true).await?;
     let (mut stdout, mut stderr, mut process) = (Kept::default(), Kept::default(), 0);
     let exited = loop {
@@ -148,8 +160,8 @@ pub(super) async fn run(
         match message.ok_or_else(Error::agent_lost)?.event {
             Some(Event::Started(started)) => process = pid(started.pid),
             Some(Event::Output(output)) => match output.stream().into() {
-                OutputStream::Stderr => stderr.add(&output.data),
-                OutputStream::Stdout | OutputStream::Pty => stdout.add(&output.data),
+                OutputStream::Stderr => stderr.add(&output.data, held, all)?,
+                OutputStream::Stdout | OutputStream::Pty => stdout.add(&output.data, held, all)?,
             },
             // Cannot be: this reader was there from the first byte and holds the process back. If it were, what is
             // kept would not be what was written, and that has to be said.
@@ -184,25 +196,44 @@ pub(super) async fn run(
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::Code;
 
     #[test]
     fn only_so_much_is_kept() {
-        let mut kept = Kept::default();
-        let chunk = Bytes::from(vec![b'a'; KEPT - 1]);
-        kept.add(&chunk);
-        assert!(!kept.truncated);
-        kept.add(&Bytes::from_static("ä".as_bytes()));
-        kept.add(&Bytes::from_static(b"b"));
-        assert!(kept.truncated);
-        assert_eq!(kept.bytes.len(), KEPT);
-        let (text, encoding) = kept.text();
-        assert_eq!((text.len(), encoding), (KEPT - 1, Encoding::Utf8), "half a character is dropped");
+        for (held, most) in [(HeldOutput::default(), 16 << 20), (HeldOutput::of_socket(), 1 << 20)] {
+            let (mut kept, all) = (Kept::default(), Arc::new(Semaphore::new(most)));
+            let mut add = |data: &[u8]| kept.add(&Bytes::copy_from_slice(data), &held, &all);
+            add(&vec![b'a'; most - 1]).expect("has room");
+            add("ä".as_bytes()).expect("is cut");
+            add(b"b").expect("is dropped");
+            assert!(kept.truncated);
+            assert_eq!(kept.bytes.len(), most);
+            let (text, encoding) = kept.text();
+            assert_eq!((text.len(), encoding), (most - 1, Encoding::Utf8), "half a character is dropped");
+        }
+    }
+
+    #[test]
+    fn all_that_is_held_has_a_bound() {
+        let all = Arc::new(Semaphore::new(100));
+        let (held, mut kept) = (HeldOutput::default(), Kept::default());
+        kept.add(&Bytes::from(vec![b'a'; SMALL + 60]), &held, &all).expect("has room");
+        kept.add(&Bytes::from(vec![b'a'; 40]), &held, &all).expect("has room");
+        let (other_held, mut other) = (HeldOutput::default(), Kept::default());
+        other.add(&Bytes::from(vec![b'a'; SMALL]), &other_held, &all).expect("is small");
+        let one_more = Bytes::from_static(b"a");
+        let refused = other.add(&one_more, &other_held, &all).expect_err("has no room");
+        assert_eq!(refused.code(), Code::ResourceExhausted);
+        assert!(kept.add(&one_more, &held, &all).is_err());
+        drop(kept);
+        assert!(other.add(&one_more, &other_held, &all).is_err(), "the answer is not sent yet");
+        drop(held);
+        other.add(&one_more, &other_held, &all).expect("has room again");
     }
 
     #[test]
     fn what_is_no_text_is_base64() {
-        let mut kept = Kept::default();
-        kept.add(&Bytes::from_static(&[0xff, 0x00]));
+        let kept = Kept { bytes: BytesMut::from(&[0xff, 0x00][..]), truncated: false };
         assert_eq!(kept.text(), ("/wA=".to_owned(), Encoding::Base64));
     }
 }

@@ -1,6 +1,7 @@
 //! Processes in capsules: running them to their end, in the background, with their output live.
 
 mod exec;
+mod held;
 mod input;
 mod list;
 mod mutation;
@@ -16,6 +17,7 @@ use wrenn_proto::envd::v1 as envd;
 pub(crate) use self::list::lists;
 pub use self::{
     exec::Encoding,
+    held::HeldOutput,
     input::{EnvVarInput, ExecInput},
     mutation::ProcessMutation,
     new_capsule::NewCapsuleMutation,
@@ -103,7 +105,7 @@ pub struct ProcessGap {
 }
 
 /// Somebody gave the terminal another size: of those who watch it, only one can say how large it is.
-#[derive(SimpleObject, Clone, Debug)]
+#[derive(SimpleObject, Clone, Copy, Debug, PartialEq, Eq)]
 pub struct PtyResized {
     columns: i32,
     rows: i32,

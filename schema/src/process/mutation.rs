@@ -6,7 +6,7 @@ use async_graphql::{Context, Enum, ID, Object, SimpleObject};
 use wrenn_proto::{agent::v1 as agent, envd::v1 as envd};
 
 use super::{
-    ExecInput, Process,
+    ExecInput, HeldOutput, Process,
     exec::{self, ExecResult},
     input::{bounded_input, selector, write_input},
 };
@@ -88,9 +88,9 @@ pub struct ProcessMutation;
 #[Object]
 impl ProcessMutation {
     /// Runs to the end and answers once.
-    #[graphql(guard = "Member")]
+    #[graphql(guard = "Member", complexity = "exec::COMPLEXITY + child_complexity")]
     async fn exec(&self, ctx: &Context<'_>, input: ExecInput) -> Result<ExecResult, Error> {
-        exec::run(services(ctx)?, &Actor::of(ctx)?, input).await
+        exec::run(services(ctx)?, &Actor::of(ctx)?, input, &HeldOutput::of(ctx)).await
     }
 
     /// Starts and answers at once; follow it with `processOutput`.

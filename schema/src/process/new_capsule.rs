@@ -6,7 +6,7 @@ use async_graphql::{Context, InputObject, Object, SimpleObject};
 use wrenn_entities::{CapsuleId, capsule::Model};
 
 use super::{
-    EnvVarInput, ExecInput,
+    EnvVarInput, ExecInput, HeldOutput,
     exec::{self, ExecResult},
 };
 use crate::{
@@ -55,7 +55,7 @@ pub struct NewCapsuleMutation;
 #[Object]
 impl NewCapsuleMutation {
     /// Makes a capsule, runs a program in it to its end, and answers once; then the capsule goes, unless it is to be kept.
-    #[graphql(guard = "Member")]
+    #[graphql(guard = "Member", complexity = "exec::COMPLEXITY + child_complexity")]
     async fn run_in_new_capsule(
         &self,
         ctx: &Context<'_>,
@@ -79,7 +79,7 @@ impl NewCapsuleMutation {
         program(CapsuleId(uuid::Uuid::nil())).check(true)?;
         let capsule = input.capsule.unwrap_or_default();
         let (row, disposal) = made(services, &actor, capsule, keep).await?;
-        let result = exec::run(services, &actor, program(row.id)).await;
+        let result = exec::run(services, &actor, program(row.id), &HeldOutput::of(ctx)).await;
         let row = match disposal {
             Some(disposal) => disposal.carry_out().await,
             None => Ok(row),

@@ -110,6 +110,7 @@ fn with_resizes(
 ) -> impl Stream<Item = Result<ProcessEvent, Error>> + Send {
     async_stream::stream! {
         let mut events = std::pin::pin!(events);
+        let mut told = None;
         loop {
             let next = tokio::select! {
                 biased;
@@ -120,9 +121,13 @@ fn with_resizes(
                             Some(PtyResized { columns, rows })
                         }
                         Received::Change(_) => None,
-                        Received::Missed => present_size(services, actor, *id, tag).await,
+                        Received::Missed => {
+                            let present = present_size(services, actor, *id, tag).await;
+                            present.filter(|present| told.as_ref() != Some(present))
+                        }
                     };
                     let Some(resized) = resized else { continue };
+                    told = Some(resized);
                     Some(Ok(ProcessEvent::Resized(resized)))
                 },
                 event = events.next() => event,

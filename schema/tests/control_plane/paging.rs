@@ -191,9 +191,11 @@ async fn a_list_asks_each_host_once(world: &World) {
     assert_eq!((asked("ports"), asked("processes")), ([1, 1], [1, 1]));
     assert_eq!(reads.len(), 3, "the page, its hosts, and which ports are public: {reads:#?}");
 
-    // As many as a document may ask points of.
-    let (nodes, reads) = ask("{ capsules(first: 90) { nodes { metrics(range: M5) { at } } } }").await;
-    assert_eq!(nodes.len(), 90);
+    let (nodes, reads) = ask(
+        "{ capsules(first: 100) { nodes { metrics(range: M5) { at cpuPercent memoryBytes diskBytes } } } }",
+    )
+    .await;
+    assert_eq!(nodes.len(), 100);
     assert!(nodes.iter().all(|node| node["metrics"].as_array().is_some_and(|points| points.len() == 3)));
     assert_eq!((asked("metrics"), reads.len()), ([1, 1], 1));
     // Each range is another question.

@@ -16,6 +16,7 @@ on_both_databases!(
     a_full_host_passes_it_on,
     hosts_without_the_image_are_passed_over,
     hosts_are_not_promised_twice,
+    what_goes_on_is_on_the_books_again,
 );
 
 async fn the_emptier_host_takes_it(world: &World) {
@@ -58,6 +59,26 @@ async fn a_full_host_passes_it_on(world: &World) {
     let error = world.refused(CREATE, json!({"input": {}})).await;
     assert_eq!(error.code, "RESOURCE_EXHAUSTED", "what the last one that was tried said: {error:?}");
     assert_eq!(world.rows().await.len(), 2);
+}
+
+async fn what_goes_on_is_on_the_books_again(world: &World) {
+    const PAUSE: &str = "mutation($id: ID!) { pauseCapsule(id: $id) { capsule { state } } }";
+    const RESUME: &str = "mutation($id: ID!) { resumeCapsule(id: $id) { capsule { state } } }";
+    let agent = world.host_with("small", 1024).await;
+    let input = json!({"input": {"memoryMib": 768}});
+    let first = id_of(&world.ask(CREATE, input.clone()).await["createCapsule"]["capsule"]);
+    world.ask(PAUSE, json!({"id": first.to_string()})).await;
+    let second = id_of(&world.ask(CREATE, input).await["createCapsule"]["capsule"]);
+
+    let error = world.refused(RESUME, json!({"id": first.to_string()})).await;
+    assert_eq!(error.code, "RESOURCE_EXHAUSTED");
+    assert!(error.message.contains("memory"), "{error:?}");
+    assert_eq!(world.row(first).await.state, CapsuleState::Paused);
+    assert_eq!(agent.calls("resume"), 0);
+
+    world.ask(PAUSE, json!({"id": second.to_string()})).await;
+    world.ask(RESUME, json!({"id": first.to_string()})).await;
+    assert_eq!(world.row(first).await.state, CapsuleState::Running);
 }
 
 async fn hosts_without_the_image_are_passed_over(world: &World) {

@@ -20,6 +20,7 @@ use crate::{
 
 on_both_databases!(
     exec_answers_once,
+    a_request_runs_a_few_programs,
     exec_wants_a_running_capsule,
     a_program_gets_a_capsule_of_its_own,
     processes_are_talked_to,
@@ -76,6 +77,25 @@ async fn exec_answers_once(world: &World) {
         let error = world.refused(EXEC, json!({"input": input})).await;
         assert_eq!(error.brief(), (code, Some(field)), "{input}: {error:?}");
     }
+}
+
+async fn a_request_runs_a_few_programs(world: &World) {
+    let agent = world.host("one").await;
+    let id = world.create().await.to_string();
+    let asking = |programs: usize| {
+        let exec =
+            |number| format!("a{number}: exec(input: {{capsuleId: \"{id}\", command: \"true\"}}) {{ pid }} ");
+        format!("mutation {{ {} }}", (0..programs).map(exec).collect::<String>())
+    };
+    world.ask(&asking(4), json!({})).await;
+    assert_eq!(agent.calls("exec"), 4);
+    let error = world.refused(&asking(5), json!({})).await;
+    assert!(error.message.contains("complex"), "{error:?}");
+    let run = "runInNewCapsule(input: {command: \"true\"}) { result { pid } }";
+    let many: String = (0..5).map(|number| format!("a{number}: {run} ")).collect();
+    let error = world.refused(&format!("mutation {{ {many} }}"), json!({})).await;
+    assert!(error.message.contains("complex"), "{error:?}");
+    assert_eq!(agent.calls("exec"), 4);
 }
 
 async fn exec_wants_a_running_capsule(world: &World) {
