@@ -67,6 +67,8 @@ pub async fn at_rest(stack: &Stack) -> Result<HostInventory> {
         let now = HostInventory::take(stack.scope())?;
         let slots = now.count(Kind::Namespace);
         ensure!(slots == wanted + SPARE_SLOTS, "{slots} network slots for {running} running capsules");
+        let links = now.count(Kind::Link);
+        ensure!(links == slots, "{links} links for {slots} network slots: one is being made");
         Ok(Some(without_logs(now)))
     })
     .await

@@ -1,10 +1,12 @@
-//! What the daemon occupies: the program itself, in a process of its own, after much of everything.
+//! What the daemon takes of a guest, as the program itself in a process of its own: memory after much of everything, and
+//! time when there is nothing to do.
 
 use std::fs;
 use std::io::{BufRead, BufReader};
 use std::net::SocketAddr;
 use std::path::Path;
 use std::process::{Child, Command, Stdio};
+use std::time::Duration;
 
 use tokio::net::{TcpListener, TcpStream};
 use wrenn_envd::output::budget::{LEAST, LIMIT};
@@ -49,6 +51,19 @@ impl Envd {
     }
 }
 
+impl Envd {
+    /// How often one of its threads was given a processor because something had happened.
+    fn wake_ups(&self) -> u64 {
+        let tasks = fs::read_dir(format!("/proc/{}/task", self.process.id())).expect("it lives");
+        let of_each = tasks.map(|task| {
+            let text = fs::read_to_string(task.expect("a thread").path().join("status")).unwrap_or_default();
+            let count = text.lines().find_map(|it| it.strip_prefix("voluntary_ctxt_switches:"));
+            count.map_or(0, |it| it.trim().parse().expect("a number"))
+        });
+        of_each.sum::<u64>()
+    }
+}
+
 impl Drop for Envd {
     fn drop(&mut self) {
         let _ = self.process.kill();
@@ -64,6 +79,29 @@ async fn write(client: &mut Client, path: &Path, bytes: usize) {
 async fn read(client: &mut Client, path: &Path) -> usize {
     let request = pb::ReadRequest { path: path.to_str().expect("text").into(), ..Default::default() };
     client.cat(request).await.expect("read").1.len()
+}
+
+#[test]
+fn an_idle_guest_is_woken_once_a_second_at_most() {
+    in_own_network(async || {
+        const WATCHED: Duration = Duration::from_secs(10);
+        let envd = Envd::start();
+        let mut client = Client::connect(envd.address);
+        tokio::time::sleep(Duration::from_secs(1)).await;
+        let before = envd.wake_ups();
+        tokio::time::sleep(WATCHED).await;
+        assert_eq!(envd.wake_ups(), before, "nobody has told it anything yet");
+
+        client.guest.configure(with_token(configuration())).await.expect("configure");
+        let told = client.exec(shell("echo one that was there")).await.expect("exec").rest().await;
+        assert_eq!(told.code(), Some(0));
+        tokio::time::sleep(Duration::from_secs(3)).await;
+        let before = envd.wake_ups();
+        tokio::time::sleep(WATCHED).await;
+        let woken = envd.wake_ups() - before;
+        // One period may begin before and end after.
+        assert!((1..=WATCHED.as_secs() + 1).contains(&woken), "woken {woken} times in {WATCHED:?}");
+    });
 }
 
 #[test]
