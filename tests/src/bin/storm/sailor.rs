@@ -7,7 +7,7 @@ use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 use serde_json::json;
 use wrenn_tests::counter::Counter;
-use wrenn_tests::graphql::{Capsule, Client};
+use wrenn_tests::graphql::{Capsule, Client, Failure};
 use wrenn_tests::stack::Stack;
 use wrenn_tests::wait;
 
@@ -20,6 +20,9 @@ const MOST: usize = 4;
 
 /// A row that nobody drives any more is settled after a quarter of a minute; a dead host must first come back.
 const PATIENCE: Duration = Duration::from_secs(120);
+
+/// Between attempts at a name that is not free yet.
+const RETRY: Duration = Duration::from_secs(1);
 
 /// States that a capsule may stay in.
 const STABLE: [&str; 4] = ["RUNNING", "PAUSED", "STOPPED", "ERROR"];
@@ -59,11 +62,21 @@ pub struct Sailor<'a> {
     pub random: Random,
     pub number: u64,
     held: Vec<Held>,
+    /// Its last snapshot was cut off: whoever made that may have its name for as long as a row that nobody drives.
+    name_in_doubt: bool,
 }
 
 impl<'a> Sailor<'a> {
     pub fn new(stack: &'a Stack, weather: &'a Weather, tally: &'a Tally, seed: u64, number: u64) -> Self {
-        Self { stack, weather, tally, random: Random::new(seed, number), number, held: Vec::new() }
+        Self {
+            stack,
+            weather,
+            tally,
+            random: Random::new(seed, number),
+            number,
+            held: Vec::new(),
+            name_in_doubt: false,
+        }
     }
 
     /// Until time is up; then every capsule it has is looked at once more.
@@ -240,9 +253,17 @@ impl<'a> Sailor<'a> {
     async fn snapshot(&mut self, index: usize) -> Result<()> {
         self.look(index).await?;
         let (id, counter) = (self.held[index].id.clone(), self.held[index].counter);
-        let before = self.weather.look();
-        let outcome = self.client().snapshot(&id, &format!("storm-{}", self.number)).await;
-        let template = self.judge("snapshot", before, outcome)?;
+        let began = Instant::now();
+        let template = loop {
+            let before = self.weather.look();
+            let outcome = self.client().snapshot(&id, &format!("storm-{}", self.number)).await;
+            let conflict = outcome.as_ref().is_err_and(|error| Failure::code_of(error) == Some("CONFLICT"));
+            if !(self.name_in_doubt && conflict && began.elapsed() < PATIENCE) {
+                break self.judge("snapshot", before, outcome)?;
+            }
+            tokio::time::sleep(RETRY).await;
+        };
+        self.name_in_doubt = template.is_none();
         self.rest(index).await?;
         match template {
             Some(template) if self.held.len() < MOST => {
