@@ -46,12 +46,18 @@ pub enum AdoptError {
 enum Found {
     /// Its VMM lives.
     Live(Box<Record>, Box<dyn Machine>),
-    /// It ran, and its VMM is gone.
-    Lost(Box<Record>, Cause),
-    /// It ran, and its VMM would not be adopted: it was ended.
-    OutOfHand(Box<Record>, DriverError),
+    /// It ran, and its VMM does not any more.
+    Ended(Box<Record>, End),
     /// Nothing of it runs.
     Still(Box<Record>),
+}
+
+/// How a VMM ended.
+enum End {
+    /// By itself.
+    Died(Cause),
+    /// By this agent, which could not adopt it.
+    OutOfHand(DriverError),
 }
 
 /// Everything an earlier agent left in its directory.
@@ -109,14 +115,15 @@ impl Leftovers {
             }
             Err(DriverError::Process(ProcessError::Gone(_) | ProcessError::NotTheSame { .. })) => {
                 let cause = Cause::new("VMM_DIED", "the VMM ended while no agent was there to see it");
-                Found::Lost(Box::new(record), cause)
+                Found::Ended(Box::new(record), End::Died(cause))
             }
             Err(error) => {
-                if strays::kill(&machine.process).await {
-                    Found::OutOfHand(Box::new(record), error)
+                let end = if strays::kill(&machine.process).await {
+                    End::OutOfHand(error)
                 } else {
-                    Found::Lost(Box::new(record), Cause::new("VMM_DIED", crate::report(&error)))
-                }
+                    End::Died(Cause::new("VMM_DIED", crate::report(&error)))
+                };
+                Found::Ended(Box::new(record), end)
             }
         };
         self.found.push(found);
@@ -126,31 +133,14 @@ impl Leftovers {
     pub async fn settle(self, engine: &Engine, registry: &CapsuleRegistry) {
         let mut known = self.unreadable;
         known.extend(self.found.iter().map(|found| match found {
-            Found::Live(record, _)
-            | Found::Lost(record, _)
-            | Found::OutOfHand(record, _)
-            | Found::Still(record) => record.spec.id.to_string(),
+            Found::Live(record, _) | Found::Ended(record, _) | Found::Still(record) => {
+                record.spec.id.to_string()
+            }
         }));
         join_all(self.found.into_iter().map(|found| async move {
             match found {
                 Found::Live(record, machine) => settle_live(engine, registry, *record, machine).await,
-                Found::Lost(mut record, cause) => {
-                    if let Some(snapshot) = completed_pause(engine, &record).await {
-                        clear_half_made(engine, &record).await;
-                        return settle_paused(engine, registry, *record, snapshot).await;
-                    }
-                    tracing::error!(capsule = %record.spec.id, cause = cause.message, "the capsule is lost");
-                    remove_files(engine, record.spec.id).await;
-                    record.enter(State::Stopped, Some(cause));
-                    registry.remember(*record);
-                }
-                Found::OutOfHand(record, error) => {
-                    if let Some(snapshot) = completed_pause(engine, &record).await {
-                        clear_half_made(engine, &record).await;
-                        return settle_paused(engine, registry, *record, snapshot).await;
-                    }
-                    settle_broken(engine, registry, *record, &error).await;
-                }
+                Found::Ended(record, end) => settle_ended(engine, registry, *record, end).await,
                 Found::Still(record) => settle_still(engine, registry, *record).await,
             }
         }))
@@ -188,6 +178,22 @@ async fn settle_live(
             registry.adopt(record, body);
         }
         Err(error) => settle_broken(engine, registry, record, &error).await,
+    }
+}
+
+async fn settle_ended(engine: &Engine, registry: &CapsuleRegistry, mut record: Record, end: End) {
+    if let Some(snapshot) = completed_pause(engine, &record).await {
+        clear_half_made(engine, &record).await;
+        return settle_paused(engine, registry, record, snapshot).await;
+    }
+    match end {
+        End::Died(cause) => {
+            tracing::error!(capsule = %record.spec.id, cause = cause.message, "the capsule is lost");
+            remove_files(engine, record.spec.id).await;
+            record.enter(State::Stopped, Some(cause));
+            registry.remember(record);
+        }
+        End::OutOfHand(error) => settle_broken(engine, registry, record, &error).await,
     }
 }
 

@@ -30,9 +30,6 @@ use crate::ids::{CapsuleId, TemplateId};
 use crate::request_id::RequestId;
 use crate::token::Token;
 
-/// A guest that has just answered, or that runs on.
-const CLOCK_TIMEOUT: Duration = Duration::from_secs(2);
-
 /// What a moment holds of a capsule.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Scope {
@@ -80,7 +77,7 @@ pub async fn of_running(
 ) -> Result<Taken, TakeFailure> {
     let mut writer = prepare(engine, running, (scope, into), request).await.map_err(TakeFailure::Running)?;
     steps.done("prepare");
-    let clock = read_clock(&running.handle.guest, request).await;
+    let clock = running.handle.guest.read_clock(request).await;
     let began = Instant::now();
     let saved = freeze(engine, running, scope, &mut writer).await;
     // Whatever became of it, also if it is not known whether they stopped.
@@ -137,21 +134,12 @@ async fn prepare(
     }
 }
 
-/// None where it cannot be told, which nothing else depends on.
-async fn read_clock(guest: &Guest, request: &RequestId) -> Option<ClockReading> {
-    let reading = guest.step_clock(0, request, CLOCK_TIMEOUT).await;
-    reading
-        .inspect_err(|error| tracing::warn!(error = %crate::report(error), "the guest's clock is not known"))
-        .ok()
-}
-
 /// Gives a guest back the time that it stood still for. Relative to what it took for the time before: that may have been
 /// its own doing.
 async fn keep_time(guest: &Guest, before: ClockReading, request: &RequestId) {
-    let Some(after) = read_clock(guest, request).await else { return };
-    let Some(lost_ns) = after.lost_since(before) else { return };
-    if let Err(error) = guest.step_clock(lost_ns, request, CLOCK_TIMEOUT).await {
-        tracing::warn!(error = %crate::report(&error), lost_ns, "the guest's clock is behind");
+    let Some(after) = guest.read_clock(request).await else { return };
+    if let Some(lost_ns) = after.lost_since(before) {
+        guest.give_time(lost_ns, request).await;
     }
 }
 

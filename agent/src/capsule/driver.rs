@@ -28,8 +28,6 @@ use crate::request_id::RequestId;
 
 /// How often processes that keep their capsule awake are looked at.
 const KEEP_AWAKE_PERIOD: Duration = Duration::from_secs(2);
-/// For a guest that goes on to be told the time.
-const CLOCK_TIMEOUT: Duration = Duration::from_secs(2);
 
 pub type ReplyOf<T> = oneshot::Sender<Result<T, CapsuleError>>;
 pub type Reply = ReplyOf<Arc<CapsuleView>>;
@@ -362,10 +360,7 @@ impl Driver {
 async fn give_time(body: &Body, stood: Duration) {
     let Body::Running(running) = body else { return };
     let lost_ns = i64::try_from(stood.as_nanos()).unwrap_or(i64::MAX);
-    let stepped = running.handle.guest.step_clock(lost_ns, &RequestId::new(), CLOCK_TIMEOUT).await;
-    if let Err(error) = stepped {
-        tracing::warn!(error = %crate::report(&error), lost_ns, "the guest's clock is behind");
-    }
+    running.handle.guest.give_time(lost_ns, &RequestId::new()).await;
 }
 
 fn handle_of(body: &Body) -> Option<RunningHandle> {

@@ -11,6 +11,9 @@ use super::{Guest, GuestError, bounded};
 use crate::clock::now_ns;
 use crate::request_id::RequestId;
 
+/// For a guest that runs: one that does not answer has other troubles than its clock.
+const PATIENCE: Duration = Duration::from_secs(2);
+
 /// How far a guest's clock is from the host's.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct ClockReading {
@@ -36,6 +39,23 @@ impl ClockReading {
 }
 
 impl Guest {
+    /// Where the clock is; none where it cannot be told, which nothing else depends on.
+    pub async fn read_clock(&self, id: &RequestId) -> Option<ClockReading> {
+        let reading = self.step_clock(0, id, PATIENCE).await;
+        reading
+            .inspect_err(
+                |error| tracing::warn!(error = %crate::report(error), "the guest's clock is not known"),
+            )
+            .ok()
+    }
+
+    /// Makes good for time that the guest has stood still.
+    pub async fn give_time(&self, lost_ns: i64, id: &RequestId) {
+        if let Err(error) = self.step_clock(lost_ns, id, PATIENCE).await {
+            tracing::warn!(error = %crate::report(&error), lost_ns, "the guest's clock is behind");
+        }
+    }
+
     /// Steps the clock by so many nanoseconds, or by none to know where it is.
     pub async fn step_clock(
         &self,

@@ -103,7 +103,7 @@ export class Execution implements PromiseLike<ExecResult>, AsyncIterable<OutputE
     this.tag = input.tag;
     const killing = { capsuleId, selector: input.tag, signal: "SIGKILL" } as const;
     const kill = () => wrenn.graphql.signalProcess(killing, { repeatable: true });
-    this.#kill = () => (options.acrossPauses ? acrossPauses(wrenn, capsuleId, undefined, kill) : kill());
+    this.#kill = () => acrossPauses(wrenn, capsuleId, { across: options.acrossPauses }, kill);
     const maxBytes = options.maxBytes ?? MAX_BYTES;
     this.#kept = { stdout: new Kept(maxBytes), stderr: new Kept(maxBytes) };
     this.#beginning = new Beginning(wrenn, input, options.acrossPauses ?? false);

@@ -30,18 +30,18 @@ export async function untilResumed(wrenn: Wrenn, id: string, error: unknown, sig
   throw error;
 }
 
-/** The outcome of `attempt`, which is made again after each pause of the capsule that it fails for. */
+/** The outcome of `attempt`; if `across`, it is made again after each pause of the capsule that it fails for. */
 export async function acrossPauses<T>(
   wrenn: Wrenn,
   id: string,
-  signal: AbortSignal | undefined,
+  { across, signal }: { across?: boolean | undefined; signal?: AbortSignal | undefined },
   attempt: () => Promise<T>,
 ): Promise<T> {
   for (;;) {
     try {
       return await attempt();
     } catch (error) {
-      if (isPassing(error)) {
+      if (!across || isPassing(error)) {
         throw error;
       }
       await untilResumed(wrenn, id, error, signal);

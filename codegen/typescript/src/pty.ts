@@ -134,7 +134,7 @@ export class Pty implements AsyncIterable<Uint8Array> {
 
   #carried<T>(send: () => Promise<T>): Promise<T> {
     const signal = this.#input.abandoned;
-    return this.#across ? acrossPauses(this.#wrenn, this.capsuleId, signal, send) : send();
+    return acrossPauses(this.#wrenn, this.capsuleId, { across: this.#across, signal }, send);
   }
 
   /** Hangs up: what runs in the terminal gets SIGHUP, as from a line that broke. */

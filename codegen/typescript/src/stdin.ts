@@ -21,7 +21,7 @@ export class Stdin {
   constructor(wrenn: Wrenn, capsuleId: string, selector: string, { across, alone }: StdinOptions) {
     const { graphql, patience } = wrenn;
     const carried = <T>(signal: AbortSignal, send: () => Promise<T>): Promise<T> =>
-      across ? acrossPauses(wrenn, capsuleId, signal, send) : send();
+      acrossPauses(wrenn, capsuleId, { across, signal }, send);
     const write: SendInput = async (sequence, data, signal) => {
       const variables = { capsuleId, selector, sequence, data };
       const send = () => graphql.writeStdin(variables, { overSocket: true, signal });

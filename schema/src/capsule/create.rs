@@ -31,17 +31,16 @@ use super::{
     operation::Hold,
     record::{await_settled, record},
     settle,
-    state::{self, Cause, Step, advance, compare_and_set},
+    state::{self, Cause, Step, advance, place},
     wanted::{Wanted, check},
 };
 use crate::{
     Code, Error, Services,
     access::Actor,
     bus::Change,
-    database,
     host::{
         answer,
-        placement::{self, Candidates, Demand},
+        placement::{Candidates, Demand},
         requested,
     },
     idempotency::Written,
@@ -84,7 +83,10 @@ async fn drive(
     let mut tried = Vec::new();
     let mut refused: Option<Error> = None;
     loop {
-        let host = match place(services, wanted, &row, &tried).await {
+        let candidates = wanted.pinned_to().map_or(Candidates::AllBut(&tried), Candidates::Holder);
+        let from = [CapsuleState::Pending, CapsuleState::Starting];
+        let wish = (Demand::of(&row), candidates);
+        let host = match place(services, &row, &from, CapsuleState::Starting, wish).await {
             Ok((host, placed)) => {
                 row = placed;
                 host
@@ -133,25 +135,6 @@ fn no_image(template: &template::Model) -> Error {
         missing
     };
     Error::failed_precondition(message).with_field("template").with_cause(IMAGE_MISSING)
-}
-
-/// Chooses a host and puts the row there, in one transaction.
-async fn place(
-    services: &Services,
-    wanted: &Wanted,
-    row: &Arc<Model>,
-    tried: &[HostId],
-) -> Result<(HostId, Arc<Model>), Error> {
-    let transaction = database::begin(&services.db).await?;
-    let candidates = wanted.pinned_to().map_or(Candidates::AllBut(tried), Candidates::Holder);
-    let host = placement::choose(&transaction, &services.config, Demand::of(row), candidates).await?;
-    let step = Step::to(CapsuleState::Starting).on(host);
-    let placed =
-        compare_and_set(&transaction, row, &[CapsuleState::Pending, CapsuleState::Starting], step).await?;
-    let placed = Arc::new(placed.ok_or_else(|| state::lost(row.id))?);
-    transaction.commit().await?;
-    state::announce(services, &placed);
-    Ok((host, placed))
 }
 
 async fn call(

@@ -17,15 +17,14 @@ use wrenn_proto::agent::v1 as agent;
 
 use super::{
     settle,
-    state::{self, HOLD, Step, advance, compare_and_set},
+    state::{self, HOLD, Step, advance, place},
 };
 use crate::{
     Error, Services,
     access::Actor,
-    database,
     host::{
         answer,
-        placement::{self, Candidates, Demand},
+        placement::{Candidates, Demand},
         requested,
     },
 };
@@ -123,19 +122,14 @@ pub(crate) async fn carry_out(
         .await
 }
 
-/// Into the state of being on the way. What goes on is put on the books of its host again, in the same transaction.
+/// Into the state of being on the way. What goes on is put on the books of its host again.
 async fn begin(services: &Services, row: &Model, verb: Verb) -> Result<Arc<Model>, Error> {
     let (from, through, _) = verb.path();
-    let transaction = database::begin(&services.db).await?;
     if let (Verb::Resume, Some(host)) = (verb, row.host_id) {
-        let demand = Demand::of_paused(row);
-        placement::choose(&transaction, &services.config, demand, Candidates::Home(host)).await?;
+        let wanted = (Demand::of_paused(row), Candidates::Home(host));
+        return Ok(place(services, row, from, through, wanted).await?.1);
     }
-    let begun = compare_and_set(&transaction, row, from, Step::to(through)).await?;
-    let begun = Arc::new(begun.ok_or_else(|| state::lost(row.id))?);
-    transaction.commit().await?;
-    state::announce(services, &begun);
-    Ok(begun)
+    advance(services, row, from, Step::to(through)).await?.ok_or_else(|| state::lost(row.id))
 }
 
 async fn drive(

@@ -32,7 +32,12 @@ use wrenn_entities::{
 };
 use wrenn_proto::envd;
 
-use crate::{Error, Services, bus::Change};
+use crate::{
+    Error, Services,
+    bus::Change,
+    database,
+    host::placement::{self, Candidates, Demand},
+};
 
 /// How long an operation holds a row without renewing its hold.
 pub(crate) const HOLD: TimeDelta = TimeDelta::seconds(15);
@@ -207,8 +212,25 @@ pub(crate) async fn advance(
     Ok(changed)
 }
 
+/// [`advance`] onto a host that has room for it, chosen in the same transaction.
+pub(crate) async fn place(
+    services: &Services,
+    row: &Model,
+    expected: &[CapsuleState],
+    to: CapsuleState,
+    (demand, candidates): (Demand, Candidates<'_>),
+) -> Result<(HostId, Arc<Model>), Error> {
+    let transaction = database::begin(&services.db).await?;
+    let host = placement::choose(&transaction, &services.config, demand, candidates).await?;
+    let placed = compare_and_set(&transaction, row, expected, Step::to(to).on(host)).await?;
+    let placed = Arc::new(placed.ok_or_else(|| lost(row.id))?);
+    transaction.commit().await?;
+    announce(services, &placed);
+    Ok((host, placed))
+}
+
 /// To everybody who watches, once it is committed.
-pub(crate) fn announce(services: &Services, row: &Arc<Model>) {
+fn announce(services: &Services, row: &Arc<Model>) {
     tracing::info!(
         capsule = %row.id,
         state = ?row.state,

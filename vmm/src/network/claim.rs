@@ -1,22 +1,18 @@
 //! Whose slots are whose, where several agents share a host: two with the same ones would take each other's machines for
 //! strays. A byte of a file stands for each slot, and is locked for as long as its agent lives.
 
-use std::{
-    fs::{File, OpenOptions},
-    os::unix::fs::OpenOptionsExt as _,
-    path::Path,
-};
+use std::{fs::File, path::Path};
 
 use nix::{
     errno::Errno,
     fcntl::{FcntlArg, fcntl},
 };
 
-use super::{NetworkError, SlotRange, presence};
-use crate::{
-    failure::{Doing as _, Failure},
-    paths::create_directory,
+use super::{
+    NetworkError, SlotRange,
+    presence::{DIRECTORY, lock_file},
 };
+use crate::failure::{Doing as _, Failure};
 
 const FILE: &str = "slots.lock";
 
@@ -27,16 +23,13 @@ pub struct SlotClaim(#[expect(dead_code, reason = "owned for its drop, which let
 impl SlotClaim {
     /// To be had before anything is done to what is found in these slots.
     pub fn take(slots: &SlotRange) -> Result<Self, NetworkError> {
-        Self::within(Path::new(presence::DIRECTORY), slots)
+        Self::within(Path::new(DIRECTORY), slots)
     }
 
     fn within(directory: &Path, slots: &SlotRange) -> Result<Self, NetworkError> {
         let path = directory.join(FILE);
         let doing = || format!("locking {}", path.display());
-        create_directory(directory, 0o700)?;
-        let mut options = OpenOptions::new();
-        let file = options.read(true).write(true).create(true).truncate(false).mode(0o600).open(&path);
-        let file = file.doing(doing)?;
+        let file = lock_file(&path)?;
         let wanted = bytes(slots);
         match fcntl(&file, FcntlArg::F_OFD_SETLK(&wanted)) {
             Ok(_) => Ok(Self(file)),

@@ -24,6 +24,14 @@ use crate::{
 pub const DIRECTORY: &str = "/run/wrenn";
 const FILE: &str = "/run/wrenn/network.lock";
 
+/// A file to be locked, which all agents of the host share.
+pub fn lock_file(path: &Path) -> Result<File, Failure> {
+    create_directory(path.parent().unwrap_or(Path::new("/")), 0o700)?;
+    let mut options = OpenOptions::new();
+    let opened = options.read(true).write(true).create(true).truncate(false).mode(0o600).open(path);
+    opened.doing(|| format!("opening {}", path.display()))
+}
+
 /// One allocator that is there. The kernel forgets it with the process.
 #[derive(Debug)]
 pub struct Presence(Flock<File>);
@@ -32,10 +40,8 @@ impl Presence {
     /// To be called before the host's rules are made. Waits while another one removes them.
     pub fn announce() -> Result<Self, Failure> {
         let doing = || format!("locking {FILE}");
-        create_directory(Path::new(DIRECTORY), 0o700)?;
-        let mut options = OpenOptions::new();
-        let file = options.read(true).write(true).create(true).truncate(false).mode(0o600).open(FILE);
-        let locked = Flock::lock(file.doing(doing)?, FlockArg::LockShared);
+        let file = lock_file(Path::new(FILE))?;
+        let locked = Flock::lock(file, FlockArg::LockShared);
         Ok(Self(locked.map_err(|(_, errno)| errno).doing(doing)?))
     }
 

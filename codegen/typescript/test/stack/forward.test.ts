@@ -1,8 +1,8 @@
 import assert from "node:assert/strict";
-import { request } from "node:http";
 import { after, before, describe, it } from "node:test";
 import { Capsule } from "@wrenn/sdk";
 import { CLI, cli, Running } from "../support/cli.js";
+import { echoed } from "../support/echo.js";
 import { until, wrenn } from "../support/stack.js";
 
 /** Says path and body, redirects, and echoes what comes after an upgrade. */
@@ -53,7 +53,7 @@ describe("ports from outside", () => {
     const redirect = await fetch(`${base}/redirect`, { redirect: "manual" });
     assert.equal(redirect.headers.get("location"), "/there?x=1");
     assert.match(redirect.headers.get("set-cookie") ?? "", /a=b; Path=\/; HttpOnly/);
-    assert.equal(await echoed(port, "through a socket"), "through a socket");
+    assert.equal(await echoed(`http://127.0.0.1:${port}`, "through a socket"), "through a socket");
     running.signal("SIGINT");
     assert.equal(await running.ended, 0);
   });
@@ -84,29 +84,3 @@ describe("files from outside", () => {
     assert.equal((await fetch(get.url, { method: "PUT", body: "x" })).ok, false);
   });
 });
-
-/** What comes back after an upgrade. */
-function echoed(port: number, text: string): Promise<string> {
-  return new Promise((resolve, reject) => {
-    const headers = {
-      connection: "Upgrade",
-      upgrade: "websocket",
-      "sec-websocket-version": "13",
-      "sec-websocket-key": "dGhlIHNhbXBsZSBub25jZQ==",
-    };
-    const asking = request({ host: "127.0.0.1", port, path: "/socket", headers });
-    asking.on("error", reject).on("response", ({ statusCode }) => reject(new Error(`answered ${statusCode}`)));
-    asking.on("upgrade", (_, socket) => {
-      let back = "";
-      socket.write(text);
-      socket.on("error", reject).on("data", (data) => {
-        back += data;
-        if (back.length >= text.length) {
-          socket.destroy();
-          resolve(back);
-        }
-      });
-    });
-    asking.end();
-  });
-}

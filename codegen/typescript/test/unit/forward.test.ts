@@ -1,7 +1,8 @@
 import assert from "node:assert/strict";
-import { type IncomingMessage, request } from "node:http";
+import type { IncomingMessage } from "node:http";
 import { after, before, describe, it } from "node:test";
 import { CLI, Running } from "../support/cli.js";
+import { echoed } from "../support/echo.js";
 import { FakeServer } from "../support/server.js";
 
 for (const form of ["path", "host"] as const) {
@@ -64,29 +65,8 @@ for (const form of ["path", "host"] as const) {
     });
 
     it("has WebSockets of pages from here", async () => {
-      assert.equal(await echoed(local, "through a socket"), "through a socket");
+      assert.equal(await echoed(local.origin, "through a socket", { origin: local.origin }), "through a socket");
       assert.deepEqual([got.url, got.headers.host, got.headers.origin], [`${prefix}/socket`, there.host, there.origin]);
     });
-  });
-}
-
-/** What comes back after an upgrade. */
-function echoed(local: URL, text: string): Promise<string> {
-  return new Promise((resolve, reject) => {
-    const headers = { connection: "Upgrade", upgrade: "websocket", origin: local.origin };
-    const asking = request(new URL("/socket", local), { headers });
-    asking.on("error", reject).on("response", ({ statusCode }) => reject(new Error(`answered ${statusCode}`)));
-    asking.on("upgrade", (_, socket) => {
-      let back = "";
-      socket.write(text);
-      socket.on("error", reject).on("data", (data) => {
-        back += data;
-        if (back.length >= text.length) {
-          socket.destroy();
-          resolve(back);
-        }
-      });
-    });
-    asking.end();
   });
 }
