@@ -28,7 +28,7 @@ use wrenn_proto::envd::v1::{
 use wrenn_proto::{CONNECTION_WINDOW, ENVD_PORT, FRAME, LARGEST_LISTING, STREAM_WINDOW, TOKEN};
 use wrenn_vmm::failpoint;
 
-pub use clock::ClockReading;
+pub use clock::{CLOCK_PATIENCE, ClockReading};
 pub use content::{Content, Reading};
 
 use crate::request_id::RequestId;

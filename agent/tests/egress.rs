@@ -14,7 +14,6 @@ use hickory_proto::op::{Message, OpCode, ResponseCode};
 use hickory_proto::rr::rdata::A;
 use hickory_proto::rr::{RData, Record};
 use nix::sched::{CloneFlags, setns, unshare};
-use support::Site;
 use tonic::Code;
 use tonic::transport::Channel;
 use wrenn_agent::ids::{CapsuleId, TeamId, TemplateId};
@@ -114,7 +113,7 @@ async fn assert_policy_holds(client: &mut AgentClient<Channel>, id: &str) {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_guest_reaches_what_its_policy_allows_in_every_life() {
-    let site = Site::prepare("egress", "30171-30180");
+    let (_turn, site) = support::site("egress", "30171-30180").await;
     make_outside();
     let settings = [("WRENN_DNS", NAME_SERVER)];
     let (agent, mut client) = site.start(&settings).await;

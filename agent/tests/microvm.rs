@@ -1,16 +1,15 @@
 //! A real agent with real microVMs, over its own contract. Run one after the other: they share a directory,
 //! and with it the golden snapshot.
 
+#[expect(dead_code, reason = "shared with tests that want more of it")]
 mod support;
 
 use std::collections::BTreeSet;
-use std::sync::LazyLock;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use rcgen::ExtendedKeyUsagePurpose;
-use support::calls::{capsule, capsules, collect, create, new_id, only, run, sh, until};
-use support::{CONTROL_PLANE, Site};
-use tokio::sync::{Mutex, MutexGuard};
+use support::calls::{capsule, capsules, collect, create, new_id, only, run, sh, soon, until};
+use support::{CONTROL_PLANE, Site, Turn, end};
 use tonic::Code;
 use tonic::transport::Channel;
 use wrenn_agent::ids::TemplateId;
@@ -21,19 +20,14 @@ use wrenn_proto::agent::v1::agent_client::AgentClient;
 use wrenn_proto::envd::v1 as envd;
 use wrenn_proto::envd::v1::process_event::Event;
 
-static ONE_AT_A_TIME: LazyLock<Mutex<()>> = LazyLock::new(Mutex::default);
-
-const SLOTS: &str = "30101-30120";
-
-async fn site() -> (MutexGuard<'static, ()>, Site) {
-    let turn = ONE_AT_A_TIME.lock().await;
-    (turn, Site::prepare("microvm", SLOTS))
+async fn site() -> (Turn, Site) {
+    support::site("microvm", "30101-30120").await
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_capsule_lives_is_paused_resumed_and_destroyed() {
     let (_turn, site) = site().await;
-    let (agent, mut client) = site.start(&[("WRENN_RECONNECT_GRACE", "40")]).await;
+    let (agent, mut client) = site.start(&[]).await;
     let id = new_id();
 
     let made = client.create_capsule(create(&id)).await.unwrap().into_inner();
@@ -59,7 +53,7 @@ async fn a_capsule_lives_is_paused_resumed_and_destroyed() {
     assert!(site.vmms().is_empty());
     let mut read = 0;
     let end = loop {
-        match following.message().await {
+        match soon("the end of a life", following.message()).await {
             Ok(Some(envd::ProcessEvent { event: Some(Event::Output(chunk)) })) => {
                 assert_eq!(chunk.sequence, read, "nothing missed");
                 read += chunk.data.len() as u64;
@@ -143,10 +137,12 @@ async fn a_vmm_that_is_killed_takes_nothing_with_it_but_its_capsule() {
     let id = new_id();
     client.create_capsule(create(&id)).await.unwrap();
     let mut events = client.exec(sh(&id, "echo up; sleep 1000")).await.unwrap().into_inner();
-    while !matches!(events.message().await.unwrap().unwrap().event, Some(Event::Output(_))) {}
+    while !matches!(
+        soon("its first word", events.message()).await.unwrap().unwrap().event,
+        Some(Event::Output(_))
+    ) {}
     let killed = Instant::now();
-    nix::sys::signal::kill(nix::unistd::Pid::from_raw(site.vmms()[0]), nix::sys::signal::Signal::SIGKILL)
-        .unwrap();
+    end(site.vmm()).unwrap();
     let (_, exited) = collect(events).await;
     let cause = exited.cause.unwrap();
     assert_eq!(cause.code, "VMM_DIED");
@@ -167,18 +163,20 @@ async fn an_idle_capsule_is_paused_and_one_in_use_is_not() {
     let (_turn, site) = site().await;
     let (agent, mut client) = site.start(&[]).await;
     let (idle, busy) = (new_id(), new_id());
-    for id in [&idle, &busy] {
-        let request = agent::CreateCapsuleRequest { timeout_sec: 1, ..create(id) };
-        client.create_capsule(request).await.unwrap();
-    }
+    client.create_capsule(create(&busy)).await.unwrap();
     let awake = agent::StartProcessRequest { keep_awake: true, ..sh(&busy, "sleep 1000") };
     client.start_process(awake).await.unwrap();
+    let shortly = agent::SetTimeoutRequest { capsule_id: busy.clone(), timeout_sec: 1 };
+    client.set_timeout(shortly).await.unwrap();
+    let since = Instant::now();
+    client.create_capsule(agent::CreateCapsuleRequest { timeout_sec: 1, ..create(&idle) }).await.unwrap();
     until("the idle one is paused", async || {
         client.get_capsule(capsule(&idle)).await.unwrap().into_inner().state() == CapsuleState::Paused
     })
     .await;
     let cause = client.get_capsule(capsule(&idle)).await.unwrap().into_inner().cause.unwrap();
     assert_eq!(cause.code, "IDLE_TIMEOUT");
+    tokio::time::sleep(Duration::from_secs(3).saturating_sub(since.elapsed())).await;
     assert_eq!(client.get_capsule(capsule(&busy)).await.unwrap().into_inner().state(), CapsuleState::Running);
     for id in [&idle, &busy] {
         client.destroy_capsule(capsule(id)).await.unwrap();

@@ -45,7 +45,10 @@ impl Pump {
         let mut owed = None;
         let mut deadline: Option<Instant> = None;
         loop {
+            let asked = Instant::now();
             let room = self.wait_for_room().await;
+            // A terminal holds more than it says: what nobody had room for may still be on its way.
+            deadline = deadline.map(|deadline| deadline + asked.elapsed());
             if self.exited.is_cancelled() && deadline.is_none() {
                 let written = self.output.written(self.stream);
                 let owed = *owed.get_or_insert_with(|| written.saturating_add(self.waiting()));
@@ -110,4 +113,74 @@ impl Pump {
 
 fn read(fd: &OwnedFd, slot: &mut [u8]) -> io::Result<usize> {
     nix::unistd::read(fd, slot).map_err(|errno: Errno| io::Error::from(errno))
+}
+
+#[cfg(test)]
+mod tests {
+    use std::os::fd::AsFd;
+
+    use nix::fcntl::OFlag;
+    use nix::sys::termios;
+    use wrenn_proto::envd::v1::OutputCursor;
+    use wrenn_proto::envd::v1::process_event::Event;
+
+    use super::*;
+    use crate::exit::Exit;
+    use crate::output::{LIVE, Next};
+
+    /// More than a terminal says that it holds, and all of what it can hold.
+    const WRITTEN: usize = 10_000;
+
+    #[tokio::test]
+    async fn a_terminal_s_end_reaches_a_reader_that_is_slower_than_the_patience_with_it() {
+        let pair = nix::pty::openpty(None, None).expect("a terminal");
+        let mut raw = termios::tcgetattr(&pair.slave).expect("attributes");
+        termios::cfmakeraw(&mut raw);
+        termios::tcsetattr(&pair.slave, termios::SetArg::TCSANOW, &raw).expect("attributes");
+        for end in [pair.master.as_fd(), pair.slave.as_fd()] {
+            nix::fcntl::fcntl(end, nix::fcntl::FcntlArg::F_SETFL(OFlag::O_NONBLOCK)).expect("flags");
+        }
+        assert_eq!(nix::unistd::write(&pair.slave, &[7; WRITTEN]).expect("room in the kernel"), WRITTEN);
+
+        let output = Arc::new(Output::terminal(Duration::from_secs(30), &Arc::default()));
+        let reader = output.attach(&OutputCursor::default()).expect("attach");
+        let exited = CancellationToken::new();
+        exited.cancel();
+        output.set_exit(Exit::Code(0));
+        let source = Arc::new(AsyncFd::new(pair.master).expect("ready"));
+        let pump = Pump { source, output: Arc::clone(&output), stream: 0, exited };
+        let said = pump.waiting();
+        assert!((1..WRITTEN as u64).contains(&said), "the rest is where it is not counted: {said}");
+        // Room for what it says, and a little: the patience begins, and then nothing moves until the reader does.
+        fill(&output, LIVE - said - 100);
+        let pump = tokio::spawn(pump.run());
+        tokio::time::sleep(2 * LINGER).await;
+
+        let mut arrived = 0;
+        let all = async {
+            loop {
+                let changed = output.changed();
+                match output.next(reader) {
+                    Next::Event(Event::Output(it)) => {
+                        arrived += it.data.iter().filter(|byte| **byte == 7).count()
+                    }
+                    Next::Event(other) => panic!("{other:?}"),
+                    Next::Exited(_) => break,
+                    Next::Wait => changed.await,
+                }
+            }
+        };
+        tokio::time::timeout(Duration::from_secs(10), all).await.expect("an end");
+        assert_eq!(arrived, WRITTEN);
+        pump.abort();
+    }
+
+    /// Writes so many zeros as if the process had.
+    fn fill(output: &Output, count: u64) {
+        while output.written(0) < count {
+            let Room::Bytes(room) = output.room(0) else { panic!("a reader has fallen behind") };
+            let left = usize::try_from(count - output.written(0)).expect("a size");
+            output.fill(0, room.min(left), |slot| Ok::<_, io::Error>(slot.len())).expect("no error");
+        }
+    }
 }

@@ -13,6 +13,7 @@ use wrenn_tests::wait;
 
 use super::agent::back_in_service;
 use super::pauses::has_the_right_time;
+use super::silence::start_impatient;
 
 const PATIENCE: Duration = Duration::from_secs(60);
 /// What is left, and what a guest writes.
@@ -32,9 +33,9 @@ pub async fn stops_a_guest_until_there_is_room_again(stack: &Stack) -> Result<()
     let (said, made) = tokio::join!(client.sh(&id, &line), make_room(stack, ballast, 1));
     made?;
     ensure!(said?.contains("written"), "it was not written");
-    // It is told at once, but by a call of its own.
-    tokio::time::sleep(Duration::from_secs(1)).await;
-    has_the_right_time(client, &id, 0).await?;
+    // It is told by a call of its own.
+    wait::until("the right time", PATIENCE, async || has_the_right_time(client, &id, 0).await.map(Some))
+        .await?;
     client.sh(&id, &reads("first")).await.map(drop)
 }
 
@@ -46,13 +47,13 @@ pub async fn stops_a_guest_over_the_end_of_its_agent(stack: &Stack) -> Result<()
     client.sh(&id, &format!("({}) > /root/log 2>&1 < /dev/null &", writes("second"))).await?;
     wait::until_true("the guest to stand still", PATIENCE, async || stands_still(stack, 1)).await?;
     stack.host().kill9().await?;
-    stack.host().start(None).await?;
+    start_impatient(stack.host()).await?;
     make_room(stack, ballast, 2).await?;
     back_in_service(client, &id).await?;
     ensure!(stack.vmm_of(&id) == vmm, "the capsule was replaced");
-    // It is told at once, but by a call of its own.
-    tokio::time::sleep(Duration::from_secs(1)).await;
-    has_the_right_time(client, &id, 0).await?;
+    // It is told by a call of its own.
+    wait::until("the right time", PATIENCE, async || has_the_right_time(client, &id, 0).await.map(Some))
+        .await?;
     client.sh(&id, "while ! grep written /root/log; do sleep 0.1; done").await?;
     client.sh(&id, &reads("second")).await.map(drop)
 }

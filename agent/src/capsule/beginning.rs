@@ -184,6 +184,8 @@ impl Driver {
         self.activity.touch();
         self.record.started_at_ns = now_ns();
         let body = self.serve(running, None).await;
+        // Nobody could use it while it was written down.
+        self.activity.touch();
         failpoint!(sure "launch.served").await;
         body
     }

@@ -25,7 +25,7 @@ use super::registry::CapsuleRegistry;
 use super::spec::name;
 use super::steps::Steps;
 use super::template::{Template, TemplateRecord};
-use crate::guest::{ClockReading, Guest};
+use crate::guest::{CLOCK_PATIENCE, ClockReading, Guest};
 use crate::ids::{CapsuleId, TemplateId};
 use crate::request_id::RequestId;
 use crate::token::Token;
@@ -139,7 +139,7 @@ async fn prepare(
 async fn keep_time(guest: &Guest, before: ClockReading, request: &RequestId) {
     let Some(after) = guest.read_clock(request).await else { return };
     if let Some(lost_ns) = after.lost_since(before) {
-        guest.give_time(lost_ns, request).await;
+        guest.give_time(lost_ns, request, CLOCK_PATIENCE).await;
     }
 }
 

@@ -28,6 +28,8 @@ use crate::request_id::RequestId;
 
 /// How often processes that keep their capsule awake are looked at.
 const KEEP_AWAKE_PERIOD: Duration = Duration::from_secs(2);
+/// How long a guest that stood still has to take the time that it lost: it may stand still again, more than once.
+const TIME_TAKEN: Duration = Duration::from_secs(600);
 
 pub type ReplyOf<T> = oneshot::Sender<Result<T, CapsuleError>>;
 pub type Reply = ReplyOf<Arc<CapsuleView>>;
@@ -184,7 +186,7 @@ impl Driver {
                 Event::VmmDied(exit) => self.vmm_died(body, exit).await,
                 Event::Heard(outcome) => self.heard(body, outcome).await,
                 Event::WentOn(stood) => {
-                    give_time(&body, stood).await;
+                    give_time(&body, stood);
                     body
                 }
                 Event::Idle => self.idle(body).await,
@@ -356,11 +358,19 @@ impl Driver {
     }
 }
 
-/// The clock of a guest stands still with its vCPUs.
-async fn give_time(body: &Body, stood: Duration) {
+/// The clock of a guest stands still with its vCPUs. Told beside the driver: a guest may stand still again before it has
+/// heard, and only the driver lets it go on.
+fn give_time(body: &Body, stood: Duration) {
     let Body::Running(running) = body else { return };
     let lost_ns = i64::try_from(stood.as_nanos()).unwrap_or(i64::MAX);
-    running.handle.guest.give_time(lost_ns, &RequestId::new()).await;
+    let RunningHandle { guest, life, .. } = running.handle.clone();
+    tokio::spawn(async move {
+        let request = RequestId::new();
+        tokio::select! {
+            () = guest.give_time(lost_ns, &request, TIME_TAKEN) => {}
+            _over = life.ended() => {}
+        }
+    });
 }
 
 fn handle_of(body: &Body) -> Option<RunningHandle> {

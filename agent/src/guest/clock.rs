@@ -12,7 +12,7 @@ use crate::clock::now_ns;
 use crate::request_id::RequestId;
 
 /// For a guest that runs: one that does not answer has other troubles than its clock.
-const PATIENCE: Duration = Duration::from_secs(2);
+pub const CLOCK_PATIENCE: Duration = Duration::from_secs(2);
 
 /// How far a guest's clock is from the host's.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -41,7 +41,7 @@ impl ClockReading {
 impl Guest {
     /// Where the clock is; none where it cannot be told, which nothing else depends on.
     pub async fn read_clock(&self, id: &RequestId) -> Option<ClockReading> {
-        let reading = self.step_clock(0, id, PATIENCE).await;
+        let reading = self.step_clock(0, id, CLOCK_PATIENCE).await;
         reading
             .inspect_err(
                 |error| tracing::warn!(error = %crate::report(error), "the guest's clock is not known"),
@@ -50,8 +50,8 @@ impl Guest {
     }
 
     /// Makes good for time that the guest has stood still.
-    pub async fn give_time(&self, lost_ns: i64, id: &RequestId) {
-        if let Err(error) = self.step_clock(lost_ns, id, PATIENCE).await {
+    pub async fn give_time(&self, lost_ns: i64, id: &RequestId, within: Duration) {
+        if let Err(error) = self.step_clock(lost_ns, id, within).await {
             tracing::warn!(error = %crate::report(&error), lost_ns, "the guest's clock is behind");
         }
     }

@@ -1,6 +1,7 @@
 //! Copies of capsules, and machines made ahead of them, with real microVMs. Run one after the other: they share a
 //! directory, and with it the golden snapshot.
 
+#[expect(dead_code, reason = "shared with tests that want more of it")]
 #[path = "../support/mod.rs"]
 mod support;
 
@@ -10,11 +11,8 @@ mod fork;
 mod golden;
 mod pool;
 
-use std::sync::LazyLock;
-
 use support::calls::{run, until};
-use support::{Site, names};
-use tokio::sync::{Mutex, MutexGuard};
+use support::{Site, Turn, names};
 use tonic::transport::Channel;
 use wrenn_agent::ids::TemplateId;
 use wrenn_proto::agent::v1 as agent;
@@ -23,28 +21,8 @@ use wrenn_proto::envd::v1 as envd;
 
 type Client = AgentClient<Channel>;
 
-static ONE_AT_A_TIME: LazyLock<Mutex<()>> = LazyLock::new(Mutex::default);
-
-async fn site() -> (MutexGuard<'static, ()>, Site) {
-    let turn = ONE_AT_A_TIME.lock().await;
-    let site = Site::prepare("copies", "30141-30170");
-    if !site.leftovers().is_empty() {
-        clear(&site).await;
-    }
-    (turn, site)
-}
-
-/// Removes what a failed test left.
-async fn clear(site: &Site) {
-    let (agent, mut client) = site.start(&[]).await;
-    for capsule in client.list_capsules(agent::ListCapsulesRequest {}).await.unwrap().into_inner().capsules {
-        client.destroy_capsule(agent::CapsuleRef { capsule_id: capsule.id }).await.unwrap();
-    }
-    for template in names(&site.directory.join("data/templates")) {
-        let template_id = template.file_name().unwrap().to_str().unwrap().to_owned();
-        client.delete_template(agent::DeleteTemplateRequest { template_id }).await.unwrap();
-    }
-    agent.stop().await;
+async fn site() -> (Turn, Site) {
+    support::site("copies", "30141-30170").await
 }
 
 fn new_template() -> String {

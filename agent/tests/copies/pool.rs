@@ -6,10 +6,9 @@ use std::path::{Path, PathBuf};
 
 use wrenn_proto::agent::v1 as agent;
 use wrenn_proto::agent::v1::CapsuleState;
-use wrenn_vmm::network::SlotNumber;
 
 use super::support::calls::{capsule, capsules, create, new_id, only, run, until};
-use super::support::{Site, names};
+use super::support::{Site, end, names};
 use super::{Client, nature, site};
 
 fn members(site: &Site) -> Vec<PathBuf> {
@@ -19,17 +18,10 @@ fn members(site: &Site) -> Vec<PathBuf> {
 
 /// Waits until one is ready, and answers with the memory that its machine has: nobody else's is this file.
 async fn ready(site: &Site) -> u64 {
-    let mut before = None;
+    // Of all that run in this process, which is one.
+    let metrics = wrenn_agent::http::recorder().unwrap();
     until("a member is ready", async || {
-        // Ready is one whose vCPUs stand still: its guest changes its disk no more, and its CPU time stays.
-        let vmms = pool_vmms(site);
-        let now = vmms.first().map(|pid| cpu_time(*pid));
-        let still = now.is_some() && now == before && !members(site).is_empty();
-        before = now;
-        if !still {
-            tokio::time::sleep(std::time::Duration::from_millis(300)).await;
-        }
-        still
+        metrics.render().lines().any(|line| line == "wrenn_warm_pool_members 1")
     })
     .await;
     inode(&members(site)[0].join("disk.ext4"))
@@ -38,27 +30,28 @@ async fn ready(site: &Site) -> u64 {
 /// VMMs of this agent that no record claims.
 fn pool_vmms(site: &Site) -> Vec<i32> {
     let claimed = site.vmms();
-    processes(site).into_iter().filter(|pid| !claimed.contains(pid)).collect()
+    site.processes().into_iter().filter(|pid| !claimed.contains(pid)).collect()
 }
 
-/// All processes of the users of this agent's slots that have not ended.
-fn processes(site: &Site) -> Vec<i32> {
-    let users: Vec<u32> = site.slots().iter().map(SlotNumber::uid).collect();
-    let entries = std::fs::read_dir("/proc").unwrap().flatten();
-    let mut pids: Vec<i32> = entries
-        .filter_map(|entry| {
-            let pid = entry.file_name().to_str()?.parse().ok()?;
-            // Whoever inherited an agent's VMMs may be slow to ask for their end.
-            let lives = !stat(pid).first()?.starts_with('Z');
-            (lives && users.contains(&entry.metadata().ok()?.uid())).then_some(pid)
-        })
-        .collect();
-    pids.sort_unstable();
-    pids
+/// An agent of its own process, which ends with the test.
+struct AgentProcess(std::process::Child);
+
+impl AgentProcess {
+    fn kill(&mut self) {
+        self.0.kill().unwrap();
+        self.0.wait().unwrap();
+    }
+}
+
+impl Drop for AgentProcess {
+    fn drop(&mut self) {
+        let _ended = self.0.kill();
+        let _waited = self.0.wait();
+    }
 }
 
 /// An agent that can be killed without the test.
-async fn start_process(site: &Site, settings: &[(&str, &str)]) -> (std::process::Child, Client) {
+async fn start_process(site: &Site, settings: &[(&str, &str)]) -> (AgentProcess, Client) {
     let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
     let address = listener.local_addr().unwrap();
     drop(listener);
@@ -71,24 +64,15 @@ async fn start_process(site: &Site, settings: &[(&str, &str)]) -> (std::process:
         .env("WRENN_AGENT_LISTEN", address.to_string())
         .spawn()
         .unwrap();
+    let mut process = AgentProcess(process);
     let mut client = None;
     until("the agent serves", async || {
+        assert!(process.0.try_wait().unwrap().is_none(), "it ended");
         client = site.connect(address).await.ok();
         client.is_some()
     })
     .await;
     (process, client.unwrap())
-}
-
-fn cpu_time(pid: i32) -> String {
-    stat(pid).get(11..13).map(|times| times.join(" ")).unwrap_or_default()
-}
-
-/// The fields of proc(5)'s stat from the state on.
-fn stat(pid: i32) -> Vec<String> {
-    let stat = std::fs::read_to_string(format!("/proc/{pid}/stat")).unwrap_or_default();
-    let rest = stat.rsplit_once(") ").map(|(_, rest)| rest.split(' ').map(str::to_owned).collect());
-    rest.unwrap_or_default()
 }
 
 fn inode(path: &std::path::Path) -> u64 {
@@ -121,14 +105,16 @@ async fn a_capsule_that_was_made_ahead_is_like_any_other() {
     assert_ne!(one.random, other.random);
     let (output, _) = run(&mut client, &second, "echo $GREETING").await;
     assert_eq!(output, "hello\n");
+    let now = || std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).unwrap().as_secs();
+    let asked = now();
     let (time, _) = run(&mut client, &second, "date +%s").await;
-    let now = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).unwrap().as_secs();
-    assert!(time.trim().parse::<u64>().unwrap().abs_diff(now) <= 2, "{time} is not {now}");
+    let (time, told) = (time.trim().parse::<u64>().unwrap(), now());
+    assert!((asked - 1..=told + 1).contains(&time), "{time}, between {asked} and {told}");
 
     ready(&site).await;
     agent.stop().await;
     assert_eq!(members(&site), Vec::<PathBuf>::new(), "they end with their agent");
-    assert_eq!(processes(&site).len(), 3, "its capsules do not");
+    assert_eq!(site.processes().len(), 3, "its capsules do not");
     let (agent, mut client) = site.start(&[]).await;
     for id in [&first, &second, &third] {
         let adopted = client.get_capsule(capsule(id)).await.unwrap().into_inner();
@@ -150,12 +136,11 @@ async fn what_a_killed_agent_had_made_ahead_is_swept() {
     let id = new_id();
     created(&mut client, &site, &id).await;
     until("both members are there", async || pool_vmms(&site).len() == 2).await;
-    process.kill().unwrap();
-    process.wait().unwrap();
-    assert_eq!(processes(&site).len(), 3, "VMMs outlive their agent");
+    process.kill();
+    assert_eq!(site.processes().len(), 3, "VMMs outlive their agent");
 
     let (agent, mut client) = site.start(&[]).await;
-    assert_eq!(processes(&site), site.vmms(), "only what a record claims runs on");
+    assert_eq!(site.processes(), site.vmms(), "only what a record claims runs on");
     assert_eq!(members(&site), Vec::<PathBuf>::new());
     assert_eq!(run(&mut client, &id, "hostname").await.0, format!("{id}\n"));
     client.destroy_capsule(capsule(&id)).await.unwrap();
@@ -198,10 +183,11 @@ async fn a_member_that_died_or_is_in_the_way_costs_nobody_a_capsule() {
     let (agent, mut client) = site.start(&settings).await;
     let [first, second, third] = [new_id(), new_id(), new_id()];
     created(&mut client, &site, &first).await;
-    let dead = ready(&site).await;
-    let pid = pool_vmms(&site)[0];
-    nix::sys::signal::kill(nix::unistd::Pid::from_raw(pid), nix::sys::signal::Signal::SIGKILL).unwrap();
-    assert_ne!(created(&mut client, &site, &second).await, dead);
+    ready(&site).await;
+    let dead = pool_vmms(&site)[0];
+    end(dead).unwrap();
+    created(&mut client, &site, &second).await;
+    assert!(!site.vmms().contains(&dead));
 
     // Of three slots two are capsules': the third may be a member's, but it gives way.
     let larger = agent::CreateCapsuleRequest { memory_mib: 288, ..create(&third) };

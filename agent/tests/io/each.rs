@@ -7,13 +7,13 @@ use wrenn_proto::{GUEST_WAITED, MOST_CAPSULES};
 
 use crate::http::Proxy;
 use crate::server::{listening, serve};
-use crate::support::calls::{capsule, capsules, create, new_id, run, sh};
+use crate::support::calls::{capsule, capsules, create, new_id, run, sh, soon, until};
 use crate::{finish, site};
 
 /// All that is said, and how long guests were waited for, if that is said at the end.
 async fn all<T>(mut said: Streaming<T>) -> (Vec<T>, Option<u64>) {
     let mut messages = Vec::new();
-    while let Some(message) = said.message().await.unwrap() {
+    while let Some(message) = soon("an answer", said.message()).await.unwrap() {
         messages.push(message);
     }
     let end = said.trailers().await.unwrap().unwrap_or_default();
@@ -37,6 +37,16 @@ async fn each_of_several_capsules_is_answered_for_on_its_own() {
     serve(&mut client, &web, 3000).await;
     listening(&proxy, &web, 3000).await;
     client.start_process(sh(&shell, "sleep 1000")).await.unwrap();
+    // Two looks at a capsule make its first point.
+    until("each was measured", async || {
+        let request = agent::GetMetricsRequest {
+            capsule_ids: capsules(&[&web, &shell, &asleep]).capsule_ids,
+            range_sec: 600,
+        };
+        let (measured, _) = all(client.get_metrics(request).await.unwrap().into_inner()).await;
+        measured.len() == 3 && measured.iter().all(|of| !of.points.is_empty())
+    })
+    .await;
     client.pause_capsule(capsule(&asleep)).await.unwrap();
     let asked = [web.as_str(), &shell, &asleep, &unknown, "cl-nonsense"];
     let failed = |id: &str| match id {

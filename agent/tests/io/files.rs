@@ -7,8 +7,9 @@ use wrenn_proto::agent::v1::read_file_response::Part as Read;
 use wrenn_proto::agent::v1::write_file_request::Part as Write;
 use wrenn_proto::envd::v1 as envd;
 
-use crate::support::calls::{create, new_id, run, until};
-use crate::{cause, ended, finish, kill, site, state};
+use crate::support::calls::{create, new_id, run, soon, until};
+use crate::support::end;
+use crate::{cause, ended, finish, site, state};
 
 fn read(id: &str, path: &str) -> agent::ReadFileRequest {
     let file = Some(envd::ReadRequest { path: path.to_owned(), ..Default::default() });
@@ -64,8 +65,10 @@ async fn files_go_both_ways_and_break_off_without_a_trace() {
     broken.await.unwrap().expect_err("no `end` came");
     let nonsense = tokio_stream::iter([start(&id, "/tmp/big"), agent::WriteFileRequest::default()]);
     assert_eq!(client.write_file(nonsense).await.unwrap_err().code(), Code::InvalidArgument);
-    let (listed, _) = run(&mut client, &id, "stat -c %s /tmp/big; ls -A /tmp").await;
-    assert_eq!(listed, "4194304\nbig\n");
+    until("only what was there is there", async || {
+        run(&mut client, &id, "stat -c %s /tmp/big; ls -A /tmp").await.0 == "4194304\nbig\n"
+    })
+    .await;
 
     // A read that nobody goes on with ends in the guest too; one of a slow reader waits there.
     run(&mut client, &id, "truncate -s 1G /tmp/huge").await;
@@ -90,13 +93,13 @@ async fn files_go_both_ways_and_break_off_without_a_trace() {
         directory: Some(envd::WatchRequest { path: "/tmp".into(), ..Default::default() }),
     };
     let mut events = client.watch_directory(watch).await.unwrap().into_inner();
-    let ready = events.message().await.unwrap().unwrap().event;
+    let ready = soon("the watch begins", events.message()).await.unwrap().unwrap().event;
     assert!(matches!(ready, Some(envd::file_event::Event::Ready(_))), "{ready:?}");
     run(&mut client, &id, "echo > /tmp/new").await;
-    let event = events.message().await.unwrap().unwrap().event;
+    let event = soon("a change", events.message()).await.unwrap().unwrap().event;
     let Some(envd::file_event::Event::Change(change)) = event else { panic!("{event:?}") };
     assert_eq!(change.path, "/tmp/new");
-    kill(&site);
+    end(site.vmm()).unwrap();
     let end = ended(events).await;
     assert_eq!((end.code(), cause(&end)), (Code::FailedPrecondition, Some("VMM_DIED")));
     until("the capsule is gone", async || state(&mut client, &id).await == CapsuleState::Stopped).await;

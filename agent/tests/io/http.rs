@@ -1,22 +1,18 @@
 //! The control plane's side of the proxy: HTTP/1.1 as it is on the wire, so that nothing is smoothed over.
 
 use std::net::SocketAddr;
-use std::time::Duration;
 
 use rcgen::ExtendedKeyUsagePurpose;
 use rustls::pki_types::ServerName;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
-use tokio::time::timeout;
 use tokio_rustls::TlsConnector;
 use tokio_rustls::client::TlsStream;
 use wrenn_agent::Agent;
 use wrenn_agent::proxy::{CAPSULE, ERROR, PORT};
 
+use crate::support::calls::soon;
 use crate::support::{CONTROL_PLANE, Site};
-
-/// For anything that a guest under emulation does on a busy machine.
-const PATIENCE: Duration = Duration::from_secs(30);
 
 /// The proxy of an agent.
 pub struct Proxy {
@@ -81,8 +77,11 @@ impl Connection {
     }
 
     pub async fn write(&mut self, bytes: &[u8]) {
-        self.0.write_all(bytes).await.unwrap();
-        self.0.flush().await.unwrap();
+        soon("a request is taken", async {
+            self.0.write_all(bytes).await.unwrap();
+            self.0.flush().await.unwrap();
+        })
+        .await;
     }
 
     /// Status and headers, with what came of the body by then.
@@ -114,14 +113,14 @@ impl Connection {
 
     /// Some more bytes, at least one.
     pub async fn more(&mut self, bytes: &mut Vec<u8>) {
-        let read = timeout(PATIENCE, self.0.read_buf(bytes)).await.expect("nothing comes any more").unwrap();
+        let read = soon("more of an answer", self.0.read_buf(bytes)).await.unwrap();
         assert!(read > 0, "it was closed after {:?}", String::from_utf8_lossy(bytes));
     }
 
     /// Reads on until the other side ends it, however it does that.
     pub async fn until_closed(mut self) {
         let mut rest = Vec::new();
-        while let Ok(1..) = timeout(PATIENCE, self.0.read_buf(&mut rest)).await.expect("it stays open") {
+        while let Ok(1..) = soon("the end of a connection", self.0.read_buf(&mut rest)).await {
             rest.clear();
         }
     }

@@ -3,7 +3,7 @@
 use tonic::Code;
 use wrenn_proto::agent::v1 as agent;
 
-use crate::support::calls::{capsule, create, new_id, only, sh, until};
+use crate::support::calls::{capsule, create, new_id, only, sh, soon, until};
 use crate::{Client, cause, ended, finish, site};
 
 fn range(id: &str, range_sec: u32) -> agent::GetMetricsRequest {
@@ -27,7 +27,7 @@ async fn load_is_measured_while_a_capsule_runs_and_kept_while_it_is_paused() {
     let mut live = client.watch_metrics(capsule(&id)).await.unwrap().into_inner();
     let mut busiest = 0.0_f64;
     for _ in 0..6 {
-        let point = live.message().await.unwrap().unwrap();
+        let point = soon("a point", live.message()).await.unwrap().unwrap();
         assert!(point.memory_bytes > 10 << 20 && point.disk_bytes > 0, "{point:?}");
         busiest = busiest.max(point.cpu_percent);
     }

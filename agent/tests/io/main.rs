@@ -8,14 +8,12 @@ mod http;
 mod load;
 mod ports;
 mod server;
+#[expect(dead_code, reason = "shared with tests that want more of it")]
 #[path = "../support/mod.rs"]
 mod support;
 
-use std::sync::LazyLock;
-
-use support::Site;
-use support::calls::capsule;
-use tokio::sync::{Mutex, MutexGuard};
+use support::calls::{capsule, soon};
+use support::{Site, Turn};
 use tonic::transport::Channel;
 use tonic::{Status, Streaming};
 use wrenn_agent::Agent;
@@ -25,11 +23,8 @@ use wrenn_proto::agent::v1::agent_client::AgentClient;
 
 type Client = AgentClient<Channel>;
 
-static ONE_AT_A_TIME: LazyLock<Mutex<()>> = LazyLock::new(Mutex::default);
-
-async fn site() -> (MutexGuard<'static, ()>, Site) {
-    let turn = ONE_AT_A_TIME.lock().await;
-    (turn, Site::prepare("io", "30121-30140"))
+async fn site() -> (Turn, Site) {
+    support::site("io", "30121-30140").await
 }
 
 /// Stops an agent whose capsules are all gone, and makes sure that nothing of them is left.
@@ -49,17 +44,14 @@ fn cause(status: &Status) -> Option<&str> {
 
 /// What a stream ends with.
 async fn ended<T>(mut stream: Streaming<T>) -> Status {
-    loop {
-        match stream.message().await {
-            Ok(Some(_)) => {}
-            Ok(None) => panic!("it ended without a word"),
-            Err(status) => return status,
+    soon("the end of a stream", async {
+        loop {
+            match stream.message().await {
+                Ok(Some(_)) => {}
+                Ok(None) => panic!("it ended without a word"),
+                Err(status) => return status,
+            }
         }
-    }
-}
-
-/// Ends the only VMM there is, as a crash would.
-fn kill(site: &Site) {
-    let vmm = nix::unistd::Pid::from_raw(site.vmms()[0]);
-    nix::sys::signal::kill(vmm, nix::sys::signal::Signal::SIGKILL).unwrap();
+    })
+    .await
 }

@@ -8,8 +8,9 @@ use wrenn_proto::envd::v1 as envd;
 
 use crate::http::{Answer, Proxy};
 use crate::server::{listening, serve};
-use crate::support::calls::{capsule, capsules, create, new_id, only, run, until};
-use crate::{cause, ended, finish, kill, site, state};
+use crate::support::calls::{capsule, capsules, create, new_id, only, run, soon, until};
+use crate::support::end;
+use crate::{cause, ended, finish, site, state};
 
 #[tokio::test(flavor = "multi_thread")]
 async fn requests_reach_the_ports_of_a_capsule() {
@@ -64,7 +65,7 @@ async fn requests_reach_the_ports_of_a_capsule() {
     }
 
     // The end of a life ends all of them, and says so where an answer has not begun.
-    kill(&site);
+    end(site.vmm()).unwrap();
     tunnel.until_closed().await;
     endless.until_closed().await;
     until("the capsule is stopped", async || {
@@ -130,21 +131,28 @@ async fn ports_are_listed_as_they_open_and_whoever_looks_keeps_nobody_awake() {
     let (agent, mut client) = site.start(&[]).await;
     let proxy = Proxy::of(&site, &agent);
     let id = new_id();
-    client.create_capsule(agent::CreateCapsuleRequest { timeout_sec: 5, ..create(&id) }).await.unwrap();
+    client.create_capsule(create(&id)).await.unwrap();
     let mut events = client.watch_ports(capsule(&id)).await.unwrap().into_inner();
-    let synced = events.message().await.unwrap().unwrap().event;
+    let synced = soon("what listens already", events.message()).await.unwrap().unwrap().event;
     assert!(
         matches!(synced, Some(envd::port_event::Event::Synced(_))),
         "nothing but envd listens: {synced:?}"
     );
     serve(&mut client, &id, 3000).await;
-    let opened = events.message().await.unwrap().unwrap().event;
+    let opened = soon("a port", events.message()).await.unwrap().unwrap().event;
     let Some(envd::port_event::Event::Opened(port)) = opened else { panic!("{opened:?}") };
     assert_eq!(port.number, 3000);
+    assert_eq!(proxy.connect().await.get(&id, 3000, "/echo").await.status, 200);
+    client.set_timeout(agent::SetTimeoutRequest { capsule_id: id.clone(), timeout_sec: 3 }).await.unwrap();
     let listed = only(client.list_ports(capsules(&[&id])).await).await.ports;
     assert_eq!(listed.iter().map(|port| port.number).collect::<Vec<_>>(), [3000]);
-    assert_eq!(proxy.connect().await.get(&id, 3000, "/echo").await.status, 200);
-
+    until("it fell asleep", async || {
+        // Whether it is asleep is looked at last: by then somebody may be asking.
+        let asked = client.list_ports(capsules(&[&id])).await.unwrap().into_inner();
+        drop(asked);
+        state(&mut client, &id).await == CapsuleState::Paused
+    })
+    .await;
     let end = ended(events).await;
     assert_eq!(cause(&end), Some("CAPSULE_PAUSED"), "it fell asleep although it was looked at");
     client.destroy_capsule(capsule(&id)).await.unwrap();

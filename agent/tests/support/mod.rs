@@ -1,11 +1,16 @@
 //! A real agent in this process, with a CA of its own, and a client that is its control plane.
+//!
+//! Tests of one binary share a directory and take turns. One that fails takes its VMMs with it, and the next one clears the
+//! rest away: one failure is one failure.
 
 pub mod calls;
+mod limit;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::SocketAddr;
+use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
+use std::sync::{Arc, LazyLock};
 
 use hyper_util::rt::TokioIo;
 use rcgen::{
@@ -16,12 +21,15 @@ use rustls::pki_types::pem::PemObject;
 use rustls::pki_types::{CertificateDer, PrivateKeyDer, ServerName};
 use rustls::{ClientConfig, RootCertStore};
 use tokio::net::TcpStream;
+use tokio::sync::{Mutex, MutexGuard};
 use tokio_rustls::TlsConnector;
 use tonic::transport::{Channel, Endpoint, Uri};
 use tower::service_fn;
-use wrenn_agent::{Agent, Config};
+use wrenn_agent::ids::TeamId;
+use wrenn_agent::{Agent, AgentError, Config};
+use wrenn_proto::agent::v1 as agent;
 use wrenn_proto::agent::v1::agent_client::AgentClient;
-use wrenn_vmm::network::SlotRange;
+use wrenn_vmm::network::{SlotNumber, SlotRange};
 
 /// Names a directory with `kernels/` and `images/`, as `wrenn-rootfs` makes them.
 const ASSETS: &str = "WRENN_TEST_ASSETS";
@@ -112,6 +120,24 @@ impl Authority {
     }
 }
 
+/// Whoever has it is alone with the site, for a while.
+pub struct Turn {
+    _turn: MutexGuard<'static, ()>,
+    _limit: limit::Limit,
+}
+
+/// The site of this name, clear of what a failed test left there, once it is this test's turn.
+pub async fn site(name: &str, slots: &'static str) -> (Turn, Site) {
+    static ONE_AT_A_TIME: LazyLock<Mutex<()>> = LazyLock::new(Mutex::default);
+    let turn = ONE_AT_A_TIME.lock().await;
+    let site = Site::prepare(name, slots);
+    let turn = Turn { _turn: turn, _limit: limit::Limit::begin(site.slots()) };
+    if !site.leftovers().is_empty() {
+        site.clear().await;
+    }
+    (turn, site)
+}
+
 /// A directory for an agent, with kernel and image, and the slots it may use.
 pub struct Site {
     pub directory: PathBuf,
@@ -144,7 +170,7 @@ fn link(to: &Path, at: &Path) {
 
 impl Site {
     /// The directory stays between runs of the tests: its golden snapshot is what makes them quick.
-    pub fn prepare(name: &str, slots: &'static str) -> Self {
+    fn prepare(name: &str, slots: &'static str) -> Self {
         // Shown where a test fails, or with `--nocapture`; RUST_LOG chooses what.
         let filter = tracing_subscriber::EnvFilter::from_default_env();
         let _set_before = tracing_subscriber::fmt().with_test_writer().with_env_filter(filter).try_init();
@@ -181,6 +207,8 @@ impl Site {
             ("WRENN_SLOTS", self.slots),
             // The page server is the agent's own program, which this one is not.
             ("WRENN_RESTORE", "file"),
+            // Of ten guests that start at once on two emulated cores the last one is slow.
+            ("WRENN_RECONNECT_GRACE", "60"),
         ]);
         if !store.is_empty() {
             all.insert("WRENN_DISK_STORE", &store);
@@ -192,6 +220,42 @@ impl Site {
         all.extend(chosen.iter().map(|(name, value)| (*name, value.as_str())));
         all.extend(settings.iter().copied());
         all.into_iter().map(|(name, value)| (name.to_owned(), value.to_owned())).collect()
+    }
+
+    /// Removes what a failed test left.
+    async fn clear(&self) {
+        end_processes(&self.slots());
+        let (agent, mut client) = self.start_after_another().await;
+        for capsule in
+            client.list_capsules(agent::ListCapsulesRequest {}).await.unwrap().into_inner().capsules
+        {
+            client.destroy_capsule(calls::capsule(&capsule.id)).await.unwrap();
+        }
+        let images = self.directory.join("images/teams").join(TeamId::from_u128(7).to_string());
+        let templates = names(&self.directory.join("data/templates")).into_iter().chain(names(&images));
+        for template in templates {
+            let template_id = template.file_name().unwrap().to_str().unwrap().to_owned();
+            client.delete_template(agent::DeleteTemplateRequest { template_id }).await.unwrap();
+        }
+        agent.stop().await;
+    }
+
+    /// The agent of a test that failed ends with that test's runtime, which may take a moment longer than the test.
+    async fn start_after_another(&self) -> (Agent, AgentClient<Channel>) {
+        let mut agent = None;
+        calls::until("no other agent has the directory", async || {
+            let config = Config::from_environment(self.environment(&[])).unwrap();
+            match Agent::start(config, None).await {
+                Ok(started) => agent = Some(started),
+                Err(AgentError::Lock(_)) => {}
+                Err(error) => panic!("{}", wrenn_agent::report(&error)),
+            }
+            agent.is_some()
+        })
+        .await;
+        let agent = agent.unwrap();
+        let client = self.connect(agent.address()).await.unwrap();
+        (agent, client)
     }
 
     /// Leaves no mount behind; what was mounted is kept in its file.
@@ -229,6 +293,17 @@ impl Site {
         pids
     }
 
+    /// The only VMM there is.
+    pub fn vmm(&self) -> i32 {
+        let [vmm] = self.vmms()[..] else { panic!("there is more than one, or none: {:?}", self.vmms()) };
+        vmm
+    }
+
+    /// All processes of the users of this agent's slots that have not ended.
+    pub fn processes(&self) -> Vec<i32> {
+        processes(&self.slots())
+    }
+
     pub fn records(&self) -> Vec<serde_json::Value> {
         let entries = names(&self.directory.join("data/capsules")).into_iter();
         let texts = entries.filter_map(|entry| std::fs::read_to_string(entry.join("capsule.json")).ok());
@@ -254,4 +329,46 @@ impl Site {
 /// The paths of what is in a directory; nothing if there is none.
 pub fn names(of: &Path) -> Vec<PathBuf> {
     std::fs::read_dir(of).into_iter().flatten().flatten().map(|entry| entry.path()).collect()
+}
+
+impl Drop for Site {
+    fn drop(&mut self) {
+        // Guests of a test that failed would slow down all that follow.
+        if std::thread::panicking() {
+            end_processes(&self.slots());
+        }
+    }
+}
+
+fn processes(slots: &SlotRange) -> Vec<i32> {
+    let users: Vec<u32> = slots.iter().map(SlotNumber::uid).collect();
+    let mut pids: Vec<i32> = names(Path::new("/proc"))
+        .into_iter()
+        .filter_map(|entry| {
+            let pid = entry.file_name()?.to_str()?.parse().ok()?;
+            // Whoever inherited an agent's VMMs may be slow to ask for their end.
+            let lives = !stat(pid).first()?.starts_with('Z');
+            (lives && users.contains(&entry.metadata().ok()?.uid())).then_some(pid)
+        })
+        .collect();
+    pids.sort_unstable();
+    pids
+}
+
+/// The fields of proc(5)'s stat from the state on.
+fn stat(pid: i32) -> Vec<String> {
+    let stat = std::fs::read_to_string(format!("/proc/{pid}/stat")).unwrap_or_default();
+    let rest = stat.rsplit_once(") ").map(|(_, rest)| rest.split(' ').map(str::to_owned).collect());
+    rest.unwrap_or_default()
+}
+
+fn end_processes(slots: &SlotRange) {
+    for pid in processes(slots) {
+        let _ended = end(pid);
+    }
+}
+
+/// As a crash would.
+pub fn end(pid: i32) -> nix::Result<()> {
+    nix::sys::signal::kill(nix::unistd::Pid::from_raw(pid), nix::sys::signal::Signal::SIGKILL)
 }
