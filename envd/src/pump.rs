@@ -125,6 +125,7 @@ mod tests {
     use wrenn_proto::envd::v1::process_event::Event;
 
     use super::*;
+    use crate::channel::watch;
     use crate::exit::Exit;
     use crate::output::{LIVE, Next};
 
@@ -147,7 +148,7 @@ mod tests {
         let exited = CancellationToken::new();
         exited.cancel();
         output.set_exit(Exit::Code(0));
-        let source = Arc::new(AsyncFd::new(pair.master).expect("ready"));
+        let source = Arc::new(watch(pair.master).expect("ready"));
         let pump = Pump { source, output: Arc::clone(&output), stream: 0, exited };
         let said = pump.waiting();
         assert!((1..WRITTEN as u64).contains(&said), "the rest is where it is not counted: {said}");
@@ -162,7 +163,7 @@ mod tests {
                 let changed = output.changed();
                 match output.next(reader) {
                     Next::Event(Event::Output(it)) => {
-                        arrived += it.data.iter().filter(|byte| **byte == 7).count()
+                        arrived += it.data.iter().filter(|byte| **byte == 7).count();
                     }
                     Next::Event(other) => panic!("{other:?}"),
                     Next::Exited(_) => break,

@@ -1,6 +1,7 @@
 //! Bad input: each has its own code, names its field, says something, and changes nothing.
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
 use serde_json::{Value, json};
@@ -13,6 +14,9 @@ const CREATE: &str =
 /// An id of a capsule as it could be, but is not.
 const NOBODY: &str = "cl-0000000000000000000000001";
 
+/// The longest that a refusal may take.
+const PATIENCE: Duration = Duration::from_secs(120);
+
 /// What an error must say: its code, and the input field it is about.
 fn expect(failure: &Failure, code: &str, field: Option<&str>) -> Result<()> {
     let error: &GraphqlError = failure.first();
@@ -23,7 +27,8 @@ fn expect(failure: &Failure, code: &str, field: Option<&str>) -> Result<()> {
 }
 
 async fn failure_of<T>(what: &str, outcome: impl Future<Output = Result<T>>) -> Result<Failure> {
-    let error = outcome.await.err().with_context(|| format!("{what} was let through"))?;
+    let outcome = tokio::time::timeout(PATIENCE, outcome).await.with_context(|| format!("{what} hangs"))?;
+    let error = outcome.err().with_context(|| format!("{what} was let through"))?;
     error.downcast::<Failure>().with_context(|| format!("{what} failed in another way"))
 }
 

@@ -8,7 +8,7 @@ use futures_util::{StreamExt, stream};
 use reqwest::{Method, StatusCode};
 use serde_json::json;
 use sha2::{Digest, Sha256};
-use wrenn_tests::graphql::Failure;
+use wrenn_tests::graphql::{Exec, Failure, ProcessEvent};
 use wrenn_tests::procfs;
 use wrenn_tests::stack::Stack;
 use wrenn_tests::wait;
@@ -206,8 +206,12 @@ pub async fn a_gibibyte_goes_up_and_down_in_flat_memory(stack: Arc<Stack>) -> Re
         }
     };
     ensure!(answer.status().is_success(), "{}: {}", answer.status(), answer.text().await?);
-    let inside = client.sh(&id, "sha256sum /root/large").await?;
-    ensure!(inside.starts_with(&expected), "{inside} where {expected} was sent");
+    // For longer than a request may take.
+    let mut inside = client.exec_stream(Exec::argv(&id, &["sha256sum", "/root/large"])).await?;
+    let inside = inside.collect(LONG).await?;
+    let well = ProcessEvent::Exited { exit_code: Some(0), signal: None, cause: None };
+    ensure!(inside.exit == Some(well), "{inside:?}");
+    ensure!(inside.stdout.starts_with(expected.as_bytes()), "{inside:?} where {expected} was sent");
 
     let get = client.file_request(Method::GET, &id, "/root/large")?.timeout(LONG).send().await?;
     let mut content = get.bytes_stream();

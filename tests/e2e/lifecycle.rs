@@ -5,12 +5,15 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, ensure};
 use serde_json::json;
-use wrenn_tests::graphql::{Client, Exec};
+use wrenn_tests::graphql::{Client, Exec, ProcessEvent};
 use wrenn_tests::stack::Stack;
 use wrenn_tests::wait;
 
 /// Patience with the reaper, which acts when a timeout has passed, on a busy machine.
-const REAPED: Duration = Duration::from_secs(30);
+const REAPED: Duration = Duration::from_secs(60);
+
+/// And with anything else.
+const PATIENCE: Duration = Duration::from_secs(60);
 
 pub async fn runs_and_ends(stack: Arc<Stack>) -> Result<()> {
     let client = stack.client();
@@ -51,7 +54,7 @@ pub async fn goes_on_over_pause_and_resume(stack: Arc<Stack>) -> Result<()> {
     let (counter, _) = client.start(Exec::shell(&id, counting)).await?;
     let holding = "exec 3>/root/held; rm /root/held; while :; do echo tick >&3; sleep 0.05; done";
     let (holder, _) = client.start(Exec::shell(&id, holding)).await?;
-    wait::until_true("both processes at work", Duration::from_secs(20), async || {
+    wait::until_true("both processes at work", PATIENCE, async || {
         Ok(count(client, &id).await? > 0 && held(client, &id, holder).await? > 0)
     })
     .await?;
@@ -66,7 +69,7 @@ pub async fn goes_on_over_pause_and_resume(stack: Arc<Stack>) -> Result<()> {
 
         let counted_on = count(client, &id).await?;
         ensure!(counted_on >= counted, "round {round}: counted {counted}, then {counted_on}");
-        wait::until_true(format!("round {round}: both going on"), Duration::from_secs(20), async || {
+        wait::until_true(format!("round {round}: both going on"), PATIENCE, async || {
             Ok(count(client, &id).await? > counted_on && held(client, &id, holder).await? > written)
         })
         .await?;
@@ -83,7 +86,7 @@ pub async fn goes_on_over_pause_and_resume(stack: Arc<Stack>) -> Result<()> {
 /// A capsule is paused as soon as it is safe on disk; its VMM is taken apart right after.
 async fn vmm_ended(stack: &Stack, id: &str) -> Result<()> {
     let gone = async || Ok(stack.vmm_of(id).is_none());
-    wait::until_true("the end of a paused capsule's VMM", Duration::from_secs(5), gone).await
+    wait::until_true("the end of a paused capsule's VMM", PATIENCE, gone).await
 }
 
 async fn count(client: &Client, id: &str) -> Result<u64> {
@@ -97,7 +100,11 @@ async fn held(client: &Client, id: &str, pid: i64) -> Result<u64> {
 /// Looking at a capsule is no activity; a ping is.
 pub async fn is_paused_when_idle(stack: Arc<Stack>) -> Result<()> {
     let client = stack.client();
-    let id = client.create(json!({ "timeoutSec": 4 })).await?.id;
+    // One with a timeout from the beginning may be paused before anybody comes to use it.
+    let unused = client.create_as_answered(json!({ "timeoutSec": 4 })).await?;
+    ensure!(unused.timeout_sec == 4, "{unused:?}");
+    let id = client.create(json!({})).await?.id;
+    ensure!(client.set_timeout(&id, 4).await?.timeout_sec == 4);
     let begun = Instant::now();
     // Pinged for twice its timeout, it is kept.
     while begun.elapsed() < Duration::from_secs(8) {
@@ -105,30 +112,43 @@ pub async fn is_paused_when_idle(stack: Arc<Stack>) -> Result<()> {
         ensure!(capsule.state == "RUNNING", "paused in spite of pings: {capsule:?}");
         tokio::time::sleep(Duration::from_millis(500)).await;
     }
-    wait::until_true("an idle capsule paused while being looked at", REAPED, async || {
-        Ok(client.capsule(&id).await?.context("the capsule")?.state == "PAUSED")
-    })
-    .await?;
-    vmm_ended(&stack, &id).await?;
+    for id in [&id, &unused.id] {
+        wait::until_true("an idle capsule paused while being looked at", REAPED, async || {
+            Ok(client.capsule(id).await?.context("the capsule")?.state == "PAUSED")
+        })
+        .await?;
+        vmm_ended(&stack, id).await?;
+    }
 
-    client.resume(&id).await?;
     ensure!(client.set_timeout(&id, 0).await?.timeout_sec == 0);
+    client.resume(&id).await?;
     ensure!(client.capsule(&id).await?.context("the capsule")?.timeout_sec == 0);
     client.destroy(&id).await?;
+    client.destroy(&unused.id).await?;
     Ok(())
 }
 
 /// Someone attached, or a process that asked for it, is activity for as long as it lasts.
 pub async fn stays_awake_while_used(stack: Arc<Stack>) -> Result<()> {
     let client = stack.client();
-    let id = client.create(json!({ "timeoutSec": 3 })).await?.id;
-    let mut stream = client.exec_stream(Exec::shell(&id, "sleep 8; echo done")).await?;
-    let collected = stream.collect(Duration::from_secs(40)).await?;
-    ensure!(collected.stdout == b"done\n", "an attached capsule was paused: {collected:?}");
+    let id = client.create(json!({})).await?.id;
+    let mut stream = client.exec_stream(Exec::shell(&id, "sleep 8; echo done; read -r _")).await?;
+    let (_, tag) = stream.started().await?;
+    client.set_timeout(&id, 3).await?;
+    let said = stream.next_within(PATIENCE).await?;
+    ensure!(
+        matches!(&said, Some(ProcessEvent::Output { data, .. }) if data == b"done\n"),
+        "an attached capsule was paused: {said:?}"
+    );
+    // Somebody is attached until there is time for what comes next.
+    client.set_timeout(&id, 0).await?;
+    client.close_stdin(&id, &tag).await?;
+    ensure!(stream.collect(PATIENCE).await?.exit.is_some());
 
     // The process ends by itself; until then nobody is attached.
     let (pid, _) =
         client.start(Exec::shell(&id, "sleep 8; touch /root/kept").with("keepAwake", true)).await?;
+    client.set_timeout(&id, 3).await?;
     wait::until_true("paused once the process had ended", REAPED + REAPED, async || {
         Ok(client.capsule(&id).await?.context("the capsule")?.state == "PAUSED")
     })

@@ -30,7 +30,7 @@ use std::sync::Arc;
 use anyhow::{Result, anyhow};
 use tokio::sync::OnceCell;
 use wrenn_tests::postgres::Cluster;
-use wrenn_tests::stack::{Database, Stack, StackOptions};
+use wrenn_tests::stack::{Database, LIMIT, Stack, StackOptions};
 use wrenn_tests::{assets, runner};
 
 type Test = fn(Arc<Stack>) -> Pin<Box<dyn Future<Output = Result<()>>>>;
@@ -144,7 +144,7 @@ fn main() -> ExitCode {
             let stacks = Arc::clone(&stacks);
             trials.push(runner::trial(format!("{}::{name}", kind.name()), &runtime, async move || {
                 let stack = stacks.get(kind).await?;
-                stack.explain(test(Arc::clone(&stack))).await
+                stack.explain(LIMIT, test(Arc::clone(&stack))).await
             }));
         }
     }

@@ -1,7 +1,7 @@
 //! The load of a capsule, as its host sees it.
 
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, ensure};
 use serde_json::{Value, json};
@@ -11,6 +11,9 @@ use wrenn_tests::wait;
 
 /// Points are taken twice a second.
 const SOON: Duration = Duration::from_secs(30);
+
+/// The longest that a load may take to show.
+const SHOWN: Duration = Duration::from_secs(120);
 
 const MIB: u64 = 1024 * 1024;
 
@@ -42,7 +45,9 @@ pub async fn load_shows(stack: Arc<Stack>) -> Result<()> {
     client.start(Exec::shell(&id, "while :; do :; done").with("tag", "busy")).await?;
     client.sh(&id, "head -c 67108864 /dev/urandom > /root/large; sync").await?;
     let (mut busy, mut written) = (false, false);
+    let begun = Instant::now();
     while !(busy && written) {
+        ensure!(begun.elapsed() < SHOWN, "busy: {busy}, written: {written} after {SHOWN:?}");
         let event = live.next_within(SOON).await?.context("the points ended")?;
         let point = load(&event["capsuleMetrics"])?;
         // A loop takes all of its one CPU, but the machine may have others to serve.

@@ -11,15 +11,16 @@ use wrenn_tests::outside::Outside;
 use wrenn_tests::stack::Stack;
 use wrenn_tests::wait;
 
-/// The longest that anything of a neighbour's may take beside a flood.
+/// The longest that anything of a neighbour's, or the beginning of a flood, may take beside floods.
 const PATIENCE: Duration = Duration::from_secs(60);
 
 /// Datagrams as fast as they go.
 const PACKETS: &str = "use IO::Socket::INET; my $s = IO::Socket::INET->new(Proto => 'udp', PeerAddr => $ARGV[0], PeerPort => 9) \
      or die; my $d = 'x' x 1400; while (1) { $s->send($d); print STDERR '.' if ++$n % 1000 == 0 }";
 
-const DISK: &str =
-    "while :; do dd if=/dev/zero of=/root/flood bs=1M count=128 conv=fsync 2>/dev/null; echo . >&2; done";
+/// The same 128 MiB, again and again.
+const DISK: &str = "i=0; while :; do i=$(( (i + 8) % 128 )); \
+    dd if=/dev/zero of=/root/flood bs=1M count=8 seek=$i conv=notrunc,fsync 2>/dev/null; echo . >&2; done";
 
 const OUTPUT: &str = "while :; do head -c 1048576 /dev/zero; done";
 
@@ -68,19 +69,20 @@ pub async fn floods_stop_nobody_else(stack: Arc<Stack>) -> Result<()> {
 
 /// All that a neighbour may want: programs, its own work, a pause, and new capsules beside it.
 async fn neighbour_goes_on(client: &Client, id: &str, counter: &mut Counter) -> Result<()> {
-    let work = async {
-        for _ in 0..5 {
-            ensure!(client.sh(id, "echo here").await? == "here");
-        }
-        counter.goes_on(client, id).await?;
-        client.pause(id).await?;
-        client.resume(id).await?;
-        counter.goes_on(client, id).await?;
-        let fresh = client.create(json!({})).await?.id;
-        ensure!(client.sh(&fresh, "echo here").await? == "here");
-        client.destroy(&fresh).await.map(drop)
-    };
-    tokio::time::timeout(PATIENCE, work).await.with_context(|| format!("not within {PATIENCE:?}"))?
+    for _ in 0..5 {
+        ensure!(in_time(client.sh(id, "echo here")).await? == "here");
+    }
+    in_time(counter.goes_on(client, id)).await?;
+    in_time(client.pause(id)).await?;
+    in_time(client.resume(id)).await?;
+    in_time(counter.goes_on(client, id)).await?;
+    let fresh = in_time(client.create(json!({}))).await?.id;
+    ensure!(in_time(client.sh(&fresh, "echo here")).await? == "here");
+    in_time(client.destroy(&fresh)).await.map(drop)
+}
+
+async fn in_time<T>(step: impl Future<Output = Result<T>>) -> Result<T> {
+    tokio::time::timeout(PATIENCE, step).await.with_context(|| format!("not within {PATIENCE:?}"))?
 }
 
 /// Each flood says on its standard error now and then that it flows.

@@ -12,6 +12,9 @@ use wrenn_tests::wait;
 /// The longest a stream may be silent in these tests.
 const SILENCE: Duration = Duration::from_secs(30);
 
+/// The longest anything may take to become so.
+const PATIENCE: Duration = Duration::from_secs(60);
+
 /// What `exec` cuts each of standard output and error at.
 const EXEC_LIMIT: usize = 16 * 1024 * 1024;
 
@@ -92,7 +95,7 @@ pub async fn a_timeout_kills_the_whole_group(stack: Arc<Stack>) -> Result<()> {
     let result = client.exec(Exec::shell(&id, line).with("timeoutSec", 2)).await?;
     ensure!(result.signal.as_deref() == Some("SIGKILL") && result.exit_code.is_none(), "{result:?}");
     ensure!(result.stdout()? == b"begun\n" && result.duration_ms >= 1900, "{result:?}");
-    wait::until_true("no process of the group left", Duration::from_secs(10), async || {
+    wait::until_true("no process of the group left", PATIENCE, async || {
         let found = client.sh(&id, "cat /proc/[0-9]*/cmdline 2>/dev/null | tr '\\0' ' '; true").await?;
         Ok(!found.contains("sleep 4321"))
     })
@@ -135,7 +138,7 @@ pub async fn background_processes_are_listed_and_signalled(stack: Arc<Stack>) ->
 
     let (pid, tag) = client.start(Exec::argv(&id, &["sleep", "1000"])).await?;
     client.signal(&id, &tag, "SIGKILL").await?;
-    wait::until_true("a killed process listed as such", Duration::from_secs(10), async || {
+    wait::until_true("a killed process listed as such", PATIENCE, async || {
         Ok(listed(client, &id, pid).await?["signal"] == "SIGKILL")
     })
     .await?;
@@ -212,10 +215,7 @@ pub async fn tags(stack: Arc<Stack>) -> Result<()> {
     ensure!(digits.first().code() == "INVALID_INPUT" && digits.first().field() == Some("tag"), "{digits}");
 
     client.signal(&id, "unique", "SIGKILL").await?;
-    wait::until("the tag free again", Duration::from_secs(10), async || {
-        Ok(client.start(sleeper()).await.ok())
-    })
-    .await?;
+    wait::until("the tag free again", PATIENCE, async || Ok(client.start(sleeper()).await.ok())).await?;
     client.destroy(&id).await?;
     Ok(())
 }

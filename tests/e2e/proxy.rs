@@ -186,7 +186,8 @@ pub async fn sockets_and_events_flow(stack: Arc<Stack>) -> Result<()> {
     let id = client.create(json!({})).await?.id;
     served(client, &id, 8000).await?;
     for form in Form::BOTH {
-        let mut socket = client.port_socket(form, &id, 8000, "/socket").await?;
+        let socket = client.port_socket(form, &id, 8000, "/socket");
+        let mut socket = tokio::time::timeout(PATIENCE, socket).await.context("no WebSocket")??;
         for length in [0, 5, 200, 70_000] {
             let text = "w".repeat(length);
             socket.send(Message::text(text.clone())).await?;

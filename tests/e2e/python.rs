@@ -16,8 +16,9 @@ use wrenn_tests::stack::Stack;
 
 use crate::proxy::{header, prefix, said, until_served};
 
-/// Jupyter takes a guest under emulation half a minute of processor time to start, and a kernel as much again.
-const PATIENCE: Duration = Duration::from_secs(240);
+/// Jupyter takes a guest under emulation half a minute of processor time to start, and a kernel as much again, on a machine
+/// that has all its time for it.
+const PATIENCE: Duration = Duration::from_secs(900);
 
 async fn get(client: &Client, form: Form, id: &str, port: u16, path: &str) -> Result<Response> {
     let answer = client.port_get(form, id, port, path).await?;

@@ -1,5 +1,6 @@
 //! Terminals: what is typed arrives in order and once, what is said arrives byte for byte.
 
+use std::collections::BTreeSet;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -8,16 +9,21 @@ use futures_util::future::try_join_all;
 use serde_json::json;
 use sha2::{Digest, Sha256};
 use wrenn_tests::graphql::{
-    Client, Frame, ProcessEvent, ProcessStream, Screen, Socket, WRITE_PTY, pty_output_query,
+    Client, Exec, Frame, ProcessEvent, ProcessStream, Screen, Socket, WRITE_PTY, pty_output_query,
     write_pty_variables,
 };
 use wrenn_tests::stack::Stack;
+use wrenn_tests::wait;
 
 /// The longest a terminal may be silent in these tests.
 const SILENCE: Duration = Duration::from_secs(60);
 
 /// A terminal that gives back what it gets, as it is.
 const MIRROR: &str = "stty raw -echo; echo ready; exec cat";
+
+/// Ends well if there is a `sleep` in the foreground of its terminal (proc_pid_stat(5)).
+const SLEEPS: &str = "for stat in /proc/[0-9]*/stat; do read -r _ name _ _ group _ _ foreground _ < $stat || continue; \
+    [ \"$name\" = '(sleep)' ] && [ $group = $foreground ] && exit 0; done 2> /dev/null; exit 1";
 
 /// Reads on until the condition holds.
 async fn until(
@@ -56,6 +62,10 @@ pub async fn a_terminal_is_one(stack: Arc<Stack>) -> Result<()> {
 
     // Control characters are the terminal's business.
     let next = client.write_pty(&id, &tag, next, b"sleep 1000; echo not-$((1+1))\n").await?;
+    wait::until_true("`sleep` in the foreground", SILENCE, async || {
+        Ok(client.exec(Exec::shell(&id, SLEEPS)).await?.exit_code == Some(0))
+    })
+    .await?;
     client.write_pty(&id, &tag, next, b"\x03echo interrupted-$((3+1))\n").await?;
     until(&mut one, &mut seen, "an interrupt", |screen| screen.text().contains("interrupted-4")).await?;
     ensure!(!seen.text().contains("not-2"), "{}", seen.text());
@@ -97,7 +107,8 @@ pub async fn bytes_of_every_kind_come_back(stack: Arc<Stack>) -> Result<()> {
     Ok(())
 }
 
-/// All at once over one socket, in any order, some twice: the terminal gets each once, in the right order.
+/// All at once over one socket, in any order, some twice: the terminal gets each once, in the right order. What came too
+/// long before its turn is refused, and sent again, as by any client.
 pub async fn what_is_typed_at_once_keeps_its_order(stack: Arc<Stack>) -> Result<()> {
     const PIECES: u64 = 80;
     let client = stack.client();
@@ -109,15 +120,24 @@ pub async fn what_is_typed_at_once_keeps_its_order(stack: Arc<Stack>) -> Result<
     let from = screen.bytes.len();
     let piece = |number: u64| format!("{number:0>9};").into_bytes();
     let mut socket = Socket::connect(client).await?;
-    for round in 0..PIECES {
-        // Every seventh: neither forwards nor backwards.
-        let number = round * 7 % PIECES;
-        let variables = write_pty_variables(&id, &tag, number * 10, &piece(number));
-        socket.start(&number.to_string(), WRITE_PTY, variables).await?;
+    // Every seventh: neither forwards nor backwards. Operations are counted on, so that none has the id of another.
+    let mut sent: Vec<u64> = (0..PIECES).map(|round| round * 7 % PIECES).collect();
+    let variables = |number: u64| write_pty_variables(&id, &tag, number * 10, &piece(number));
+    for (operation, number) in sent.iter().enumerate() {
+        socket.start(&operation.to_string(), WRITE_PTY, variables(*number)).await?;
     }
-    for _ in 0..2 * PIECES {
+    let mut taken = BTreeSet::new();
+    while (taken.len() as u64) < PIECES {
         match tokio::time::timeout(SILENCE, socket.next()).await.context("the socket fell silent")?? {
-            Frame::Next { .. } | Frame::Complete { .. } => {}
+            Frame::Next { id, .. } => {
+                taken.insert(sent[id.parse::<usize>()?]);
+            }
+            Frame::Complete { .. } => {}
+            Frame::Error { id, failure } if failure.first().field() == Some("sequence") => {
+                let number = sent[id.parse::<usize>()?];
+                socket.start(&sent.len().to_string(), WRITE_PTY, variables(number)).await?;
+                sent.push(number);
+            }
             other => bail!("{other:?} in answer to input"),
         }
     }
@@ -197,8 +217,7 @@ pub async fn a_long_listing_is_complete(stack: Arc<Stack>) -> Result<()> {
     until(&mut stream, &mut screen, "the listing", |screen| screen.exit.is_some()).await?;
     same_as_listing(client, &id, &screen.bytes).await?;
 
-    let exec = wrenn_tests::graphql::Exec::shell(&id, list);
-    let collected = client.exec_stream(exec).await?.collect(SILENCE).await?;
+    let collected = client.exec_stream(Exec::shell(&id, list)).await?.collect(SILENCE).await?;
     ensure!(collected.gaps.is_empty());
     same_as_listing(client, &id, &collected.stdout).await?;
     client.destroy(&id).await?;

@@ -83,9 +83,10 @@ pub async fn killed_while_output_flows(stack: &Stack) -> Result<()> {
 pub async fn killed_while_a_process_keeps_awake(stack: &Stack) -> Result<()> {
     const TIMEOUT: Duration = Duration::from_secs(4);
     let client = stack.client();
-    let id = client.create(json!({ "timeoutSec": TIMEOUT.as_secs() })).await?.id;
+    let id = create(client).await?;
     let vmm = stack.vmm_of(&id);
     client.start(Exec::shell(&id, "sleep 600").with("keepAwake", true)).await?;
+    client.set_timeout(&id, TIMEOUT.as_secs().cast_signed()).await?;
     // The record says nothing of what keeps it awake meanwhile.
     tokio::time::sleep(TIMEOUT * 2).await;
     stack.host().kill9().await?;

@@ -20,12 +20,13 @@ use std::path::Path;
 use std::pin::Pin;
 use std::process::ExitCode;
 use std::sync::Arc;
+use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
 use wrenn_tests::postgres::Cluster;
 use wrenn_tests::redis::RedisServer;
 use wrenn_tests::runner;
-use wrenn_tests::stack::{Database, OnStop, Stack, StackOptions};
+use wrenn_tests::stack::{Database, LIMIT, OnStop, Stack, StackOptions};
 
 type Test = for<'a> fn(&'a Stack) -> Pin<Box<dyn Future<Output = Result<()>> + 'a>>;
 
@@ -40,7 +41,12 @@ struct Wanted {
     setting: Option<(&'static str, &'static str)>,
     /// A second control plane, on Postgres and joined by Redis.
     replica: bool,
+    /// The longest that the test may take.
+    limit: Duration,
 }
+
+/// For tests that are made of many rounds.
+const LONG: Duration = Duration::from_secs(3 * 60 * 60);
 
 const ONE: Wanted = Wanted {
     postgres: false,
@@ -49,17 +55,18 @@ const ONE: Wanted = Wanted {
     failpoints: false,
     setting: None,
     replica: false,
+    limit: LIMIT,
 };
+const ONE_FOR_LONG: Wanted = Wanted { limit: LONG, ..ONE };
 const TWO_REPLICAS: Wanted = Wanted { postgres: true, replica: true, ..ONE };
+const TWO_REPLICAS_FOR_LONG: Wanted = Wanted { limit: LONG, ..TWO_REPLICAS };
 const TWO_HOSTS: Wanted = Wanted { hosts: 2, ..ONE };
 const FAILING: Wanted = Wanted { failpoints: true, ..ONE };
-const FAILING_ON_COPIES: Wanted = Wanted { setting: Some(("WRENN_DISK_STORE", "copy")), ..FAILING };
+const FAILING_FOR_LONG: Wanted = Wanted { limit: LONG, ..FAILING };
+const FAILING_ON_COPIES: Wanted = Wanted { setting: Some(("WRENN_DISK_STORE", "copy")), ..FAILING_FOR_LONG };
 const FAILING_ON_MAPPED_DISKS: Wanted =
-    Wanted { setting: Some(("WRENN_DISK_STORE", "dm-snapshot")), ..FAILING };
-const FAILING_WITH_A_POOL: Wanted = Wanted { setting: Some(("WRENN_WARM_POOL", "1")), ..FAILING };
-/// Guests that are silent for longer than this are waited for otherwise.
-const IMPATIENT: Wanted = Wanted { setting: Some(("WRENN_RECONNECT_GRACE", "5")), ..ONE };
-const FAILING_AND_IMPATIENT: Wanted = Wanted { failpoints: true, ..IMPATIENT };
+    Wanted { setting: Some(("WRENN_DISK_STORE", "dm-snapshot")), ..FAILING_FOR_LONG };
+const FAILING_WITH_A_POOL: Wanted = Wanted { setting: Some(("WRENN_WARM_POOL", "1")), ..FAILING_FOR_LONG };
 const FAILING_ON_POSTGRES: Wanted = Wanted { postgres: true, ..FAILING };
 const PAUSING: Wanted = Wanted { on_stop: OnStop::Pause, ..ONE };
 
@@ -74,8 +81,8 @@ macro_rules! tests {
 
 /// The longest first: nothing is left to run beside what runs last.
 const TESTS: &[(&str, Wanted, Test)] = tests![
-    FAILING walk::every_failpoint,
-    ONE hundred::pauses_in_a_row_lose_nothing,
+    FAILING_FOR_LONG walk::every_failpoint,
+    ONE_FOR_LONG hundred::pauses_in_a_row_lose_nothing,
     FAILING_ON_COPIES walk::every_failpoint_of_a_merge,
     FAILING_ON_MAPPED_DISKS walk::every_failpoint_of_a_mapping,
     FAILING_WITH_A_POOL walk::every_failpoint_of_a_warm_start,
@@ -84,15 +91,15 @@ const TESTS: &[(&str, Wanted, Test)] = tests![
     FAILING pauses::that_fail_late_lose_no_time,
     FAILING pauses::for_a_checkpoint_lose_no_time,
     ONE pauses::of_a_silent_guest_lose_nothing,
-    FAILING_AND_IMPATIENT pauses::that_fail_wait_for_a_slow_guest,
+    FAILING pauses::that_fail_wait_for_a_slow_guest,
     FAILING pauses::that_failed_are_not_taken_for_complete,
     FAILING pauses::are_finished_by_an_agent_told_to_end,
     FAILING restores::without_fresh_random_numbers_are_not_served,
     FAILING restores::that_hang_are_tried_again,
-    IMPATIENT silence::of_a_guest_is_waited_for,
+    ONE silence::of_a_guest_is_waited_for,
     ONE full::stops_a_guest_until_there_is_room_again,
-    IMPATIENT full::stops_a_guest_over_the_end_of_its_agent,
-    IMPATIENT silence::of_a_vmm_is_waited_for,
+    ONE full::stops_a_guest_over_the_end_of_its_agent,
+    ONE silence::of_a_vmm_is_waited_for,
     ONE silence::of_a_vmm_for_good_costs_no_disk,
     ONE pauses::of_a_guest_that_refuses_lose_nothing,
     ONE agent::killed_while_output_flows,
@@ -111,9 +118,9 @@ const TESTS: &[(&str, Wanted, Test)] = tests![
     TWO_HOSTS hosts::two_on_one_machine,
     TWO_REPLICAS replicas::either_will_do,
     TWO_REPLICAS replicas::redis_is_lost,
-    TWO_REPLICAS streams::a_client_killed_a_hundred_times_misses_nothing,
-    ONE streams::a_flow_goes_on_over_kills_of_api_and_agent,
-    ONE churn::fifty_capsules_leave_nothing,
+    TWO_REPLICAS_FOR_LONG streams::a_client_killed_a_hundred_times_misses_nothing,
+    ONE_FOR_LONG streams::a_flow_goes_on_over_kills_of_api_and_agent,
+    ONE_FOR_LONG churn::fifty_capsules_leave_nothing,
 ];
 
 fn main() -> ExitCode {
@@ -158,7 +165,7 @@ async fn with_stack(wanted: Wanted, test: Test) -> Result<()> {
         ..StackOptions::default()
     };
     let stack = Stack::start(options).await?;
-    let outcome = stack.explain(test(&stack)).await;
+    let outcome = stack.explain(wanted.limit, test(&stack)).await;
     let clean = stack.teardown().await.context("teardown");
     outcome.and(clean)
 }

@@ -5,12 +5,14 @@ use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use anyhow::{Context, Result, ensure};
 use serde_json::json;
+use tokio::net::TcpStream;
 use wrenn_tests::graphql::{Client, Exec, ProcessEvent};
-use wrenn_tests::stack::Stack;
+use wrenn_tests::stack::{CapsuleRecord, Stack};
 use wrenn_tests::wait;
 
 use super::agent::back_in_service;
 use super::api::settled;
+use super::silence::{silent, start_impatient};
 
 const PATIENCE: Duration = Duration::from_secs(60);
 
@@ -78,9 +80,9 @@ pub async fn of_a_silent_guest_lose_nothing(stack: &Stack) -> Result<()> {
     let id = client.create(json!({})).await?.id;
     client.sh(&id, "echo kept > /run/in-memory").await?;
     // A command's parent is the daemon, and it goes on soon after the pause has waited for it in vain.
-    let line = "(sleep 1; kill -STOP $PPID; sleep 36; kill -CONT $PPID) > /dev/null 2>&1 < /dev/null &";
+    let line = "(sleep 1; kill -STOP $PPID; sleep 48; kill -CONT $PPID) > /dev/null 2>&1 < /dev/null &";
     client.sh(&id, line).await?;
-    tokio::time::sleep(Duration::from_secs(2)).await;
+    silent(client, &id).await?;
     client.pause(&id).await?;
     let log = fs::read_to_string(stack.host().log()).context("reading the agent's log")?;
     ensure!(log.contains("pausing a guest that does not prepare for it"), "the guest was not silent");
@@ -105,21 +107,59 @@ pub async fn of_a_guest_that_refuses_lose_nothing(stack: &Stack) -> Result<()> {
     Ok(())
 }
 
+/// Where a guest is told to fall silent, and to answer again, while no call reaches it: the first to come there stops the
+/// daemon, whose child listens, and the second lets it go on.
+const SWITCH: u16 = 7000;
+const LISTENING: &str = "use IO::Socket::INET; $| = 1; \
+    my $s = IO::Socket::INET->new(LocalPort => $ARGV[0], Listen => 2, ReuseAddr => 1) or die \"listen: $@\"; \
+    print 'ready'; for my $signal ('STOP', 'CONT') { $s->accept; kill $signal => getppid }";
+
+async fn begin_listening(client: &Client, id: &str) -> Result<()> {
+    let listener = Exec::argv(id, &["perl", "-e", LISTENING, &SWITCH.to_string()]);
+    let (_, tag) = client.start(listener).await?;
+    let mut stream = client.process_output(id, &tag, None).await?;
+    stream.started().await?;
+    let event = stream.next_within(PATIENCE).await?;
+    ensure!(matches!(&event, Some(ProcessEvent::Output { data, .. }) if data == b"ready"), "{event:?}");
+    Ok(())
+}
+
+async fn switch(stack: &Stack, id: &str) -> Result<()> {
+    let guest = CapsuleRecord::read(&stack.host().record_path(id))?.guest_address();
+    let connected = tokio::time::timeout(PATIENCE, TcpStream::connect((guest, SWITCH))).await;
+    connected.context("nobody listens in the guest")?.context("connecting to the guest").map(drop)
+}
+
 /// A guest that takes longer than the grace to answer after a pause that failed, as on a host that has much to do.
 pub async fn that_fail_wait_for_a_slow_guest(stack: &Stack) -> Result<()> {
-    let client = stack.client();
+    let (client, host) = (stack.client(), stack.host());
     let id = client.create(json!({})).await?.id;
     client.sh(&id, "echo kept > /run/in-memory").await?;
     let vmm = stack.vmm_of(&id);
-    stack.host().order("pause.prepared=delay(4000ms)*1;pause.saved=error*1")?;
+    host.kill9().await?;
+    start_impatient(host).await?;
+    back_in_service(client, &id).await?;
+    begin_listening(client, &id).await?;
+    host.order("pause.prepared=delay(8000ms)*1;pause.saved=error*1")?;
     // Between what the pause asks of it and the end of its vCPUs.
-    let line = "(sleep 2; kill -STOP $PPID; sleep 20; kill -CONT $PPID) > /dev/null 2>&1 < /dev/null &";
-    client.sh(&id, line).await?;
-    client.pause(&id).await.err().context("the pause was to fail")?;
-    stack.host().order("")?;
-    let log = fs::read_to_string(stack.host().log()).context("reading the agent's log")?;
-    ensure!(log.contains("but its guest does not answer yet"), "the guest was not silent");
+    let fall_silent = async {
+        wait::until_true("a guest that is prepared", PATIENCE, async || {
+            Ok(host.passed("pause.prepared")? > 0)
+        })
+        .await?;
+        switch(stack, &id).await
+    };
+    let (paused, fallen) = tokio::join!(client.pause(&id), fall_silent);
+    fallen?;
+    paused.err().context("the pause was to fail")?;
+    host.order("")?;
+    let log = fs::read_to_string(host.log()).context("reading the agent's log")?;
+    ensure!(
+        log.contains("the capsule goes on, but its guest does not answer yet"),
+        "the guest was not silent"
+    );
     ensure!(client.capsule(&id).await?.context("the capsule")?.state == "RUNNING", "given up");
+    switch(stack, &id).await?;
     back_in_service(client, &id).await?;
     ensure!(stack.vmm_of(&id) == vmm, "the capsule was replaced");
     ensure!(client.sh(&id, "cat /run/in-memory").await? == "kept");

@@ -64,16 +64,24 @@ pub async fn that_hang_are_tried_again(stack: &Stack) -> Result<()> {
     client.pause(&id).await?;
 
     // The snapshot outlives any number of them.
+    let before = retries(stack)?.len();
     resume_with_hangs(stack, &id, 2).await.err().context("resumed by a machine that hangs")?;
     ensure!(client.capsule(&id).await?.context("the capsule")?.state == "PAUSED");
+    let between = retries(stack)?.len();
     resume_with_hangs(stack, &id, 1).await?;
+    let retries = retries(stack)?;
+    ensure!((between, retries.len()) == (before + 1, before + 2), "not once each: {retries:?}");
     ensure!(client.sh(&id, "cat /run/in-memory").await? == "kept");
-    let log = fs::read_to_string(stack.host().log()).context("reading the agent's log")?;
-    let mut retries = log.lines().filter(|line| line.contains("a restore is tried again"));
-    ensure!(retries.clone().count() == 2, "not once each");
     let served = page_server_of(&id).is_some();
-    ensure!(retries.all(|retry| retry.contains("the page server hangs") == served), "noticed late");
+    let in_time = |retry: &String| retry.contains("the page server hangs") == served;
+    ensure!(retries[before..].iter().all(in_time), "noticed late: {retries:?}");
     Ok(())
+}
+
+/// What the agent has said of restores that it tried once more.
+fn retries(stack: &Stack) -> Result<Vec<String>> {
+    let log = fs::read_to_string(stack.host().log()).context("reading the agent's log")?;
+    Ok(log.lines().filter(|line| line.contains("a restore is tried again")).map(str::to_owned).collect())
 }
 
 /// Resumes while so many machines, with their page servers, stop before their guests have answered.

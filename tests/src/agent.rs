@@ -3,6 +3,7 @@
 
 use std::fs;
 use std::path::Path;
+use std::time::Duration;
 
 use anyhow::{Context, Result};
 use rcgen::{CertificateParams, ExtendedKeyUsagePurpose, Issuer, KeyPair};
@@ -16,6 +17,9 @@ use crate::guest::Ended;
 
 /// The name that agents let in.
 const CONTROL_PLANE: &str = "control-plane.wrenn.internal";
+
+/// The longest that a call may take to be answered.
+const PATIENCE: Duration = Duration::from_secs(300);
 
 /// An open channel to one host's agent.
 pub struct Agent {
@@ -42,6 +46,8 @@ impl Agent {
             .domain_name(format!("{host_id}.host.wrenn.internal"));
         let channel = Endpoint::from_shared(format!("https://{address}"))?
             .tls_config(tls)?
+            .connect_timeout(PATIENCE)
+            .timeout(PATIENCE)
             .initial_stream_window_size(STREAM_WINDOW)
             .initial_connection_window_size(CONNECTION_WINDOW)
             .connect()

@@ -113,8 +113,11 @@ impl HostInventory {
         inventory.put(Kind::Route, lines_of(&routes, scope));
         let ruleset = text_of(&["nft", "list", "ruleset"])?;
         inventory.put(Kind::FirewallRule, lines_of(&ruleset, scope));
-        let table = ruleset.lines().any(|line| line.trim_start().starts_with(FIREWALL_TABLE));
-        if table && !others_on_this_host(scope) {
+        // Looked at again once nobody else is there: it may have been of an agent that ended meanwhile.
+        if has_table(&ruleset)
+            && !others_on_this_host(scope)
+            && has_table(&text_of(&["nft", "list", "ruleset"])?)
+        {
             inventory.put(Kind::FirewallTable, [FIREWALL_TABLE.to_owned()]);
         }
         inventory.put(Kind::ControlGroup, control_groups(scope));
@@ -236,6 +239,10 @@ fn text_of(command: &[&str]) -> Result<String> {
 
 fn lines_of(text: &str, scope: &Scope) -> Vec<String> {
     text.lines().map(|line| line.trim().to_owned()).filter(|line| scope.holds_line(line)).collect()
+}
+
+fn has_table(ruleset: &str) -> bool {
+    ruleset.lines().any(|line| line.trim_start().starts_with(FIREWALL_TABLE))
 }
 
 /// Whether somebody else has an agent on this host, or capsules of one that is not there at the moment: the host's

@@ -2,12 +2,18 @@
 
 use std::path::{Path, PathBuf};
 use std::process::Stdio;
+use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
-use tokio::process::Command;
+use nix::sys::signal::{Signal, killpg};
+use nix::unistd::Pid;
+use tokio::process::{Child, Command};
 use tokio::sync::OnceCell;
 
 use crate::graphql::Client;
+
+/// The longest that a script may take.
+const LIMIT: Duration = Duration::from_secs(25 * 60);
 
 /// Lines of a failed run that are shown.
 const SHOWN: usize = 150;
@@ -61,12 +67,44 @@ fn is_installed() -> Result<bool> {
 
 fn npm(arguments: &[&str]) -> Command {
     let mut command = Command::new("npm");
-    command.args(arguments).current_dir(package()).stdin(Stdio::null()).kill_on_drop(true);
+    command.args(arguments).current_dir(package()).kill_on_drop(true).process_group(0);
+    command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped());
     command
 }
 
+/// The processes that a script starts: npm itself passes no end on. Dropping it ends them.
+struct Group(Pid);
+
+impl Group {
+    fn of(leader: &Child) -> Result<Self> {
+        let pid = leader.id().context("a child just started has a pid")?;
+        Ok(Self(Pid::from_raw(pid.cast_signed())))
+    }
+
+    fn end(&self) {
+        // Gone already is as good.
+        let _ = killpg(self.0, Signal::SIGKILL);
+    }
+}
+
+impl Drop for Group {
+    fn drop(&mut self) {
+        self.end();
+    }
+}
+
 async fn succeeds(mut command: Command) -> Result<()> {
-    let output = command.output().await.context("running npm: Node.js 20 or newer is needed")?;
+    let child = command.spawn().context("running npm: Node.js 20 or newer is needed")?;
+    let group = Group::of(&child)?;
+    let mut ending = std::pin::pin!(child.wait_with_output());
+    let output = match tokio::time::timeout(LIMIT, &mut ending).await {
+        Ok(output) => output?,
+        // So that what it has said is shown.
+        Err(_) => {
+            group.end();
+            ending.await?
+        }
+    };
     let said = String::from_utf8_lossy(&output.stdout) + String::from_utf8_lossy(&output.stderr);
     let lines: Vec<&str> = said.lines().collect();
     let shown = lines[lines.len().saturating_sub(SHOWN)..].join("\n");

@@ -4,7 +4,8 @@ use std::fs;
 use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
-use std::time::Duration;
+use std::thread;
+use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, ensure};
 use nix::sys::signal::{Signal, kill};
@@ -22,6 +23,9 @@ const SUPERUSER: &str = "wrenn";
 
 /// The numeric uid and gid of `nobody`, for machines without the package's own account.
 const NOBODY: u32 = 65534;
+
+/// The longest it may take to serve, or to end.
+const PATIENCE: Duration = Duration::from_secs(60);
 
 /// A running server on a socket in its directory. Dropping it stops it and removes its files.
 pub struct Cluster {
@@ -84,7 +88,7 @@ impl Cluster {
             .spawn()
             .context("starting postgres")?;
         let cluster = Self { programs, server, directory, account };
-        wait::until_true("Postgres answering", Duration::from_secs(30), async || {
+        wait::until_true("Postgres answering", PATIENCE, async || {
             Ok(cluster.client("pg_isready").arg("-q").status()?.success())
         })
         .await?;
@@ -109,8 +113,13 @@ impl Drop for Cluster {
     fn drop(&mut self) {
         // SIGINT is Postgres's fast shutdown: sessions are ended, files are left whole.
         let asked = kill(Pid::from_raw(self.server.id().cast_signed()), Signal::SIGINT);
-        if asked.is_err() || self.server.wait().is_err() {
+        let deadline = Instant::now() + PATIENCE;
+        while asked.is_ok() && matches!(self.server.try_wait(), Ok(None)) && Instant::now() < deadline {
+            thread::sleep(Duration::from_millis(20));
+        }
+        if !matches!(self.server.try_wait(), Ok(Some(_))) {
             eprintln!("postgres {} could not be stopped", self.server.id());
+            let _ = self.server.kill().and_then(|()| self.server.wait());
         }
     }
 }

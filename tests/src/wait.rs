@@ -3,27 +3,31 @@
 use std::fmt::Display;
 use std::time::{Duration, Instant};
 
-use anyhow::{Result, bail};
+use anyhow::{Result, anyhow, bail};
+use tokio::time::timeout;
 
 /// How long between two looks at a condition that nothing announces.
 const INTERVAL: Duration = Duration::from_millis(20);
 
 /// Looks at `probe` until it gives a value, for `deadline` at most. A probe that fails is asked again:
-/// what it said last is part of the error when time is up.
+/// what it said last is part of the error when time is up. One that hangs ends with the deadline.
 pub async fn until<T, F>(what: impl Display, deadline: Duration, mut probe: F) -> Result<T>
 where
     F: AsyncFnMut() -> Result<Option<T>>,
 {
     let begun = Instant::now();
+    let mut last = None;
     loop {
-        let outcome = probe().await;
-        if let Ok(Some(value)) = outcome {
-            return Ok(value);
+        match timeout(deadline.saturating_sub(begun.elapsed()), probe()).await {
+            Ok(Ok(Some(value))) => return Ok(value),
+            Ok(outcome) => last = outcome.err(),
+            // An earlier one that failed says more.
+            Err(_) => last = last.or_else(|| Some(anyhow!("a look that did not end"))),
         }
         if begun.elapsed() >= deadline {
-            match outcome {
-                Err(error) => bail!("{what}: not within {deadline:?}; last: {error:#}"),
-                Ok(_) => bail!("{what}: not within {deadline:?}"),
+            match last {
+                Some(error) => bail!("{what}: not within {deadline:?}; last: {error:#}"),
+                None => bail!("{what}: not within {deadline:?}"),
             }
         }
         tokio::time::sleep(INTERVAL).await;
@@ -62,5 +66,13 @@ mod tests {
             runtime().block_on(until("the moon", Duration::ZERO, async || bail!("still behind clouds")));
         let message = outcome.expect_err("no value").to_string();
         assert!(message.contains("the moon") && message.contains("still behind clouds"), "{message}");
+    }
+
+    #[test]
+    fn a_look_that_hangs_ends_with_the_deadline() {
+        let outcome: Result<()> =
+            runtime().block_on(until("the moon", Duration::from_millis(50), std::future::pending));
+        let message = outcome.expect_err("no value").to_string();
+        assert!(message.contains("the moon") && message.contains("did not end"), "{message}");
     }
 }

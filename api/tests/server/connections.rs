@@ -9,7 +9,7 @@ use tokio::{
     time::timeout,
 };
 
-use crate::harness::{DEADLINE, Running};
+use crate::harness::{DEADLINE, Running, within};
 
 /// For what is not to happen: only a server that is wrong ends it.
 const MOMENT: Duration = Duration::from_millis(300);
@@ -22,7 +22,7 @@ async fn socket(running: &Running) -> TcpStream {
         sec-websocket-protocol: graphql-transport-ws\r\n\r\n";
     stream.write_all(head.as_bytes()).await.unwrap();
     let mut answer = [0; 12];
-    stream.read_exact(&mut answer).await.unwrap();
+    within(stream.read_exact(&mut answer)).await.unwrap();
     assert_eq!(&answer, b"HTTP/1.1 101");
     stream
 }
@@ -56,7 +56,7 @@ async fn a_peer_has_only_so_many() {
     assert_eq!(ended.unwrap_or(0), 0);
     drop(one);
     // One connection for each try.
-    let http = Client::builder().pool_max_idle_per_host(0).build().unwrap();
+    let http = Client::builder().pool_max_idle_per_host(0).timeout(DEADLINE).build().unwrap();
     let served = async {
         while http.get(running.url("/health")).send().await.is_err() {
             tokio::time::sleep(Duration::from_millis(5)).await;

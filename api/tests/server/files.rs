@@ -11,7 +11,7 @@ use crate::{
         PATIENCE, PlayedAgent,
         files::{BROKEN, NULL, ZEROS},
     },
-    harness::{Running, header, refusal},
+    harness::{MEMORY, Running, header, refusal},
 };
 
 struct Hosted {
@@ -195,6 +195,7 @@ async fn a_large_file_takes_no_memory() {
     const SIZE: u64 = 256 * 1024 * 1024;
     const ROOM: u64 = 64 * 1024 * 1024;
     let hosted = Hosted::start().await;
+    let _alone = MEMORY.lock().await;
     let before = resident();
     let mut highest = before;
     let response = hosted.get(&format!("{ZEROS}{SIZE}")).send().await.unwrap();

@@ -4,12 +4,16 @@ use reqwest::{Client, RequestBuilder, Response};
 use secrecy::ExposeSecret;
 use serde_json::{Value, json};
 use tempfile::TempDir;
+use tokio::{sync::Mutex, time::timeout};
 use wrenn_api::{Bootstrap, Config, Server, ServerBuilder};
 
 use crate::agent::ControlPlane;
 
 /// Longer than anything here takes; only a failing test waits for it.
 pub const DEADLINE: Duration = Duration::from_secs(30);
+
+/// For a test that takes much memory, and for one that measures it.
+pub static MEMORY: Mutex<()> = Mutex::const_new(());
 
 pub const VIEWER: &str = "{ viewer { team { id } } }";
 
@@ -22,6 +26,11 @@ pub struct Running {
     admin_key: String,
     config: Config,
     _dir: TempDir,
+}
+
+/// What is waited for comes, or the test fails.
+pub async fn within<T>(future: impl Future<Output = T>) -> T {
+    timeout(DEADLINE, future).await.expect("in time")
 }
 
 fn install_crypto() {

@@ -6,7 +6,7 @@ use serde_json::{Value, json};
 
 use crate::{
     agent::PlayedAgent,
-    harness::Running,
+    harness::{MEMORY, Running},
     socket::{hear_json, open, say},
 };
 
@@ -43,6 +43,7 @@ async fn answer(request: RequestBuilder) -> Value {
 #[tokio::test(flavor = "multi_thread")]
 async fn answers_count_until_they_are_sent() {
     let hosted = Hosted::start().await;
+    let _alone = MEMORY.lock().await;
     let mut unread = try_join_all((0..8).map(|_| hosted.flood().send())).await.unwrap();
     let refused = answer(hosted.flood()).await;
     assert_eq!(refused["errors"][0]["extensions"]["code"], "RESOURCE_EXHAUSTED", "{}", refused["errors"]);

@@ -16,7 +16,7 @@ use wrenn_proto::agent::v1::CapsuleState;
 use crate::{
     agent::PlayedAgent,
     guest,
-    harness::{DEADLINE, Running, header},
+    harness::{DEADLINE, Running, header, within},
 };
 
 const DOMAIN: &str = "WRENN_PROXY_DOMAIN = 'capsules.localhost'";
@@ -40,7 +40,7 @@ impl Hosted {
         let agent = Arc::new(PlayedAgent::register(&running, "one", 8192).await);
         let more = Arc::new(Semaphore::new(0));
         guest::serve(agent.clone(), more.clone());
-        let http = Client::builder().redirect(Policy::none()).build().unwrap();
+        let http = Client::builder().redirect(Policy::none()).timeout(DEADLINE).build().unwrap();
         let mut hosted = Self { running, agent, more, http, capsule: String::new() };
         let create =
             "mutation($input: CreateCapsuleInput!) { createCapsule(input: $input) { capsule { id } } }";
@@ -332,7 +332,7 @@ async fn bodies_flow_both_ways_as_they_come() {
     for sent in 0..5 {
         // Each before the next one exists.
         hosted.more.add_permits(1);
-        assert_eq!(events.next().await.unwrap().unwrap(), format!("data: {sent}\n\n"));
+        assert_eq!(within(events.next()).await.unwrap().unwrap(), format!("data: {sent}\n\n"));
     }
     drop(events);
 
@@ -357,7 +357,7 @@ async fn tunnel(hosted: &Hosted, query: &str, headers: &str) -> TcpStream {
     socket.write_all(request.as_bytes()).await.unwrap();
     let mut head = Vec::new();
     while !head.ends_with(b"\r\n\r\n") {
-        head.push(socket.read_u8().await.unwrap());
+        head.push(within(socket.read_u8()).await.unwrap());
     }
     let head = String::from_utf8(head).unwrap().to_lowercase();
     assert!(head.starts_with("http/1.1 101 ") && head.contains("upgrade: echo\r\n"), "{head}");
@@ -371,23 +371,22 @@ async fn an_upgrade_becomes_a_tunnel_until_the_server_goes() {
     for word in ["to ", "and ", "fro"] {
         socket.write_all(word.as_bytes()).await.unwrap();
         let mut back = vec![0; word.len()];
-        socket.read_exact(&mut back).await.unwrap();
+        within(socket.read_exact(&mut back)).await.unwrap();
         assert_eq!(back, word.as_bytes());
     }
     hosted.running.server.stop().await;
-    assert_eq!(socket.read(&mut [0; 8]).await.unwrap_or(0), 0, "it ends with the server");
+    assert_eq!(within(socket.read(&mut [0; 8])).await.unwrap_or(0), 0, "it ends with the server");
 }
 
 /// Waits until it ends, however that is.
 async fn ended(mut socket: TcpStream) {
-    let end = tokio::time::timeout(DEADLINE, socket.read(&mut [0])).await.expect("it goes on");
-    assert_eq!(end.unwrap_or(0), 0);
+    assert_eq!(within(socket.read(&mut [0])).await.unwrap_or(0), 0);
 }
 
 /// The same of an answer.
 async fn broken_off(answer: Response) {
-    let end = tokio::time::timeout(DEADLINE, answer.bytes()).await.expect("it goes on");
-    end.expect_err("it is not whole");
+    let end = answer.bytes().await.expect_err("it is not whole");
+    assert!(!end.is_timeout(), "it goes on");
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -421,7 +420,7 @@ async fn what_goes_on_ends_with_the_permission() {
     let mut tunnels = [keyed.0, signed.0];
     for tunnel in &mut tunnels {
         tunnel.write_all(b"x").await.unwrap();
-        tunnel.read_exact(&mut echo).await.unwrap();
+        within(tunnel.read_exact(&mut echo)).await.unwrap();
     }
     hosted.running.revoke_keys().await;
     let [one, other] = tunnels.map(ended);
@@ -438,14 +437,13 @@ async fn an_answer_that_nobody_takes_ends_with_the_permission() {
     idle.write_all(format!("GET {path} HTTP/1.1\r\nhost: x\r\n\r\n").as_bytes()).await.unwrap();
     // The guest has the permit as long as it floods.
     hosted.more.add_permits(1);
-    idle.readable().await.unwrap();
+    within(idle.readable()).await.unwrap();
     assert_eq!(hosted.more.available_permits(), 0);
-    let ended = tokio::time::timeout(DEADLINE, hosted.more.acquire());
-    drop(ended.await.expect("it goes on").unwrap());
+    drop(within(hosted.more.acquire()).await.unwrap());
     assert!(Utc::now() >= expires_at, "not before");
 
     let mut answer = Vec::new();
-    idle.read_to_end(&mut answer).await.unwrap();
+    within(idle.read_to_end(&mut answer)).await.unwrap();
     assert!(answer.starts_with(b"HTTP/1.1 200 ") && !answer.ends_with(b"\r\n0\r\n\r\n"), "it is not whole");
     hosted.running.server.stop().await;
 }

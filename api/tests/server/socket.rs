@@ -3,14 +3,14 @@ use std::time::Instant;
 use futures_util::{SinkExt, StreamExt};
 use serde_json::{Value, json};
 use sha2::{Digest, Sha256};
-use tokio::{net::TcpStream, time::timeout};
+use tokio::net::TcpStream;
 use tokio_tungstenite::{
     MaybeTlsStream, WebSocketStream, connect_async,
     tungstenite::{Error, Message, client::IntoClientRequest},
 };
 
 use crate::{
-    harness::{DEADLINE, Running, VIEWER},
+    harness::{DEADLINE, Running, VIEWER, within},
     http::unfolding,
 };
 
@@ -23,15 +23,15 @@ pub async fn open(running: &Running, origin: Option<&str>) -> Result<Socket, Err
     if let Some(origin) = origin {
         request.headers_mut().insert("origin", origin.parse().unwrap());
     }
-    connect_async(request).await.map(|(socket, _)| socket)
+    within(connect_async(request)).await.map(|(socket, _)| socket)
 }
 
 pub async fn say(socket: &mut Socket, message: Value) {
-    socket.send(Message::text(message.to_string())).await.unwrap();
+    within(socket.send(Message::text(message.to_string()))).await.unwrap();
 }
 
 async fn hear(socket: &mut Socket) -> Message {
-    timeout(DEADLINE, socket.next()).await.expect("nothing comes").expect("the socket ended").unwrap()
+    within(socket.next()).await.expect("the socket ended").unwrap()
 }
 
 pub async fn hear_json(socket: &mut Socket) -> Value {

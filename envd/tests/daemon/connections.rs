@@ -24,8 +24,9 @@ async fn connect(from: IpAddr, to: Ipv4Addr) -> (TcpStream, TcpStream) {
     };
     let socket = socket.expect("a socket");
     socket.bind(SocketAddr::new(from, 0)).expect("bind");
-    let begun = socket.connect(SocketAddr::new(to, port)).await.expect("connect");
-    (begun, listener.accept().await.expect("accept").0)
+    let begun = timeout(DEADLINE, socket.connect(SocketAddr::new(to, port))).await.expect("in time");
+    let accepted = timeout(DEADLINE, listener.accept()).await.expect("in time");
+    (begun.expect("connect"), accepted.expect("accept").0)
 }
 
 async fn goes_on((one, two): &mut (TcpStream, TcpStream)) {

@@ -15,7 +15,8 @@ fn by_tag(tag: &str) -> Option<pb::Selector> {
 async fn printed_pids(reader: &mut crate::stand::Reader) -> Vec<u32> {
     let mut text = String::new();
     while !text.contains('\n') {
-        if let Some(pb::process_event::Event::Output(it)) = reader.next().await.expect("event") {
+        let event = reader.next().await.expect("event").expect("not the end");
+        if let pb::process_event::Event::Output(it) = event {
             text.push_str(&String::from_utf8_lossy(&it.data));
         }
     }
@@ -190,12 +191,19 @@ async fn a_timeout_kills_the_whole_group() {
 #[tokio::test]
 async fn a_timeout_kills_what_a_leader_left_behind() {
     let mut client = Stand::start().await.client().await;
-    let request = pb::StartRequest { timeout_sec: 1, ..shell("sleep 1000 & echo $!; exit 5") };
+    // It says by itself that it outlived its leader: who looks from outside may be late.
+    let left_behind = tempfile::NamedTempFile::new().expect("a file");
+    let line = format!(
+        "(while :; do kill -0 $$ || echo alone >>{}; sleep 0.05; done) 2>/dev/null & echo $!; exit 5",
+        left_behind.path().display()
+    );
+    let request = pb::StartRequest { timeout_sec: 2, ..shell(&line) };
     let told = client.exec(request).await.expect("exec").rest().await;
     assert_eq!(told.code(), Some(5), "the leader ended by itself");
     let child: u32 = String::from_utf8_lossy(&told.stdout).trim().parse().expect("a pid");
-    assert!(lives(child));
     until("the child is gone", async || (!lives(child)).then_some(())).await;
+    let said = std::fs::read_to_string(&left_behind).expect("the file");
+    assert!(said.starts_with("alone\n"), "it went with its leader");
 }
 
 #[tokio::test]

@@ -9,6 +9,7 @@ use std::process::{Child, Command, Stdio};
 use std::time::Duration;
 
 use tokio::net::{TcpListener, TcpStream};
+use tokio::time::timeout;
 use wrenn_envd::output::budget::{LEAST, LIMIT};
 use wrenn_envd::ports::GUEST_ADDRESS;
 use wrenn_proto::envd::v1 as pb;
@@ -17,7 +18,7 @@ use wrenn_proto::envd::v1::process_event::Event;
 use crate::files::room;
 use crate::output::read_counted;
 use crate::ports::in_own_network;
-use crate::stand::{Client, Counted, configuration, from_stdout, shell, until, with_token};
+use crate::stand::{Client, Counted, DEADLINE, configuration, from_stdout, shell, until, with_token};
 
 /// What the daemon promises, in KiB, less the size of the guest's own build of it: this one's is many times larger.
 const PROMISE: u64 = (15 - 3) * 1024;
@@ -155,7 +156,8 @@ fn it_stays_small_whatever_it_has_done() {
         let path = room.path().to_str().expect("text").to_owned();
         let request = pb::WatchRequest { path: path.clone(), recursive: true, ..Default::default() };
         let mut watch = client.files.watch(with_token(request)).await.expect("watch").into_inner();
-        watch.message().await.expect("ready").expect("ready");
+        let ready = timeout(DEADLINE, watch.message()).await.expect("in time");
+        ready.expect("ready").expect("ready");
         stage("watching 4000 directories");
         for _ in 0..5 {
             let request = pb::ListDirectoryRequest { path: path.clone(), depth: 16, ..Default::default() };
@@ -169,8 +171,9 @@ fn it_stays_small_whatever_it_has_done() {
         let mut connections =
             vec![until("there is a relay", async || TcpStream::connect(outside).await.ok()).await];
         for _ in 0..100 {
-            connections.push(TcpStream::connect(outside).await.expect("connect"));
-            connections.push(listener.accept().await.expect("accept").0);
+            let begun = timeout(DEADLINE, TcpStream::connect(outside)).await.expect("in time");
+            let accepted = timeout(DEADLINE, listener.accept()).await.expect("in time");
+            connections.extend([begun.expect("connect"), accepted.expect("accept").0]);
         }
 
         stage("a hundred connections through a relay");

@@ -181,6 +181,8 @@ impl Client {
         let channel = Endpoint::from_static("http://envd")
             .initial_stream_window_size(wrenn_proto::STREAM_WINDOW)
             .initial_connection_window_size(wrenn_proto::CONNECTION_WINDOW)
+            // Until an answer begins.
+            .timeout(DEADLINE)
             .connect_with_connector_lazy(connector);
         Client {
             guest: GuestClient::new(channel.clone()),

@@ -1,6 +1,8 @@
 //! What listens in capsules, and what they use.
 
-use serde_json::json;
+use async_graphql::Response;
+use futures_util::Stream;
+use serde_json::{Value, json};
 use wrenn_entities::capsule::CapsuleState;
 use wrenn_proto::agent::v1::CapsuleState as OnHost;
 
@@ -82,40 +84,46 @@ async fn ports_are_watched(world: &World) {
     assert_eq!(agent.calls("watch_ports"), 2);
 }
 
+/// The capsule as it is shown next; one whose host is slow to begin to tell of ports is shown twice.
+async fn next_capsule(list: &mut (impl Stream<Item = Response> + Unpin), before: &Value) -> Value {
+    loop {
+        let capsule = next_data(list).await["capsules"]["capsule"].take();
+        if capsule != *before {
+            return capsule;
+        }
+    }
+}
+
 async fn ports_of_a_list_are_watched(world: &World) {
+    let running = |ports: Value| json!({"state": "RUNNING", "ports": ports});
+    let (closed, open) = (running(json!([])), running(json!([{"number": 3000}])));
     let agent = world.host("one").await;
     let id = world.create().await.to_string();
     let query = "subscription { capsules { capsule { state ports { number } } removedId } }";
     let mut lists = Vec::new();
     for _ in 0..20 {
         let mut list = Box::pin(world.subscribe(query, json!({})).await);
-        assert_eq!(
-            next_data(&mut list).await["capsules"],
-            json!({"capsule": {"state": "RUNNING", "ports": []}, "removedId": null})
-        );
+        assert_eq!(next_data(&mut list).await["capsules"], json!({"capsule": closed, "removedId": null}));
         lists.push(list);
     }
     agent.open_port(3000);
     for list in &mut lists {
-        assert_eq!(next_data(list).await["capsules"]["capsule"]["ports"], json!([{"number": 3000}]));
+        assert_eq!(next_capsule(list, &closed).await, open);
     }
     world.ask("mutation($id: ID!) { pauseCapsule(id: $id) { capsule { id } } }", json!({"id": id})).await;
     for list in &mut lists {
         for state in ["PAUSING", "PAUSED"] {
-            assert_eq!(next_data(list).await["capsules"]["capsule"], json!({"state": state, "ports": []}));
+            assert_eq!(next_capsule(list, &open).await, json!({"state": state, "ports": []}));
         }
     }
     world.ask("mutation($id: ID!) { resumeCapsule(id: $id) { capsule { id } } }", json!({"id": id})).await;
     for list in &mut lists {
         assert_eq!(next_data(list).await["capsules"]["capsule"]["state"], "RESUMING");
-        assert_eq!(
-            next_data(list).await["capsules"]["capsule"],
-            json!({"state": "RUNNING", "ports": [{"number": 3000}]})
-        );
+        assert_eq!(next_data(list).await["capsules"]["capsule"], open);
     }
     agent.close_port(3000);
     for list in &mut lists {
-        assert_eq!(next_data(list).await["capsules"]["capsule"], json!({"state": "RUNNING", "ports": []}));
+        assert_eq!(next_capsule(list, &open).await, closed);
     }
     assert_eq!(agent.calls("watch_ports"), 2, "one stream for each of its lives, however many watch");
     drop(lists);

@@ -273,11 +273,15 @@ async fn hosts_are_dialled_apart_from_calls(world: &World) {
     use tokio::io::{AsyncReadExt, AsyncWriteExt};
     let agent = world.host("one").await;
     let host = agent.host.to_string();
-    let (dialled, accepted) = tokio::join!(gateway::dial(&world.services, &host), agent.http_connection());
-    let (mut ours, mut theirs) = (dialled.expect("connects"), accepted.expect("arrives"));
+    let accepting = tokio::time::timeout(crate::world::PATIENCE, agent.http_connection());
+    let (dialled, accepted) = tokio::join!(gateway::dial(&world.services, &host), accepting);
+    let (mut ours, mut theirs) = (dialled.expect("connects"), accepted.expect("in time").expect("arrives"));
     ours.write_all(b"hello").await.expect("writes");
     let mut heard = [0; 5];
-    theirs.read_exact(&mut heard).await.expect("reads");
+    tokio::time::timeout(crate::world::PATIENCE, theirs.read_exact(&mut heard))
+        .await
+        .expect("in time")
+        .expect("reads");
     assert_eq!((&heard, agent.calls("create")), (b"hello", 0));
     let id = world.create().await.to_string();
     assert_eq!(agent.state_of(&id), Some(wrenn_proto::agent::v1::CapsuleState::Running));

@@ -45,6 +45,9 @@ pub struct Socket {
     pings: usize,
 }
 
+/// The longest that the server may leave unread or unanswered what it must take at once.
+const PATIENCE: Duration = Duration::from_secs(60);
+
 /// Code reported for a connection that ended without a close frame (RFC 6455, 7.1.5).
 const ABNORMAL_CLOSURE: u16 = 1006;
 
@@ -75,7 +78,7 @@ impl Socket {
 
     /// Waits for the answer to `connection_init`: nothing, or the code that the server closed with instead.
     pub async fn admitted(&mut self) -> Result<Option<u16>> {
-        let answer = tokio::time::timeout(Duration::from_secs(10), self.message())
+        let answer = tokio::time::timeout(PATIENCE, self.message())
             .await
             .context("no answer to connection_init")??;
         match answer {
@@ -96,7 +99,10 @@ impl Socket {
     }
 
     pub async fn send(&mut self, message: Value) -> Result<()> {
-        self.stream.send(Message::text(message.to_string())).await.context("sending on the WebSocket")
+        tokio::time::timeout(PATIENCE, self.stream.send(Message::text(message.to_string())))
+            .await
+            .context("the server does not read")?
+            .context("sending on the WebSocket")
     }
 
     /// How many of the protocol's pings were answered so far.

@@ -24,6 +24,10 @@ pub(super) fn runtime_directory(dir: &Path) -> PathBuf {
     Path::new("/run/wrenn").join(name)
 }
 
+/// What an agent is told of how long guests may be silent, in seconds: four of them are restored at once on two cores,
+/// and a test may run beside.
+const RECONNECT_GRACE: &str = "30";
+
 pub struct Host {
     id: String,
     dir: PathBuf,
@@ -77,6 +81,7 @@ impl Host {
             ("WRENN_SLOTS", format!("{}-{}", slots.start(), slots.end()).into()),
             ("WRENN_ON_STOP", options.on_stop.as_setting().into()),
             ("WRENN_STORE_SIZE", "16Gi".into()),
+            ("WRENN_RECONNECT_GRACE", RECONNECT_GRACE.into()),
             ("WRENN_LOG", log_level()),
         ];
         // So that everything can be tested with any of them.
@@ -229,8 +234,11 @@ impl Host {
         let output = tokio::process::Command::new(&self.spec.program)
             .arg(subcommand)
             .envs(self.spec.environment.iter().map(|(name, value)| (name, value)))
-            .output()
+            .kill_on_drop(true)
+            .output();
+        let output = tokio::time::timeout(2 * PATIENCE, output)
             .await
+            .with_context(|| format!("wrenn-agent {subcommand} does not end"))?
             .with_context(|| format!("running wrenn-agent {subcommand}"))?;
         let said = String::from_utf8_lossy(&output.stdout).into_owned();
         ensure!(output.status.success(), "wrenn-agent {subcommand}: {}\n{said}", output.status);

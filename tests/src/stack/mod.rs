@@ -40,6 +40,9 @@ use crate::{assets, binaries, procfs, wait};
 /// The longest a process of the stack may take to serve, or to end.
 const PATIENCE: Duration = Duration::from_secs(60);
 
+/// The longest a test may take that is not made of many rounds.
+pub const LIMIT: Duration = Duration::from_secs(30 * 60);
+
 /// Lines of each log shown when a test fails.
 const TAIL_LINES: usize = 60;
 
@@ -257,11 +260,12 @@ impl Stack {
         self.apis.iter().map(|api| tail(api.log(), TAIL_LINES)).chain(hosts).collect()
     }
 
-    /// The outcome of a test, with the last lines of the logs where it failed.
-    pub async fn explain(&self, test: impl Future<Output = Result<()>>) -> Result<()> {
-        match AssertUnwindSafe(test).catch_unwind().await {
-            Ok(outcome) => outcome.map_err(|error| anyhow!("{error:#}\n{}", self.log_tail())),
-            Err(panic) => bail!("{}\n{}", panic_message(panic.as_ref()), self.log_tail()),
+    /// The outcome of a test, with the last lines of the logs where it failed. One that has not ended within `limit` has.
+    pub async fn explain(&self, limit: Duration, test: impl Future<Output = Result<()>>) -> Result<()> {
+        match tokio::time::timeout(limit, AssertUnwindSafe(test).catch_unwind()).await {
+            Ok(Ok(outcome)) => outcome.map_err(|error| anyhow!("{error:#}\n{}", self.log_tail())),
+            Ok(Err(panic)) => bail!("{}\n{}", panic_message(panic.as_ref()), self.log_tail()),
+            Err(_) => bail!("no end within {limit:?}\n{}", self.log_tail()),
         }
     }
 
@@ -349,8 +353,11 @@ async fn bootstrap(api: &DaemonSpec) -> Result<Bootstrap> {
     let output = tokio::process::Command::new(&api.program)
         .arg("bootstrap")
         .envs(api.environment.iter().map(|(name, value)| (name, value)))
-        .output()
+        .kill_on_drop(true)
+        .output();
+    let output = tokio::time::timeout(2 * PATIENCE, output)
         .await
+        .context("wrenn-api bootstrap does not end")?
         .context("running wrenn-api bootstrap")?;
     let (stdout, stderr) = (String::from_utf8_lossy(&output.stdout), String::from_utf8_lossy(&output.stderr));
     ensure!(output.status.success(), "wrenn-api bootstrap: {}\n{stderr}", output.status);

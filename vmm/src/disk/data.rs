@@ -25,7 +25,7 @@ use super::{
     reflink::{ReflinkStore, is_unsupported, share_blocks},
 };
 use crate::{
-    failure::{Doing as _, Failure, blocking},
+    failure::{Doing as _, Failure, blocking, while_busy},
     paths::{HostPaths, create_directory, partial, sync_directory},
 };
 
@@ -168,7 +168,8 @@ pub async fn unmount(paths: &HostPaths) -> Result<(), DiskError> {
         if !mounted || !paths.data_image().exists() {
             return Ok(());
         }
-        Ok(umount2(&data, MntFlags::empty()).doing(|| format!("unmounting {}", data.display()))?)
+        let unmount = || umount2(&data, MntFlags::empty()).doing(|| format!("unmounting {}", data.display()));
+        Ok(while_busy(unmount)?)
     })
     .await
 }

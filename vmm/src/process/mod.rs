@@ -176,13 +176,33 @@ fn reap(pidfd: impl AsFd) -> io::Result<ProcessExit> {
 
 #[cfg(test)]
 mod tests {
-    use std::process::{Command, Stdio};
+    use std::{
+        process::{Command, Stdio},
+        thread,
+        time::{Duration, Instant},
+    };
 
     use super::*;
+
+    const PATIENCE: Duration = Duration::from_secs(20);
 
     /// A child that only the watch under test can reap.
     fn child(line: &str) -> i32 {
         Command::new("sh").args(["-c", line]).spawn().unwrap().id() as i32
+    }
+
+    /// Of a process that is `sleep`, or about to be.
+    fn identity_of_sleep(pid: i32) -> ProcessIdentity {
+        let sleep = tool::find("sleep").unwrap().canonicalize().unwrap();
+        let begun = Instant::now();
+        loop {
+            let identity = ProcessIdentity::of(pid).unwrap();
+            if identity.executable == sleep {
+                return identity;
+            }
+            assert!(begun.elapsed() < PATIENCE, "it goes on to be {}", identity.executable.display());
+            thread::sleep(Duration::from_millis(1));
+        }
     }
 
     #[tokio::test]
@@ -209,7 +229,7 @@ mod tests {
     #[tokio::test]
     async fn a_stranger_of_the_same_number_is_neither_adopted_nor_killed() {
         let mut child = Command::new("sleep").arg("600").spawn().unwrap();
-        let identity = ProcessIdentity::of(child.id() as i32).unwrap();
+        let identity = identity_of_sleep(child.id() as i32);
         VmmProcess::adopt(&identity).unwrap();
 
         let later = ProcessIdentity { start_time: identity.start_time + 1, ..identity.clone() };
@@ -231,8 +251,7 @@ mod tests {
         // The shell ends at once and leaves the sleeper to init.
         let output = Command::new("sh").args(["-c", "sleep 600 >/dev/null 2>&1 & echo $!"]).output().unwrap();
         let pid: i32 = String::from_utf8(output.stdout).unwrap().trim().parse().unwrap();
-        let identity = ProcessIdentity::of(pid).unwrap();
-        let process = VmmProcess::adopt(&identity).unwrap();
+        let process = VmmProcess::adopt(&identity_of_sleep(pid)).unwrap();
         assert_eq!(process.kill().await.unwrap(), ProcessExit::Unknown);
     }
 }

@@ -81,7 +81,14 @@ impl Starting {
     /// From here on it lives on its own, and its watch reaps it.
     fn take_charge(mut self) -> Result<VmmProcess, PageServerFailure> {
         let pid = self.0.as_ref().map_or(0, Child::id);
-        let process = VmmProcess::of_child(pid.cast_signed())?;
+        let process = VmmProcess::of_child(pid.cast_signed());
+        if let Err(ProcessError::Gone(_)) = process
+            && let Some(Ok(status)) = self.0.as_mut().map(Child::wait)
+        {
+            let why = format!("it ended as soon as it was there ({status}); maybe its log says why");
+            return Err(PageServerFailure::Start(why));
+        }
+        let process = process?;
         self.0 = None;
         Ok(process)
     }
@@ -253,6 +260,7 @@ mod tests {
     use tokio::net::UnixListener;
 
     use super::*;
+    use crate::uffd::MemorySource;
 
     const PATIENCE: Duration = Duration::from_millis(400);
 
@@ -285,6 +293,27 @@ mod tests {
         stream.read_line(&mut String::new()).await.unwrap();
         let answer = control::line(&Answer::Stats(Stats::default())).unwrap();
         stream.write_all(answer.as_bytes()).await.unwrap();
+    }
+
+    #[tokio::test]
+    async fn one_that_ends_as_soon_as_it_is_there_is_said_to() {
+        let config = PageServerConfig {
+            socket: "/nowhere/vmm.sock".into(),
+            control: "/nowhere/control.sock".into(),
+            memory: MemorySource::Flat { file: "/nowhere/memory".into() },
+            prefetch: None,
+            record: None,
+            user: None,
+            accept_within: PATIENCE,
+            record_for: PATIENCE,
+            workers: 1,
+        };
+        // The line is whole only when the process has ended.
+        let arguments = ["-c".into(), format!("printf {LISTENING}; exit 3").into()];
+        let log = tempfile::tempfile().unwrap();
+        let started = PageServerHandle::spawn(Path::new("/bin/sh"), &arguments, &config, log).await;
+        let error = started.unwrap_err().to_string();
+        assert!(error.contains("as soon as it was there (exit status: 3)"), "{error}");
     }
 
     #[tokio::test]

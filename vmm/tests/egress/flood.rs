@@ -186,7 +186,16 @@ async fn connections_that_end_at_once_are_begun_at_a_rate() {
     let begun = Instant::now();
     let made = guest.run(|| {
         let connect = || TcpStream::connect_timeout(&to, Duration::from_millis(700)).map(reset);
-        (0..2 * BEGINNINGS_AT_ONCE).take_while(|_| connect().is_ok()).count()
+        let (mut made, mut lost) = (0, 0);
+        while made < 2 * BEGINNINGS_AT_ONCE {
+            match connect() {
+                Ok(()) => made += 1,
+                // For a reason of its own: so many may come at once.
+                Err(_) if made + 1 < BEGINNINGS_AT_ONCE && lost < 3 => lost += 1,
+                Err(_) => break,
+            }
+        }
+        made
     });
     let elapsed = begun.elapsed();
     println!("{made} connections in {elapsed:?}");

@@ -105,8 +105,12 @@ fn rules_that_others_take_away_come_back() {
     on_a_bare_machine(async || {
         let slots = allocator("1-9").await;
         for _ in 0..2 {
-            replace_all_rules();
-            assert!(!has_rules());
+            // They may be back before anybody looks.
+            let gone = (0..100).any(|_| {
+                replace_all_rules();
+                !has_rules()
+            });
+            assert!(gone, "nothing takes them away");
             wait_for("making the rules again", has_rules).await;
         }
         // The table is there then, and nothing in it.
@@ -151,6 +155,8 @@ fn what_is_forbidden_stays_so_while_the_hosts_rules_are_gone() {
         assert!(!heard(&private));
 
         wait_for("making the rules again", has_rules).await;
+        // What came through meanwhile and was not heard yet.
+        while public.recv_from(&mut [0; 8]).is_ok() {}
         say(own[0]);
         assert!(!heard(&public), "what began meanwhile does not go on");
     });

@@ -1,8 +1,8 @@
 //! The outside's name server, and a guest's resolver.
 
 use std::{
-    io::{Read as _, Write as _},
-    net::{Ipv4Addr, TcpListener, UdpSocket},
+    io::{self, Read as _, Write as _},
+    net::{Ipv4Addr, TcpListener, TcpStream, UdpSocket},
     sync::{Arc, Mutex},
     thread,
 };
@@ -70,16 +70,21 @@ pub fn serve(asked: Asked) {
     });
     thread::spawn(move || {
         for stream in streams.incoming() {
-            let mut stream = stream.unwrap();
-            let mut length = [0; 2];
-            stream.read_exact(&mut length).unwrap();
-            let mut question = vec![0; usize::from(u16::from_be_bytes(length))];
-            stream.read_exact(&mut question).unwrap();
-            let answer = answer(&question, &also_asked, 65535);
-            stream.write_all(&(answer.len() as u16).to_be_bytes()).unwrap();
-            stream.write_all(&answer).unwrap();
+            let asked = also_asked.clone();
+            // Who asks may be gone, or wait for ever.
+            thread::spawn(move || stream.and_then(|stream| answer_by_stream(stream, &asked)));
         }
     });
+}
+
+fn answer_by_stream(mut stream: TcpStream, asked: &Asked) -> io::Result<()> {
+    let mut length = [0; 2];
+    stream.read_exact(&mut length)?;
+    let mut question = vec![0; usize::from(u16::from_be_bytes(length))];
+    stream.read_exact(&mut question)?;
+    let answer = answer(&question, asked, 65535);
+    stream.write_all(&(answer.len() as u16).to_be_bytes())?;
+    stream.write_all(&answer)
 }
 
 fn answer(question: &[u8], asked: &Asked, limit: usize) -> Vec<u8> {

@@ -30,7 +30,7 @@ pub async fn the_end_of_a_vmm_is_noticed(stage: Arc<Stage>) {
     let process = running.machine.process().clone();
     assert_eq!(process.has_exited(), None);
     kill(Pid::from_raw(process.identity().pid), Signal::SIGKILL).unwrap();
-    let exit = timeout(Duration::from_secs(3), process.exited()).await.expect("noticed in time");
+    let exit = timeout(PATIENCE, process.exited()).await.expect("noticed in time");
     assert_eq!(exit, ProcessExit::Signal(9));
 
     let error = running.machine.stop_vcpus().await.unwrap_err();

@@ -10,11 +10,16 @@ use std::{
     time::{Duration, Instant},
 };
 
+use nix::{
+    sys::signal::{Signal, kill},
+    unistd::Pid,
+};
 use tempfile::TempDir;
 use wrenn_vmm::{
     memory::{BlockAt, Generations},
     uffd::{
-        MemorySource, PageServer, PageServerConfig, PageServerFailure, PageServerHandle, PageSource, Stats,
+        MemorySource, PageServer, PageServerConfig, PageServerFailure, PageServerHandle, PageServerRecord,
+        PageSource, Stats,
     },
 };
 
@@ -37,6 +42,9 @@ pub fn serve(arguments: &[String]) -> ExitCode {
         let source = Strange { memory: config.memory.open().unwrap(), how: how.clone() };
         PageServer::bind_with(config, Arc::new(source)).and_then(|server| {
             println!("listening");
+            if how == "later" {
+                signal(std::process::id().cast_signed(), Signal::SIGSTOP);
+            }
             server.serve()
         })
     };
@@ -144,8 +152,16 @@ impl Host {
 pub struct Server(Option<PageServerHandle>);
 
 impl Server {
+    pub fn adopt(record: &PageServerRecord) -> Self {
+        Self(Some(PageServerHandle::adopt(record).unwrap()))
+    }
+
     pub async fn stats(&self) -> Stats {
-        self.handle().stats(DEADLINE).await.unwrap()
+        ask(async || self.handle().stats(DEADLINE).await).await.unwrap()
+    }
+
+    pub async fn ready(&self) -> Result<u64, PageServerFailure> {
+        ask(async || self.handle().ready().await).await
     }
 
     /// Waits until the counts are as expected.
@@ -184,20 +200,32 @@ impl Server {
     }
 }
 
+/// On a busy machine the server hangs up on a caller that is late with its question: it is asked again.
+async fn ask<T>(question: impl AsyncFn() -> Result<T, PageServerFailure>) -> Result<T, PageServerFailure> {
+    let deadline = Instant::now() + DEADLINE;
+    loop {
+        match question().await {
+            Err(PageServerFailure::Silent(_)) if Instant::now() < deadline => {
+                tokio::time::sleep(Duration::from_millis(5)).await;
+            }
+            answer => return answer,
+        }
+    }
+}
+
 impl Drop for Server {
     fn drop(&mut self) {
         if let Some(handle) = &self.0
             && handle.process().has_exited().is_none()
         {
             // It may just be ending with its guest.
-            let pid = nix::unistd::Pid::from_raw(handle.process().identity().pid);
-            let _ = nix::sys::signal::kill(pid, nix::sys::signal::Signal::SIGKILL);
+            let _ = kill(Pid::from_raw(handle.process().identity().pid), Signal::SIGKILL);
         }
     }
 }
 
-pub fn signal(pid: i32, signal: nix::sys::signal::Signal) {
-    nix::sys::signal::kill(nix::unistd::Pid::from_raw(pid), signal).unwrap();
+pub fn signal(pid: i32, signal: Signal) {
+    kill(Pid::from_raw(pid), signal).unwrap();
 }
 
 /// Ends with this value.

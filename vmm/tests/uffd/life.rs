@@ -12,7 +12,7 @@ use wrenn_vmm::{
     uffd::{PageServerFailure, PageServerHandle, Trouble},
 };
 
-use super::host::{DEADLINE, Host, PAGES, signal};
+use super::host::{DEADLINE, Host, PAGES, Server, signal};
 
 /// A page at the end of the memory that is no hole.
 const LAST: u64 = PAGES - 16;
@@ -58,12 +58,14 @@ pub async fn a_server_that_hangs_is_noticed() {
 }
 
 pub async fn a_fault_that_is_not_answered_is_noticed() {
+    const LONG: Duration = Duration::from_secs(2);
     let host = Host { how: "never", ..Host::new() };
     let server = host.server().await.unwrap();
     let mut guest = host.guest("anonymous");
     guest.does("touch 0 1 2");
     guest.tell(&format!("touch {LAST}"));
-    let trouble = timeout(DEADLINE, server.handle().trouble(Duration::from_millis(300))).await.unwrap();
+    server.until(|stats| u128::from(stats.busy_ms) > LONG.as_millis()).await;
+    let trouble = timeout(DEADLINE, server.handle().trouble(LONG)).await.unwrap();
     assert!(matches!(&trouble, Trouble::Hangs(why) if why.contains("at one thing")), "{trouble:?}");
     assert!(!guest.has_answered());
     // It still ends when the guest does.
@@ -99,9 +101,12 @@ pub async fn a_server_ends_with_its_vmm() {
 }
 
 pub async fn a_server_that_no_vmm_comes_to_ends() {
-    let mut host = Host::new();
+    // It waits only once somebody watches it.
+    let mut host = Host { how: "later", ..Host::new() };
     host.config.accept_within = Duration::from_millis(50);
     let server = host.server().await.unwrap();
+    server.until_stopped();
+    signal(server.handle().process().identity().pid, Signal::SIGCONT);
     let exit = timeout(DEADLINE, server.handle().exited()).await.unwrap();
     assert_eq!(exit, ProcessExit::Code(1));
     assert!(host.log().contains("Nobody"), "{}", host.log());
@@ -142,10 +147,10 @@ pub async fn another_life_of_the_agent_takes_a_server_up() {
     let mut guest = host.guest("anonymous");
     guest.does("touch 0");
     let record = serde_json::to_string(&server.handle().record()).unwrap();
-    let adopted = PageServerHandle::adopt(&serde_json::from_str(&record).unwrap()).unwrap();
-    assert_eq!(adopted.stats(DEADLINE).await.unwrap().faults, 1);
+    let adopted = Server::adopt(&serde_json::from_str(&record).unwrap());
+    assert_eq!(adopted.stats().await.faults, 1);
     adopted.ready().await.unwrap();
-    adopted.end().await.unwrap();
+    adopted.end().await;
     timeout(DEADLINE, server.handle().exited()).await.unwrap();
     let gone = PageServerHandle::adopt(&server.handle().record());
     assert!(gone.is_err());
@@ -179,7 +184,7 @@ pub async fn a_server_is_only_the_vmms_user() {
     ] {
         assert!(status.lines().any(|found| found == line), "{line} is not in {status}");
     }
-    assert!(server.handle().ready().await.unwrap() > 0);
+    assert!(server.ready().await.unwrap() > 0);
     assert_eq!(std::fs::metadata(own.join("working-set")).unwrap().uid(), USER);
     guest.end();
     let exit = timeout(DEADLINE, server.handle().exited()).await.unwrap();

@@ -3,7 +3,7 @@ import { readFile } from "node:fs/promises";
 import { after, before, it } from "node:test";
 import { Capsule } from "@wrenn/sdk";
 import { type Browser, chromium } from "playwright-core";
-import { LAUNCH } from "../support/browser.js";
+import { LAUNCH, newPage } from "../support/browser.js";
 import { apiKey, until, url, wrenn } from "../support/stack.js";
 import { FINDINGS, tour } from "../support/tour.js";
 
@@ -19,7 +19,7 @@ after(async () => {
 });
 
 it("works in a page", async () => {
-  const page = await browser.newPage();
+  const page = await newPage(browser);
   const origin = new URL(url).origin;
   const failures: string[] = [];
   page.on("pageerror", (error) => failures.push(String(error)));
@@ -55,7 +55,7 @@ it("keeps service workers of capsules below their paths", async () => {
   await until("the port", async () => (await capsule.ports.list()).some(({ number }) => number === 3000));
   const { search } = new URL((await capsule.ports.previewUrl(3000)).url);
   const home = new URL(`/proxy/${capsule.id}/3000/`, url).href;
-  const page = await browser.newPage();
+  const page = await newPage(browser);
   await page.goto(home + search);
   assert.equal(page.url(), home);
   const registered = await page.evaluate(async () => {

@@ -11,6 +11,10 @@ import { until, url, wrenn } from "../support/stack.js";
 
 const MIB = 1024 * 1024;
 
+/** Ends well if there is a `sleep` in the foreground of its terminal (proc_pid_stat(5)). */
+const SLEEPS = `for stat in /proc/[0-9]*/stat; do read -r _ name _ _ group _ _ foreground _ < $stat || continue
+  [ "$name" = "(sleep)" ] && [ $group = $foreground ] && exit 0; done 2> /dev/null; exit 1`;
+
 async function fine(args: string[], stdin: string | Uint8Array = ""): Promise<string> {
   const { code, stdout, stderr } = await cli(args, stdin);
   assert.deepEqual([code, stderr], [0, ""], `wrenn ${args.join(" ")}`);
@@ -101,7 +105,7 @@ describe("the command line", () => {
     });
     // Ctrl-C is the shell's.
     first.type("sleep 1000\r");
-    await first.says("sleep 1000");
+    await until("`sleep` in the foreground", async () => (await cli(["exec", id, SLEEPS])).code === 0);
     first.type("\x03");
     first.type("kept=here\r");
     first.type("echo $((1+1))-alive\r");

@@ -2,11 +2,9 @@ import assert from "node:assert/strict";
 import { after, before, it } from "node:test";
 import { Capsule } from "@wrenn/sdk";
 import { type Browser, chromium, type Page } from "playwright-core";
-import { LAUNCH } from "../support/browser.js";
+import { LAUNCH, newPage } from "../support/browser.js";
 import { apiKey, url, wrenn } from "../support/stack.js";
-
-/** For what a page under load takes to show something, in milliseconds. */
-const PATIENCE = 60_000;
+import { PATIENCE } from "../support/until.js";
 
 let browser: Browser;
 let capsule: Capsule;
@@ -26,9 +24,8 @@ async function fill(page: Page, editor: string, text: string): Promise<void> {
   await page.keyboard.insertText(text);
 }
 
-it("follows subscriptions", { timeout: 4 * PATIENCE }, async () => {
-  const page = await browser.newPage();
-  page.setDefaultTimeout(PATIENCE);
+it("follows subscriptions", { timeout: 10 * PATIENCE }, async () => {
+  const page = await newPage(browser);
   const failures: string[] = [];
   page.on("pageerror", (error) => failures.push(String(error)));
   await page.goto(new URL("/graphiql", url).href);

@@ -1,5 +1,5 @@
 /** The longest that a test waits for something to become so, in milliseconds. */
-const PATIENCE = 60_000;
+export const PATIENCE = 60_000;
 
 /** Looks until something is there. */
 export async function until<T>(what: string, look: () => Promise<T | undefined | false>): Promise<T> {

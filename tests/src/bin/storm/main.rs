@@ -16,7 +16,7 @@ use anyhow::{Context, Result};
 use clap::Parser;
 use futures_util::future::try_join_all;
 use wrenn_tests::runner;
-use wrenn_tests::stack::{Stack, StackOptions};
+use wrenn_tests::stack::{LIMIT, Stack, StackOptions};
 
 use random::Random;
 use sailor::Sailor;
@@ -57,7 +57,8 @@ async fn storm(arguments: &Arguments) -> Result<()> {
     println!("a storm of {} s; WRENN_STORM_SEED={seed} gives the same again", arguments.seconds);
     let stack = Stack::start(StackOptions::default()).await?;
     let tally = Tally::default();
-    let outcome = stack.explain(rage(&stack, &tally, seed, arguments)).await;
+    let limit = LIMIT + Duration::from_secs(arguments.seconds);
+    let outcome = stack.explain(limit, rage(&stack, &tally, seed, arguments)).await;
     let clean = stack.teardown().await.context("after the storm");
     println!("{tally}");
     println!("  left on the host:     {}", if clean.is_ok() { "nothing" } else { "see below" });
