@@ -94,7 +94,7 @@ impl Drop for Group {
 }
 
 async fn succeeds(mut command: Command) -> Result<()> {
-    let child = command.spawn().context("running npm: Node.js 20 or newer is needed")?;
+    let child = command.spawn().context("running npm: Node.js 20.11 or newer is needed")?;
     let group = Group::of(&child)?;
     let mut ending = std::pin::pin!(child.wait_with_output());
     let output = match tokio::time::timeout(LIMIT, &mut ending).await {
