@@ -21,7 +21,7 @@ use wrenn_proto::{CONNECTION_WINDOW, CONTENT_WINDOW, FRAME};
 use wrenn_vmm::disk::{self, DiskError, DiskOptions};
 use wrenn_vmm::driver::{self, DriverError, DriverOptions};
 use wrenn_vmm::firecracker::PageServerCommand;
-use wrenn_vmm::network::{NetworkError, NetworkOptions, SlotAllocator, SlotClaim};
+use wrenn_vmm::network::{NetworkError, NetworkOptions, SlotAllocator, SlotClaim, SlotRange};
 use wrenn_vmm::paths::{HostPaths, PathError};
 use wrenn_vmm::process::cgroup::Cgroups;
 
@@ -135,6 +135,11 @@ impl Agent {
         let address = listener.local_addr().unwrap_or(config.listen);
 
         let Host { engine, probe, leftovers, cgroups } = Host::open(&config, &paths).await?;
+        for slot in leftovers.slots().iter().filter(|slot| !config.slots.contains(**slot)) {
+            if let Err(error) = claim.extend(&SlotRange::from(*slot)) {
+                tracing::error!(%slot, error = %crate::report(&error), "a capsule runs in a slot of another agent's");
+            }
+        }
         let client = ControlClient::new(&config.api_url)?;
         let offer =
             Offer { client: &client, file: &file, probe: &probe, address: config.advertised(address) };

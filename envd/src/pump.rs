@@ -16,6 +16,9 @@ use crate::output::{Output, Room};
 /// open: a program it left in the background must not keep an `exec` from ending. What was in the pipe
 /// at the exit is delivered however long that takes.
 pub const LINGER: Duration = Duration::from_millis(200);
+/// More than a terminal holds without saying so, in bytes. What nobody had room for may still be on its way: the time for
+/// which there was none does not count for so much.
+const UNTOLD: u64 = 64 * 1024;
 
 /// One stream of one process, on its way into the ring.
 #[derive(Debug)]
@@ -42,13 +45,14 @@ impl Pump {
     /// True at the end of file, false if the stream was given up after the exit.
     async fn follow(&self) -> bool {
         // The offset up to which the stream was in the pipe when the process exited.
-        let mut owed = None;
+        let mut owed: Option<u64> = None;
         let mut deadline: Option<Instant> = None;
         loop {
             let asked = Instant::now();
             let room = self.wait_for_room().await;
-            // A terminal holds more than it says: what nobody had room for may still be on its way.
-            deadline = deadline.map(|deadline| deadline + asked.elapsed());
+            if owed.is_some_and(|owed| self.output.written(self.stream) < owed + UNTOLD) {
+                deadline = deadline.map(|deadline| deadline + asked.elapsed());
+            }
             if self.exited.is_cancelled() && deadline.is_none() {
                 let written = self.output.written(self.stream);
                 let owed = *owed.get_or_insert_with(|| written.saturating_add(self.waiting()));

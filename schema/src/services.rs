@@ -3,7 +3,7 @@
 use std::{sync::Arc, time::Duration};
 
 use sea_orm::{DatabaseConnection, DbErr};
-use tokio::sync::{Notify, Semaphore};
+use tokio::sync::Notify;
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
 use crate::{
@@ -13,6 +13,7 @@ use crate::{
     capsule::port_watch::PortWatches,
     host::{Authority, AuthorityError, HostClients},
     port::{Routes, Wakings},
+    process::HeldOutputs,
     signing::{UrlKey, UrlKeyError},
     spent,
 };
@@ -51,8 +52,7 @@ pub struct Services {
     pub(crate) routes: Arc<Routes>,
     /// Capsules that somebody wants something of and that do not run yet.
     pub(crate) wakings: Wakings,
-    /// A permit for each byte of output that answers may hold.
-    pub(crate) held_output: Arc<Semaphore>,
+    pub(crate) held_output: Arc<HeldOutputs>,
     /// Woken when a host came or changed, so that it is watched at once.
     pub(crate) hosts_changed: Notify,
     /// Woken when a template went, so that its files go at once.
@@ -78,7 +78,7 @@ impl Services {
         let routes = Arc::<Routes>::default();
         let (tasks, stopping) = (TaskTracker::new(), CancellationToken::new());
         tasks.spawn(routes.clone().follow(bus.subscribe(Topic::Capsules), stopping.clone()));
-        let held_output = Arc::new(Semaphore::new(config.held_output));
+        let held_output = Arc::new(HeldOutputs::new(config.held_output));
         Ok(Arc::new(Self {
             config,
             db,

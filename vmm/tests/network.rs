@@ -259,3 +259,23 @@ async fn what_comes_out_of_a_namespace_reaches_neither_host_nor_neighbours() {
     }
     slots.shutdown().await.unwrap();
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_slot_that_is_outside_of_the_range_by_now_is_not_used_again() {
+    let before = allocator("31150-31150", 0, &[]).await;
+    let number = before.acquire().await.unwrap().number();
+    drop(before);
+
+    let after = allocator("31152-31153", 2, &[number]).await;
+    let outside = after.claim(number).await.unwrap();
+    wait_for("filling the pool", || after.free() == 2).await;
+    let taken = [after.acquire().await.unwrap(), after.acquire().await.unwrap()];
+    // Its pool has room.
+    after.release(outside).await.unwrap();
+    assert_gone(number);
+    assert!(matches!(after.acquire().await, Err(NetworkError::Exhausted(2))));
+    for slot in taken {
+        after.release(slot).await.unwrap();
+    }
+    after.shutdown().await.unwrap();
+}

@@ -62,7 +62,10 @@ impl Budget {
     }
 
     pub(super) fn register(&self, output: &Arc<Mutex<State>>) {
-        self.lock().push(Arc::downgrade(output));
+        let mut outputs = self.lock();
+        // A ring that never grows asks for nothing, and would not be missed.
+        outputs.retain(|it| it.strong_count() > 0);
+        outputs.push(Arc::downgrade(output));
     }
 
     /// Doubles the ring of a stream, if what that takes can be had.

@@ -9,12 +9,11 @@ use async_graphql::{Enum, SimpleObject};
 use base64::{Engine, engine::general_purpose::STANDARD};
 use bytes::{Bytes, BytesMut};
 use futures_util::Stream;
-use tokio::sync::Semaphore;
 use tonic::Streaming;
-use wrenn_entities::CapsuleId;
+use wrenn_entities::{CapsuleId, TeamId};
 use wrenn_proto::{agent::v1 as agent, envd::v1 as envd};
 
-use super::{HeldOutput, OutputStream, ProcessEvent, pid};
+use super::{HeldOutput, HeldOutputs, OutputStream, ProcessEvent, pid};
 use crate::{
     Error, Services,
     access::Actor,
@@ -41,8 +40,8 @@ pub struct ExecResult {
     /// What stdout and stderr are: text when valid UTF-8, else base64.
     stdout_encoding: Encoding,
     stderr_encoding: Encoding,
-    /// More than 16 MiB came on stdout or stderr, or more than 1 MiB where this is answered over a WebSocket; only the
-    /// beginning is here.
+    /// More than 16 MiB came on stdout or stderr, or more than 1 MiB where this is answered over a WebSocket, or more than
+    /// the server had room for beside other answers; only the beginning is here, 64 KiB at least.
     truncated: bool,
     duration_ms: i32,
 }
@@ -110,6 +109,19 @@ pub(super) fn events(
     }
 }
 
+/// Where what is kept counts.
+struct Room<'a> {
+    held: &'a HeldOutput,
+    all: &'a Arc<HeldOutputs>,
+    team: TeamId,
+}
+
+impl Room<'_> {
+    fn take(&self, bytes: usize) -> bool {
+        self.held.take(self.all, self.team, bytes)
+    }
+}
+
 /// What is kept of one stream.
 #[derive(Default)]
 struct Kept {
@@ -118,14 +130,18 @@ struct Kept {
 }
 
 impl Kept {
-    fn add(&mut self, data: &Bytes, held: &HeldOutput, all: &Arc<Semaphore>) -> Result<(), Error> {
+    /// Once it is cut, nothing more is kept: it is the beginning.
+    fn add(&mut self, data: &Bytes, room: &Room<'_>) {
+        if self.truncated {
+            return;
+        }
         let before = self.bytes.len();
-        let room = held.of_each_stream() - before;
-        let data_kept = &data[..data.len().min(room)];
-        held.take(all, (before + data_kept.len()).max(SMALL) - before.max(SMALL))?;
-        self.bytes.extend_from_slice(data_kept);
-        self.truncated |= data.len() > room;
-        Ok(())
+        let mut kept = data.len().min(room.held.of_each_stream() - before);
+        if !room.take((before + kept).max(SMALL) - before.max(SMALL)) {
+            kept = kept.min(SMALL.saturating_sub(before));
+        }
+        self.bytes.extend_from_slice(&data[..kept]);
+        self.truncated = kept < data.len();
     }
 
     fn text(self) -> (String, Encoding) {
@@ -151,7 +167,8 @@ pub(super) async fn run(
     held: &HeldOutput,
 ) -> Result<ExecResult, Error> {
     use envd::process_event::Event;
-    let (began, all) = (Instant::now(), &services.held_output);
+    let began = Instant::now();
+    let room = Room { held, all: &services.held_output, team: actor.team_id };
     let mut wire = open(services, actor, input, true).await?;
     let (mut stdout, mut stderr, mut process) = (Kept::default(), Kept::default(), 0);
     let exited = loop {
@@ -160,8 +177,8 @@ pub(super) async fn run(
         match message.ok_or_else(Error::agent_lost)?.event {
             Some(Event::Started(started)) => process = pid(started.pid),
             Some(Event::Output(output)) => match output.stream().into() {
-                OutputStream::Stderr => stderr.add(&output.data, held, all)?,
-                OutputStream::Stdout | OutputStream::Pty => stdout.add(&output.data, held, all)?,
+                OutputStream::Stderr => stderr.add(&output.data, &room),
+                OutputStream::Stdout | OutputStream::Pty => stdout.add(&output.data, &room),
             },
             // Cannot be: this reader was there from the first byte and holds the process back. If it were, what is
             // kept would not be what was written, and that has to be said.
@@ -195,17 +212,23 @@ pub(super) async fn run(
 
 #[cfg(test)]
 mod tests {
+    use wrenn_entities::TypedId as _;
+
     use super::*;
-    use crate::Code;
+
+    fn add(kept: &mut Kept, data: &[u8], held: &HeldOutput, all: &Arc<HeldOutputs>, team: TeamId) {
+        kept.add(&Bytes::copy_from_slice(data), &Room { held, all, team });
+    }
 
     #[test]
     fn only_so_much_is_kept() {
+        let team = TeamId::generate();
         for (held, most) in [(HeldOutput::default(), 16 << 20), (HeldOutput::of_socket(), 1 << 20)] {
-            let (mut kept, all) = (Kept::default(), Arc::new(Semaphore::new(most)));
-            let mut add = |data: &[u8]| kept.add(&Bytes::copy_from_slice(data), &held, &all);
-            add(&vec![b'a'; most - 1]).expect("has room");
-            add("ä".as_bytes()).expect("is cut");
-            add(b"b").expect("is dropped");
+            let (mut kept, all) = (Kept::default(), Arc::new(HeldOutputs::new(2 * most)));
+            let mut add = |data: &[u8]| add(&mut kept, data, &held, &all, team);
+            add(&vec![b'a'; most - 1]);
+            add("ä".as_bytes());
+            add(b"b");
             assert!(kept.truncated);
             assert_eq!(kept.bytes.len(), most);
             let (text, encoding) = kept.text();
@@ -214,21 +237,23 @@ mod tests {
     }
 
     #[test]
-    fn all_that_is_held_has_a_bound() {
-        let all = Arc::new(Semaphore::new(100));
+    fn what_there_is_no_room_for_is_cut_and_a_little_is_always_kept() {
+        let (all, team) = (Arc::new(HeldOutputs::new(200)), TeamId::generate());
         let (held, mut kept) = (HeldOutput::default(), Kept::default());
-        kept.add(&Bytes::from(vec![b'a'; SMALL + 60]), &held, &all).expect("has room");
-        kept.add(&Bytes::from(vec![b'a'; 40]), &held, &all).expect("has room");
-        let (other_held, mut other) = (HeldOutput::default(), Kept::default());
-        other.add(&Bytes::from(vec![b'a'; SMALL]), &other_held, &all).expect("is small");
-        let one_more = Bytes::from_static(b"a");
-        let refused = other.add(&one_more, &other_held, &all).expect_err("has no room");
-        assert_eq!(refused.code(), Code::ResourceExhausted);
-        assert!(kept.add(&one_more, &held, &all).is_err());
+        add(&mut kept, &vec![b'a'; SMALL + 60], &held, &all, team);
+        add(&mut kept, &[b'a'; 40], &held, &all, team);
+        assert!(!kept.truncated, "half of all is there for one team");
+        let one_more = || {
+            let (held, mut kept) = (HeldOutput::default(), Kept::default());
+            add(&mut kept, &vec![b'a'; SMALL + 1], &held, &all, team);
+            add(&mut kept, b"b", &held, &all, team);
+            (kept.bytes.len(), kept.truncated)
+        };
+        assert_eq!(one_more(), (SMALL, true), "no hole, and no second beginning");
         drop(kept);
-        assert!(other.add(&one_more, &other_held, &all).is_err(), "the answer is not sent yet");
+        assert_eq!(one_more(), (SMALL, true), "the answer is not sent yet");
         drop(held);
-        other.add(&one_more, &other_held, &all).expect("has room again");
+        assert_eq!(one_more(), (SMALL + 2, false));
     }
 
     #[test]

@@ -1,28 +1,85 @@
 //! The output of programs that the process holds in answers, and the bound on all of it.
 
-use std::sync::{Arc, Mutex, PoisonError};
+use std::{
+    collections::HashMap,
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
+};
 
 use async_graphql::Context;
-use tokio::sync::{OwnedSemaphorePermit, Semaphore};
-
-use crate::Error;
+use wrenn_entities::TeamId;
 
 /// Bytes of each stream that an answer has; what comes after is read and dropped.
 const KEPT: usize = 16 * 1024 * 1024;
 /// The same where the answer is one frame of a socket, behind which all others wait.
 const KEPT_OF_SOCKETS: usize = 1024 * 1024;
 
+/// What all answers may hold together, and who holds it.
+///
+/// A team may hold as much as is free then, and no more: whoever comes first has half of it at most, and there is always
+/// some left for a team that comes later (dynamic thresholds: A. K. Choudhury and E. L. Hahne, 1998).
+#[derive(Debug)]
+pub struct HeldOutputs(Mutex<Books>);
+
+#[derive(Debug)]
+struct Books {
+    free: usize,
+    teams: HashMap<TeamId, usize>,
+}
+
 /// What the answer to one request holds. Whoever sends the answer keeps this in the request's data until it is sent.
 #[derive(Clone, Debug)]
 pub struct HeldOutput {
     of_each_stream: usize,
-    /// A byte each.
-    permits: Arc<Mutex<Option<OwnedSemaphorePermit>>>,
+    held: Arc<Mutex<Vec<Held>>>,
+}
+
+/// Bytes on the books for as long as it lives.
+#[derive(Debug)]
+struct Held {
+    all: Arc<HeldOutputs>,
+    team: TeamId,
+    bytes: usize,
+}
+
+impl HeldOutputs {
+    pub fn new(bytes: usize) -> Self {
+        Self(Mutex::new(Books { free: bytes, teams: HashMap::new() }))
+    }
+
+    fn books(&self) -> MutexGuard<'_, Books> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn take(&self, team: TeamId, bytes: usize) -> bool {
+        let mut books = self.books();
+        let held = books.teams.get(&team).copied().unwrap_or(0) + bytes;
+        let Some(free) = books.free.checked_sub(bytes).filter(|free| held <= *free) else { return false };
+        books.free = free;
+        books.teams.insert(team, held);
+        true
+    }
+
+    fn give_back(&self, team: TeamId, bytes: usize) {
+        let mut books = self.books();
+        books.free += bytes;
+        if let Some(held) = books.teams.get_mut(&team) {
+            *held -= bytes;
+            if *held == 0 {
+                books.teams.remove(&team);
+            }
+        }
+    }
+}
+
+impl Drop for Held {
+    fn drop(&mut self) {
+        self.all.give_back(self.team, self.bytes);
+    }
 }
 
 impl Default for HeldOutput {
     fn default() -> Self {
-        Self { of_each_stream: KEPT, permits: Arc::default() }
+        Self { of_each_stream: KEPT, held: Arc::default() }
     }
 }
 
@@ -42,20 +99,38 @@ impl HeldOutput {
         self.of_each_stream
     }
 
-    /// Takes as many bytes more of what all answers may hold.
-    pub(super) fn take(&self, all: &Arc<Semaphore>, bytes: usize) -> Result<(), Error> {
-        let more = u32::try_from(bytes).ok().and_then(|bytes| all.clone().try_acquire_many_owned(bytes).ok());
-        let more = more.ok_or_else(|| {
-            Error::resource_exhausted(
-                "the server holds as much output of programs as it may at the moment: follow those that write much by \
-                 the subscription `exec`",
-            )
-        })?;
-        let mut held = self.permits.lock().unwrap_or_else(PoisonError::into_inner);
-        match held.as_mut() {
-            Some(held) => held.merge(more),
-            None => *held = Some(more),
+    /// Takes as many bytes more of what a team may hold, if it may.
+    pub(super) fn take(&self, all: &Arc<HeldOutputs>, team: TeamId, bytes: usize) -> bool {
+        if !all.take(team, bytes) {
+            return false;
         }
-        Ok(())
+        let mut held = self.held.lock().unwrap_or_else(PoisonError::into_inner);
+        match held.last_mut() {
+            Some(last) if last.team == team => last.bytes += bytes,
+            _ => held.push(Held { all: all.clone(), team, bytes }),
+        }
+        true
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use wrenn_entities::TypedId as _;
+
+    use super::*;
+
+    #[test]
+    fn a_team_has_as_much_as_it_leaves_to_others() {
+        let all = Arc::new(HeldOutputs::new(120));
+        let [one, other, third] = [(); 3].map(|()| TeamId::generate());
+        let (first, second) = (HeldOutput::default(), HeldOutput::default());
+        assert!(first.take(&all, one, 40) && second.take(&all, one, 20));
+        assert!(!second.take(&all, one, 1), "half of it");
+        assert!(second.take(&all, other, 30) && !second.take(&all, other, 1));
+        assert!(second.take(&all, third, 15), "nobody is shut out");
+        drop(first);
+        assert!(second.take(&all, other, 12), "what is free again is there for all");
+        drop(second);
+        assert_eq!((all.books().free, all.books().teams.len()), (120, 0));
     }
 }

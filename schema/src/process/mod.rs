@@ -14,7 +14,6 @@ use chrono::{DateTime, Utc};
 use wrenn_entities::time;
 use wrenn_proto::envd::v1 as envd;
 
-pub(crate) use self::list::lists;
 pub use self::{
     exec::Encoding,
     held::HeldOutput,
@@ -24,6 +23,7 @@ pub use self::{
     pty::PtyMutation,
     subscription::ProcessSubscription,
 };
+pub(crate) use self::{held::HeldOutputs, list::lists};
 use crate::{
     capsule::CapsuleCause,
     scalar::{Base64, BigInt},

@@ -131,6 +131,12 @@ impl FromStr for SlotRange {
     }
 }
 
+impl From<SlotNumber> for SlotRange {
+    fn from(slot: SlotNumber) -> Self {
+        Self { first: slot, last: slot }
+    }
+}
+
 impl fmt::Display for SlotRange {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "{}-{}", self.first, self.last)

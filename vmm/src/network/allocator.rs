@@ -282,7 +282,7 @@ impl Shared {
     /// meanwhile, comes back.
     fn keep(&self, slot: NetworkSlot) -> Option<NetworkSlot> {
         let mut state = self.state();
-        if !state.pool_has_room(self.pool) {
+        if !self.slots.contains(slot.number) || !state.pool_has_room(self.pool) {
             return Some(slot);
         }
         state.handed_out.remove(&slot.number);
@@ -314,7 +314,10 @@ impl Shared {
     fn give_back(&self, number: SlotNumber) {
         let mut state = self.state();
         state.handed_out.remove(&number);
-        state.idle.push_back(number);
+        // That of a machine of an earlier agent's may be another's from now on.
+        if self.slots.contains(number) {
+            state.idle.push_back(number);
+        }
     }
 
     async fn sweep(&self) -> Result<(), NetworkError> {

@@ -18,7 +18,7 @@ const FILE: &str = "slots.lock";
 
 /// Slots that no other agent of this host has. The kernel lets go of them with the process.
 #[derive(Debug)]
-pub struct SlotClaim(#[expect(dead_code, reason = "owned for its drop, which lets go of the lock")] File);
+pub struct SlotClaim(File);
 
 impl SlotClaim {
     /// To be had before anything is done to what is found in these slots.
@@ -27,15 +27,20 @@ impl SlotClaim {
     }
 
     fn within(directory: &Path, slots: &SlotRange) -> Result<Self, NetworkError> {
-        let path = directory.join(FILE);
-        let doing = || format!("locking {}", path.display());
-        let file = lock_file(&path)?;
+        let claim = Self(lock_file(&directory.join(FILE))?);
+        claim.extend(slots)?;
+        Ok(claim)
+    }
+
+    /// As well: capsules of an earlier agent may run in slots that were its own and are not this one's.
+    pub fn extend(&self, slots: &SlotRange) -> Result<(), NetworkError> {
+        let doing = || format!("locking slots {slots}");
         let wanted = bytes(slots);
-        match fcntl(&file, FcntlArg::F_OFD_SETLK(&wanted)) {
-            Ok(_) => Ok(Self(file)),
+        match fcntl(&self.0, FcntlArg::F_OFD_SETLK(&wanted)) {
+            Ok(_) => Ok(()),
             Err(Errno::EAGAIN | Errno::EACCES) => {
                 let mut held = wanted;
-                fcntl(&file, FcntlArg::F_OFD_GETLK(&mut held)).doing(doing)?;
+                fcntl(&self.0, FcntlArg::F_OFD_GETLK(&mut held)).doing(doing)?;
                 Err(NetworkError::ClaimedByAnother { slots: *slots, taken: range(&held).unwrap_or(*slots) })
             }
             Err(errno) => Err(Failure::new(doing(), errno).into()),
@@ -75,6 +80,10 @@ mod tests {
             assert!(error.contains(wanted) && error.contains(taken), "{error}");
         }
         claim("2000-32767").unwrap();
+        first.extend(&"3000-3000".parse().unwrap()).unwrap();
+        first.extend(&"500-3000".parse().unwrap()).unwrap_err();
+        let error = claim("2000-32767").unwrap_err().to_string();
+        assert!(error.contains("3000-3000"), "{error}");
         drop(first);
         claim("1-999").unwrap();
         drop(beside);

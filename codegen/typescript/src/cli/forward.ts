@@ -6,7 +6,8 @@ import {
   type ServerResponse,
 } from "node:http";
 import { request as httpsRequest } from "node:https";
-import type { AddressInfo } from "node:net";
+import { type AddressInfo, isIP } from "node:net";
+import { hostname } from "node:os";
 import type { Duplex } from "node:stream";
 import type { Wrenn } from "../index.js";
 import { client, find } from "./client.js";
@@ -19,7 +20,8 @@ export const forward: Command = {
   summary: "Bring HTTP services in a capsule to ports of this machine",
   details:
     "`8080:3000` brings port 3000 of the capsule to 127.0.0.1:8080, `3000` to 127.0.0.1:3000, and LOCAL 0 to any free\n" +
-    "port. HTTP and WebSockets go through, other protocols do not. Ctrl-C ends it.",
+    "port. HTTP and WebSockets go through, other protocols do not; what is asked for by another name than this machine's\n" +
+    "is refused. Ctrl-C ends it.",
   options: {},
   async run(given) {
     const [target, ...texts] = given.operands;
@@ -71,9 +73,35 @@ function portOf(text: string, port: string, lowest: number): number {
 /** Headers that speak of one connection only. */
 const OF_CONNECTION = ["connection", "keep-alive", "proxy-connection", "transfer-encoding", "upgrade", "te", "trailer"];
 
+/**
+ * Whether a request is for this machine. A page from elsewhere whose name was made to point here would reach the service
+ * with the API key, and be of one origin with it.
+ */
+function isForHere({ headers }: IncomingMessage, address: string): boolean {
+  const name = (headers.host ?? "").replace(/:\d+$/, "").toLowerCase();
+  const own = ["", "localhost", address, hostname(), `${hostname()}.local`].map((known) => known.toLowerCase());
+  return own.includes(name) || name.endsWith(".localhost") || isIP(name.replace(/^\[(.*)\]$/, "$1")) !== 0;
+}
+
+function refuse({ headers }: IncomingMessage): string {
+  return `wrenn forward: \`${headers.host}\` is no name of this machine: use its address, or localhost\n`;
+}
+
 async function listen(way: Way, { address, local }: Forward) {
-  const server = createServer((request, response) => way.serve(request, response));
-  server.on("upgrade", (request, socket, head) => way.upgrade(request, socket, head));
+  const server = createServer((request, response) => {
+    if (isForHere(request, address)) {
+      way.serve(request, response);
+    } else {
+      response.writeHead(403, { "content-type": "text/plain; charset=utf-8" }).end(refuse(request));
+    }
+  });
+  server.on("upgrade", (request, socket, head) => {
+    if (isForHere(request, address)) {
+      way.upgrade(request, socket, head);
+    } else {
+      socket.end("HTTP/1.1 403 Forbidden\r\ncontent-length: 0\r\nconnection: close\r\n\r\n");
+    }
+  });
   // As long as whoever answers wants it to be.
   server.requestTimeout = 0;
   await new Promise<void>((resolve, reject) => {

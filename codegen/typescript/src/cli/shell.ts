@@ -27,7 +27,8 @@ export const shell: Command = {
   details:
     "Ctrl-] leaves it open and goes; --attach TAG comes back to it, from anywhere. A lost connection is taken up again\n" +
     "by itself, and so is a capsule that was paused, once it runs again. Where standard input is not a terminal, its end\n" +
-    "is told to the programs in the terminal by Ctrl-D, and ends the shell when it has read what came before.",
+    "is told to the programs in the terminal by Ctrl-D, and ends the shell when it has read what came before; without\n" +
+    "any input, --attach only looks on.",
   passthrough: 1,
   options: {
     attach: { type: "string", short: "a", value: "TAG", help: "an open terminal instead of a new one" },
@@ -74,17 +75,24 @@ export const shell: Command = {
       }
     };
     let lineOpen = false;
+    // Who only looks on at somebody's terminal has no input that could end.
+    let typing = attached === undefined;
     const type = (data: Buffer): void => {
       const at = stdin.isTTY ? data.indexOf(DETACH) : -1;
       const typed = at < 0 ? data : data.subarray(0, at);
       lineOpen = ![0x0a, 0x0d].includes(typed.at(-1) ?? 0x0a);
-      const typing = pty.write(typed).catch(refused);
+      typing = true;
+      const taken = pty.write(typed).catch(refused);
       if (at >= 0) {
         left = true;
-        void Promise.race([typing, sleep(LAST_KEYS, undefined, { ref: false })]).then(() => pty.detach());
+        void Promise.race([taken, sleep(LAST_KEYS, undefined, { ref: false })]).then(() => pty.detach());
       }
     };
-    const end = (): void => void endInput(pty, lineOpen).catch(refused);
+    const end = (): void => {
+      if (typing) {
+        void endInput(pty, lineOpen).catch(refused);
+      }
+    };
     const resize = (): void => {
       void pty.resize(stdout.columns || COLUMNS, stdout.rows || ROWS).catch(() => {});
     };

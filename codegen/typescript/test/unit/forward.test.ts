@@ -1,5 +1,5 @@
 import assert from "node:assert/strict";
-import type { IncomingMessage } from "node:http";
+import { type IncomingMessage, request } from "node:http";
 import { after, before, describe, it } from "node:test";
 import { CLI, Running } from "../support/cli.js";
 import { echoed } from "../support/echo.js";
@@ -62,6 +62,19 @@ for (const form of ["path", "host"] as const) {
       const foreign = { origin: "https://other.example", referer: `${local.origin}.other.example/` };
       await fetch(`${local.origin}/x`, { redirect: "manual", headers: foreign });
       assert.deepEqual([got.headers.origin, got.headers.referer], [foreign.origin, foreign.referer]);
+    });
+
+    it("answers to names of this machine alone", async () => {
+      const asked = (host: string, upgrade: Record<string, string> = {}) =>
+        new Promise<number | undefined>((resolve, reject) => {
+          const sent = request(local, { headers: { host, origin: `http://${host}`, ...upgrade } });
+          sent.on("response", (answer) => resolve(answer.resume().statusCode)).on("error", reject);
+          sent.end();
+        });
+      assert.equal(await asked(`localhost:${local.port}`), 302);
+      assert.equal(await asked(`[::1]:${local.port}`), 302);
+      assert.equal(await asked(`rebound.example:${local.port}`), 403);
+      assert.equal(await asked("rebound.example", { connection: "upgrade", upgrade: "websocket" }), 403);
     });
 
     it("has WebSockets of pages from here", async () => {

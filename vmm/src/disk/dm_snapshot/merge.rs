@@ -20,10 +20,14 @@ use crate::{
 /// So many are merged, those at least that are the cheapest: each costs a further device at every attach, and time at
 /// every read of what was not changed.
 pub const MERGE_AT: usize = 8;
+/// Fewer are merged where they take more than so many whole disks: what is written over again and again is not kept as often.
+const DISKS_KEPT: u64 = 2;
 
-/// Which files are to be merged, by the sizes of all from the lowest on: those from here on, if there are any.
-pub fn merged_from(sizes: &[u64]) -> usize {
-    if sizes.len() < MERGE_AT {
+/// Which files are to be merged, by the sizes of all from the lowest on and that of the disk: those from here on, if there
+/// are any.
+pub fn merged_from(sizes: &[u64], disk_bytes: u64) -> usize {
+    let heavy = sizes.len() > 1 && sizes.iter().sum::<u64>() > DISKS_KEPT * disk_bytes;
+    if sizes.len() < MERGE_AT && !heavy {
         return sizes.len();
     }
     let mut from = sizes.len() - 2;
@@ -148,6 +152,7 @@ mod tests {
 
     #[test]
     fn few_files_stay_as_they_are() {
+        let merged_from = |sizes: &[u64]| merged_from(sizes, 1000);
         assert_eq!(merged_from(&[]), 0);
         assert_eq!(merged_from(&[1; MERGE_AT - 1]), MERGE_AT - 1);
         assert_eq!(merged_from(&[1; MERGE_AT]), 0);
@@ -156,12 +161,21 @@ mod tests {
     }
 
     #[test]
+    fn few_that_take_much_are_merged() {
+        let merged_from = |sizes: &[u64]| merged_from(sizes, 1000);
+        assert_eq!(merged_from(&[1010, 990]), 2, "as much as is kept");
+        assert_eq!(merged_from(&[1010, 1010]), 0);
+        assert_eq!(merged_from(&[1010, 600, 400]), 1);
+        assert_eq!(merged_from(&[2500]), 1, "there is nothing to merge it with");
+    }
+
+    #[test]
     fn what_is_left_alone_is_hardly_ever_copied() {
         let (left_alone, each_life, lives) = (1_000_000, 1_000, 500);
         let (mut sizes, mut copied) = (vec![left_alone], 0);
         for life in 1..=lives {
             sizes.push(each_life);
-            let merged: u64 = sizes.split_off(merged_from(&sizes)).iter().sum();
+            let merged: u64 = sizes.split_off(merged_from(&sizes, left_alone)).iter().sum();
             if merged > 0 {
                 sizes.push(merged);
                 copied += merged;

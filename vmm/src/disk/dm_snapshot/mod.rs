@@ -130,7 +130,7 @@ impl Store {
     fn create(&self, from: &Path, at: &Path) -> Result<DiskView, DiskError> {
         // Of an earlier life that ended in the midst.
         self.remove(at)?;
-        ViewFiles::make(from, at)?;
+        ViewFiles::make(from, at, space(&self.rooms, Space::Free)?)?;
         Ok(DiskView { path: at.to_owned() })
     }
 
@@ -446,7 +446,7 @@ mod tests {
         let directory = tempfile::tempdir().unwrap();
         let [golden, view] = ["golden", "view"].map(|name| directory.path().join(name));
         fs::write(&golden, vec![7; 8192]).unwrap();
-        ViewFiles::make(&golden, &view).unwrap();
+        ViewFiles::make(&golden, &view, 0).unwrap();
         for _ in 0..2 {
             flatten(&view).unwrap();
             assert_eq!(fs::read(&view).unwrap(), vec![7; 8192]);

@@ -18,6 +18,9 @@ use crate::{
 
 /// The sector that devices are measured in.
 const SECTOR: u64 = 512;
+/// What a merge leaves free, in bytes. One that cannot costs every capsule dear whose guest writes then; a device more costs
+/// one a little.
+const LEFT_FREE: u64 = 1 << 30;
 
 /// A file of changes.
 #[derive(Clone, Debug)]
@@ -61,11 +64,12 @@ impl ViewFiles {
     }
 
     /// The view `at` of `from`, which is flat or itself a view and is not written to any more: in constant time, but
-    /// where there are so many files of changes that some are merged. On error nothing is left.
-    pub fn make(from: &Path, at: &Path) -> Result<(), DiskError> {
+    /// where there are so many files of changes that some are merged, as far as `free` bytes have room for it. On error
+    /// nothing is left.
+    pub fn make(from: &Path, at: &Path, free: u64) -> Result<(), DiskError> {
         whole_or_nothing(at, || {
             match Self::of(from)? {
-                Some(files) => files.lay_below(at)?,
+                Some(files) => files.lay_below(at, free)?,
                 None => link(from, &base_of_disk(at))?,
             }
             Ok(no_changes(at)?)
@@ -73,7 +77,7 @@ impl ViewFiles {
     }
 
     /// All but a file of changes of its own for the view `at` of what this one shows.
-    fn lay_below(&self, at: &Path) -> Result<(), DiskError> {
+    fn lay_below(&self, at: &Path, free: u64) -> Result<(), DiskError> {
         link(&self.base, &base_of_disk(at))?;
         let (mut layers, mut sizes) = (Vec::new(), Vec::new());
         for Layer { path, bytes, .. } in self.layers() {
@@ -82,12 +86,19 @@ impl ViewFiles {
                 sizes.push(*bytes);
             }
         }
-        let (kept, merged) = layers.split_at(merged_from(&sizes));
+        let disk_bytes = self.sectors * SECTOR;
+        let from = merged_from(&sizes, disk_bytes);
+        let written = sizes[from..].iter().sum::<u64>().min(file_bytes(disk_bytes));
+        let has_room = free.saturating_sub(written) >= LEFT_FREE;
+        if !has_room && written > 0 {
+            tracing::warn!(disk = %at.display(), written, free, "no room to merge what earlier lives changed");
+        }
+        let (kept, merged) = layers.split_at(if has_room { from } else { layers.len() });
         for (number, layer) in (1..).zip(kept) {
             link(layer, &layer_of_disk(at, number))?;
         }
         if !merged.is_empty() {
-            merge(merged, self.sectors * SECTOR, &layer_of_disk(at, kept.len() + 1))?;
+            merge(merged, disk_bytes, &layer_of_disk(at, kept.len() + 1))?;
         }
         Ok(())
     }
@@ -179,12 +190,14 @@ mod tests {
         *,
     };
 
+    const FREE: u64 = 4 << 30;
+
     #[test]
     fn a_view_takes_nothing_and_keeps_its_base() {
         let directory = tempfile::tempdir().unwrap();
         let [golden, one, two] = ["golden", "one", "two"].map(|name| directory.path().join(name));
         fs::write(&golden, vec![7; 1 << 20]).unwrap();
-        ViewFiles::make(&golden, &one).unwrap();
+        ViewFiles::make(&golden, &one, FREE).unwrap();
         let files = ViewFiles::of(&one).unwrap().unwrap();
         assert_eq!(files.sectors, 2048);
         assert_eq!(files.base_id, FileId::from(&fs::metadata(&golden).unwrap()));
@@ -210,7 +223,7 @@ mod tests {
         let directory = tempfile::tempdir().unwrap();
         let [golden, home, paused] = ["golden", "home", "paused"].map(|name| directory.path().join(name));
         fs::write(&golden, vec![7; 1 << 20]).unwrap();
-        ViewFiles::make(&golden, &home).unwrap();
+        ViewFiles::make(&golden, &home, FREE).unwrap();
         for life in 1..3 * MERGE_AT as u64 {
             write_changes(&home, 1 << 20, &[(life, vec![life as u8; 4096]), (100, vec![life as u8; 4096])]);
             let files = ViewFiles::of(&home).unwrap().unwrap();
@@ -223,7 +236,7 @@ mod tests {
             for _ in 0..2 {
                 // As after a resume that failed.
                 ViewFiles::remove(&home).unwrap();
-                ViewFiles::make(&paused, &home).unwrap();
+                ViewFiles::make(&paused, &home, FREE).unwrap();
             }
             let next = ViewFiles::of(&home).unwrap().unwrap();
             assert!(kept.layers().all(|layer| layer.id != next.own.id));
@@ -236,8 +249,30 @@ mod tests {
         }
         // One that changed nothing begins none.
         let before = ViewFiles::of(&home).unwrap().unwrap().earlier.len();
-        ViewFiles::make(&home, &directory.path().join("two")).unwrap();
+        ViewFiles::make(&home, &directory.path().join("two"), FREE).unwrap();
         assert_eq!(ViewFiles::of(&directory.path().join("two")).unwrap().unwrap().earlier.len(), before);
+    }
+
+    #[test]
+    fn nothing_is_merged_that_there_is_no_room_for() {
+        let directory = tempfile::tempdir().unwrap();
+        let [golden, home, next] = ["golden", "home", "next"].map(|name| directory.path().join(name));
+        fs::write(&golden, vec![7; 1 << 20]).unwrap();
+        ViewFiles::make(&golden, &home, FREE).unwrap();
+        for life in 0..2 * MERGE_AT as u64 {
+            write_changes(&home, 1 << 20, &[(life, vec![life as u8; 4096])]);
+            ViewFiles::make(&home, &next, LEFT_FREE).unwrap();
+            ViewFiles::remove(&home).unwrap();
+            ViewFiles::of(&next).unwrap().unwrap().link(&home).unwrap();
+            ViewFiles::remove(&next).unwrap();
+        }
+        let full = ViewFiles::of(&home).unwrap().unwrap();
+        assert_eq!(full.earlier.len(), 2 * MERGE_AT);
+        let shown = shown(&home);
+        assert!((0..16).all(|life| shown[life * 4096] == life as u8), "all are there");
+        ViewFiles::make(&home, &next, FREE).unwrap();
+        assert_eq!(ViewFiles::of(&next).unwrap().unwrap().earlier.len(), 1, "once there is");
+        assert!(self::shown(&next) == shown);
     }
 
     /// What the kernel would show of a view.
@@ -256,10 +291,10 @@ mod tests {
         let [base, view] = ["base", "view"].map(|name| directory.path().join(name));
         for content in [&[][..], &[1; 1000][..]] {
             fs::write(&base, content).unwrap();
-            assert!(ViewFiles::make(&base, &view).is_err());
+            assert!(ViewFiles::make(&base, &view, FREE).is_err());
         }
         fs::remove_file(&base).unwrap();
-        assert!(ViewFiles::make(&base, &view).is_err());
+        assert!(ViewFiles::make(&base, &view, FREE).is_err());
         assert_eq!(fs::read_dir(directory.path()).unwrap().count(), 0);
     }
 }
