@@ -48,7 +48,8 @@ async fn answers_count_until_they_are_sent() {
     let mut unread = try_join_all((0..4).map(|_| hosted.flood().send())).await.unwrap();
     let length = |answer: &Value| answer["data"]["exec"]["stdout"].as_str().map(str::len);
     let cut = answer(hosted.flood()).await;
-    assert_eq!((length(&cut), &cut["data"]["exec"]["truncated"]), (Some(64 << 10), &json!(true)));
+    assert!(length(&cut).is_some_and(|bytes| (64 << 10..1 << 20).contains(&bytes)), "{:?}", length(&cut));
+    assert_eq!(cut["data"]["exec"]["truncated"], true);
     let read: Value = unread.pop().unwrap().json().await.unwrap();
     assert_eq!(length(&read), Some(16 << 20));
     let whole = answer(hosted.flood()).await;
