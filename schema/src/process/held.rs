@@ -131,6 +131,7 @@ mod tests {
         drop(first);
         assert!(second.take(&all, other, 12), "what is free again is there for all");
         drop(second);
-        assert_eq!((all.books().free, all.books().teams.len()), (120, 0));
+        let books = all.books();
+        assert_eq!((books.free, books.teams.len()), (120, 0));
     }
 }
