@@ -72,8 +72,11 @@ describe("a capsule", () => {
     }
     const execution = capsule.exec("exec cat", { stdin: broken() });
     await assert.rejects(Promise.resolve(execution), RangeError);
-    const found = (await capsule.processes()).find(({ tag }) => tag === execution.tag);
-    assert.deepEqual([found?.running, found?.signal], [false, "SIGKILL"]);
+    const killed = await until("it is killed", async () => {
+      const found = (await capsule.processes()).find(({ tag }) => tag === execution.tag);
+      return found && !found.running && found;
+    });
+    assert.equal(killed.signal, "SIGKILL");
   });
 
   it("says what is wrong", async () => {
