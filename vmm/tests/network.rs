@@ -6,6 +6,7 @@ use std::{
     fs::File,
     io,
     net::{IpAddr, Ipv4Addr, SocketAddr, TcpListener, TcpStream},
+    os::fd::AsRawFd as _,
     path::{Path, PathBuf},
     process::Command,
     thread,
@@ -106,14 +107,19 @@ async fn a_slot_is_made_whole_and_removed_without_a_trace() {
     slots.shutdown().await.unwrap();
 }
 
-/// A machine on which nobody has named a namespace yet, as far as this thread and those that it starts can see. With a
-/// network of its own: it does not see either who else needs the host's rules.
+/// A machine on which nobody has named a namespace yet, as far as this thread and those that it starts can see. They do see
+/// who else needs the host's rules.
 fn see_no_namespaces() {
-    unshare(CloneFlags::CLONE_NEWNET | CloneFlags::CLONE_NEWNS).unwrap();
+    unshare(CloneFlags::CLONE_NEWNS).unwrap();
     let alone = MsFlags::MS_REC | MsFlags::MS_PRIVATE;
     mount(None::<&str>, "/", None::<&str>, alone, None::<&str>).unwrap();
+    let users = Path::new("/run/wrenn");
+    std::fs::create_dir_all(users).unwrap();
+    let shared = File::open(users).unwrap();
     mount(Some("tmpfs"), "/run", Some("tmpfs"), MsFlags::empty(), None::<&str>).unwrap();
-    mount(Some("sysfs"), "/sys", Some("sysfs"), MsFlags::empty(), None::<&str>).unwrap();
+    std::fs::create_dir(users).unwrap();
+    let shared = format!("/proc/thread-self/fd/{}", shared.as_raw_fd());
+    mount(Some(shared.as_str()), users, None::<&str>, MsFlags::MS_BIND, None::<&str>).unwrap();
 }
 
 #[test]
