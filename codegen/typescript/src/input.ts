@@ -5,6 +5,9 @@ import { repeated } from "./retry.js";
 /** Bytes sent at once. */
 const PIECE = 64 * 1024;
 
+/** Milliseconds for the answer about what is under way when its reader has ended. */
+const LAST_ANSWER = 2_000;
+
 /**
  * Sends `data` (base64), whose first byte has the offset `sequence` (decimal digits) in the whole input. Answers with the
  * offset behind all that was ever taken.
@@ -82,6 +85,19 @@ export class Input {
   /** Aborted when nothing is to be written any more. */
   get abandoned(): AbortSignal {
     return this.#abandoned.signal;
+  }
+
+  /**
+   * The reader has ended. What is under way may be what it ended of: that this was taken is then on its way, and only
+   * heard later.
+   */
+  end(): void {
+    if (this.#sending === undefined) {
+      return this.abandon();
+    }
+    const abandon = (): void => this.abandon();
+    const timer = setTimeout(abandon, LAST_ANSWER);
+    void this.#sending.then(() => clearTimeout(timer)).then(abandon);
   }
 
   /** Ends what is under way. */

@@ -94,8 +94,10 @@ export class Pty implements AsyncIterable<Uint8Array> {
       wrenn.patience,
       { stands: written, trust: TURN },
     );
-    const over = (): void => this.#input.abandon();
-    this.#output.exited.then(over, over);
+    this.#output.exited.then(
+      () => this.#input.end(),
+      () => this.#input.abandon(),
+    );
   }
 
   /** Resolves when it is where the program in the terminal can read it. */

@@ -48,7 +48,7 @@ export class FakeServer {
   /** Called when a process was started, before anybody is told. */
   afterStart: () => void = () => {};
   /** Called after input was taken, before it is answered. */
-  afterInput: () => void = () => {};
+  afterInput: () => void | Promise<void> = () => {};
   /** Called with each new size of a terminal, before it is answered. */
   beforeResize: (columns: number, rows: number) => Promise<void> = async () => {};
   /** What processes write. */
@@ -253,7 +253,7 @@ export class FakeServer {
     yield { [field]: { __typename: "ProcessExited", ...process.exit, cause: null } };
   }
 
-  #input(process: FakeProcess, sequence: number, data: string): { nextSequence: string } {
+  async #input(process: FakeProcess, sequence: number, data: string): Promise<{ nextSequence: string }> {
     const bytes = Buffer.from(data, "base64");
     if (sequence > process.stdinLength) {
       throw refusal("FAILED_PRECONDITION", "a gap");
@@ -261,7 +261,7 @@ export class FakeServer {
     const fresh = bytes.subarray(Math.min(process.stdinLength - sequence, bytes.length));
     process.stdin.push(fresh);
     process.stdinLength += fresh.length;
-    this.afterInput();
+    await this.afterInput();
     return { nextSequence: String(process.stdinLength) };
   }
 

@@ -30,3 +30,30 @@ it("a terminal gets its newest size last, and not all of those before", async ()
     await server.stop();
   }
 });
+
+it("what ended a terminal was written, although its end is heard first", async () => {
+  const server = await FakeServer.start();
+  server.lasting = true;
+  const wrenn = new Wrenn({ url: server.url, apiKey: "wrn_test" });
+  try {
+    const pty = await (await Capsule.connect(server.id, { wrenn })).pty();
+    let over = false;
+    const exited = pty.exited.then((exit) => {
+      over = true;
+      return exit;
+    });
+    server.afterInput = async () => {
+      server.end({ exitCode: 7, signal: null });
+      await exited;
+      await new Promise((resolve) => setTimeout(resolve, 50));
+    };
+    await pty.write("exit 7\n");
+    assert.ok(over, "it was heard last");
+    assert.deepEqual(await exited, { exitCode: 7, signal: null });
+    server.afterInput = () => {};
+    await assert.rejects(pty.write("more\n"), { code: "FAILED_PRECONDITION" });
+  } finally {
+    wrenn.close();
+    await server.stop();
+  }
+});
